@@ -1,0 +1,1 @@
+"""Entries, plugins, experiments, profiles and runs of guie, and its command line."""

@@ -1,0 +1,1 @@
+"""From raw downloads to a manifest, and from a manifest to uint8 images."""

@@ -1,0 +1,1 @@
+"""Preprocessing, backbones, heads, losses, embedders and export for image embeddings."""

@@ -1,0 +1,1 @@
+"""Stages, recipes, evaluation and reports: trains a universal image embedding."""
