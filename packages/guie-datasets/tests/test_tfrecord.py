@@ -44,7 +44,9 @@ def test_what_is_written_is_read(shard: Path) -> None:
     assert tfrecord.count(shard) == 5
     whole = shard.read_bytes()
     refs = [record.image for record in tfrecord.scan(shard)]
-    assert all(whole[ref.offset : ref.offset + (ref.length or 0)] == data for ref, (data, _) in zip(refs, PAIRS))
+    assert all(
+        whole[ref.offset : ref.offset + (ref.length or 0)] == data for ref, (data, _) in zip(refs, PAIRS, strict=True)
+    )
 
 
 def test_payloads_are_an_index_for_random_access(shard: Path) -> None:
@@ -57,7 +59,9 @@ def test_other_feature_names(tmp_path: Path) -> None:
     path = tmp_path / "other.tfrec"
     tfrecord.write(path, PAIRS, image="jpeg", label="klass")
     assert scanned(path, image="jpeg", label="klass") == PAIRS
-    with pytest.raises(TFRecordError, match=r"record 0 at byte 0: it has no feature 'image/encoded'. It has: jpeg, klass"):
+    with pytest.raises(
+        TFRecordError, match=r"record 0 at byte 0: it has no feature 'image/encoded'. It has: jpeg, klass"
+    ):
         scanned(path)
 
 
@@ -158,7 +162,11 @@ LABEL = {"image/class/label": b"\x1a\x03\x0a\x01\x05"}  # packed, as every write
         example(IMAGE | {"image/class/label": b"\x1a\x02\x08\x05"}),  # not packed
         example({"extra": b"\x12\x06\x0a\x04\x00\x00\x80\x3f", "none": b""} | IMAGE | LABEL),
         example(IMAGE) + example(LABEL),  # messages that are repeated are merged
-        b"\x10\x07" + example(IMAGE | LABEL) + b"\x1d\x01\x02\x03\x04\x21" + b"8bytes.." + b"\x22\x02hi",  # unknown fields
+        b"\x10\x07"
+        + example(IMAGE | LABEL)
+        + b"\x1d\x01\x02\x03\x04\x21"
+        + b"8bytes.."
+        + b"\x22\x02hi",  # unknown fields
         example({"image/encoded": b"\x1a\x03\x0a\x01\x09"} | IMAGE | LABEL),
         example({"image/class/label": b"\x1a\x03\x0a\x01\x09"}) + example(IMAGE | LABEL),  # of a name the last counts
         example(IMAGE | {"image/class/label": b"\x0a\x03\x0a\x01x\x1a\x03\x0a\x01\x05"}),  # of a oneof the last counts

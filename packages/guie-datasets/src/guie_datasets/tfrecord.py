@@ -29,7 +29,9 @@ LABEL = "image/class/label"
 _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
 _FRAME = _HEADER.size + _CRC.size
-_KINDS = {1: "bytes", 2: "floats", 3: "int64"}
+_MESSAGE_1, _MESSAGE_2, _VARINT_1 = 1 << 3 | 2, 2 << 3 | 2, 1 << 3  # tags: field number << 3 | wire type
+_BYTES, _FLOATS, _INT64 = 1 << 3 | 2, 2 << 3 | 2, 3 << 3 | 2
+_KINDS = {_BYTES: "bytes", _FLOATS: "floats", _INT64: "int64"}
 _NAME = re.compile(r"(?P<set>.+)-(?P<shard>\d+)-(?P<images>\d+)\.tfrec(ord)?s?$")
 
 
@@ -67,7 +69,7 @@ def scan(
                 features = _features(data.bytes, start, end)
                 image_start, image_end = _one_bytes(data.bytes, features, image_key)
                 value = _one_int64(data.bytes, features, label_key)
-            except _BadExample as error:
+            except _ExampleError as error:
                 raise TFRecordError(path, number, start - _HEADER.size, str(error)) from None
             except IndexError:
                 problem = "its data are no tf.train.Example: a field runs past the end"
@@ -213,7 +215,7 @@ def _masked(data: bytes | np.ndarray[tuple[int], np.dtype[np.uint8]]) -> int:
 # --- tf.train.Example in protocol buffers' wire format
 
 
-class _BadExample(Exception):
+class _ExampleError(Exception):
     """What is wrong with a record's data."""
 
 
@@ -232,87 +234,92 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
             return value & 0xFFFFFFFFFFFFFFFF, position
         shift += 7
         if shift > 63:
-            raise _BadExample("its data are no tf.train.Example: a number is longer than ten bytes")
+            raise _ExampleError("its data are no tf.train.Example: a number is longer than ten bytes")
 
 
-def _fields(data: memoryview, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """(field number, wire type, start, end of its value) of one message; values of unknown fields are passed over."""
-    position = start
+def _fields(data: memoryview, position: int, end: int) -> list[tuple[int, int, int]]:
+    """(tag, start, end of its value) of each field of one message; tag = field number << 3 | wire type."""
+    fields = []
     while position < end:
-        tag, position = _varint(data, position)
+        tag, start = data[position], position + 1
+        if tag >= 0x80:
+            tag, start = _varint(data, position)
         wire = tag & 7
         if wire == 2:
-            length, position = _varint(data, position)
-            stop = position + length
+            length, start = _varint(data, start)
+            position = start + length
         elif wire == 0:
-            _, stop = _varint(data, position)
+            _, position = _varint(data, start)
         elif wire == 1:
-            stop = position + 8
+            position = start + 8
         elif wire == 5:
-            stop = position + 4
+            position = start + 4
         else:
-            raise _BadExample(f"its data are no tf.train.Example: wire type {wire}")
-        if stop > end:
-            raise _BadExample("its data are no tf.train.Example: a field runs past the end")
-        yield tag >> 3, wire, position, stop
-        position = stop
+            raise _ExampleError(f"its data are no tf.train.Example: wire type {wire}")
+        if position > end:
+            raise _ExampleError("its data are no tf.train.Example: a field runs past the end")
+        fields.append((tag, start, position))
+    return fields
 
 
 def _features(data: memoryview, start: int, end: int) -> dict[bytes, tuple[int, int]]:
     """Where each Feature message of an Example lies, by its name; of a repeated name the last counts."""
     features: dict[bytes, tuple[int, int]] = {}
-    for field, wire, a, b in _fields(data, start, end):
-        if field != 1 or wire != 2:
+    for tag, a, b in _fields(data, start, end):
+        if tag != _MESSAGE_1:
             continue
-        for entry, entry_wire, c, d in _fields(data, a, b):
-            if entry != 1 or entry_wire != 2:
+        for entry, c, d in _fields(data, a, b):
+            if entry != _MESSAGE_1:
                 continue
             name, value = b"", (d, d)
-            for part, part_wire, e, f in _fields(data, c, d):
-                if part_wire == 2 and part == 1:
+            for part, e, f in _fields(data, c, d):
+                if part == _MESSAGE_1:
                     name = bytes(data[e:f])
-                elif part_wire == 2 and part == 2:
+                elif part == _MESSAGE_2:
                     value = (e, f)
             features[name] = value
     return features
 
 
-def _values(data: memoryview, features: dict[bytes, tuple[int, int]], name: bytes, kind: int) -> list[tuple[int, ...]]:
-    """(wire type, start, end) of the fields of a feature's list, which must be of `kind`."""
+def _values(
+    data: memoryview, features: dict[bytes, tuple[int, int]], name: bytes, kind: int
+) -> list[tuple[int, int, int]]:
+    """The fields of a feature's list, which must be of `kind`."""
     if name not in features:
         has = ", ".join(sorted(key.decode(errors="replace") for key in features)) or "no features"
-        raise _BadExample(f"it has no feature {name.decode()!r}. It has: {has}")
-    found, values = 0, []
-    for field, wire, a, b in _fields(data, *features[name]):
-        if wire == 2 and field in _KINDS:
-            if field != found:  # a oneof: another kind replaces what came before, the same kind adds to it
-                found, values = field, []
-            values += [(w, c, d) for number, w, c, d in _fields(data, a, b) if number == 1]
+        raise _ExampleError(f"it has no feature {name.decode()!r}. It has: {has}")
+    found = 0
+    values: list[tuple[int, int, int]] = []
+    for tag, start, end in _fields(data, *features[name]):
+        if tag in _KINDS:
+            if tag != found:  # a oneof: another kind replaces what came before, the same kind adds to it
+                found, values = tag, []
+            values += _fields(data, start, end)
     if found and found != kind:
-        raise _BadExample(f"feature {name.decode()!r} holds {_KINDS[found]}, not {_KINDS[kind]}")
+        raise _ExampleError(f"feature {name.decode()!r} holds {_KINDS[found]}, not {_KINDS[kind]}")
     return values
 
 
 def _one_bytes(data: memoryview, features: dict[bytes, tuple[int, int]], name: bytes) -> tuple[int, int]:
-    values = [(a, b) for wire, a, b in _values(data, features, name, 1) if wire == 2]
+    values = [(start, end) for tag, start, end in _values(data, features, name, _BYTES) if tag == _MESSAGE_1]
     if len(values) != 1:
-        raise _BadExample(f"feature {name.decode()!r} holds {len(values)} values, not one")
+        raise _ExampleError(f"feature {name.decode()!r} holds {len(values)} values, not one")
     return values[0]
 
 
 def _one_int64(data: memoryview, features: dict[bytes, tuple[int, int]], name: bytes) -> int:
     numbers = []
-    for wire, a, b in _values(data, features, name, 3):
-        if wire == 0:
-            numbers.append(_varint(data, a)[0])
-        elif wire == 2:  # packed
-            while a < b:
-                number, a = _varint(data, a)
+    for tag, start, end in _values(data, features, name, _INT64):
+        if tag == _VARINT_1:
+            numbers.append(_varint(data, start)[0])
+        elif tag == _MESSAGE_1:  # packed
+            while start < end:
+                number, start = _varint(data, start)
                 numbers.append(number)
-            if a > b:
-                raise _BadExample("its data are no tf.train.Example: a field runs past the end")
+            if start > end:
+                raise _ExampleError("its data are no tf.train.Example: a field runs past the end")
     if len(numbers) != 1:
-        raise _BadExample(f"feature {name.decode()!r} holds {len(numbers)} values, not one")
+        raise _ExampleError(f"feature {name.decode()!r} holds {len(numbers)} values, not one")
     return numbers[0] - (1 << 64) if numbers[0] >> 63 else numbers[0]
 
 
