@@ -1,0 +1,17 @@
+from .entry import Entry as Entry
+from .entry import Kind as Kind
+from .entry import Owner as Owner
+from .errors import ExperimentError as ExperimentError
+from .errors import GuieError as GuieError
+from .errors import Interrupted as Interrupted
+from .errors import Problem as Problem
+from .errors import UsageError as UsageError
+from .experiment import Experiment as Experiment
+from .hooks import hookimpl as hookimpl
+from .profiles import Profile as Profile
+from .registry import build as build
+from .registry import check as check
+from .registry import lookup as lookup
+from .run import Run as Run
+from .signature import Config as Config
+from .signature import Slot as Slot

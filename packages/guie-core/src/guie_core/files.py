@@ -1,0 +1,147 @@
+"""Files that are there whole or not at all, and failures of the disk in words.
+
+Everything is written under a temporary name in the same folder, flushed to the disk, and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import GuieError
+from .wording import size
+
+_REMEDY = {
+    errno.ENOSPC: "The disk is full",
+    errno.EDQUOT: "Your disk quota is used up",
+    errno.EFBIG: "The file is larger than this system allows",
+    errno.EACCES: "Permission is denied",
+    errno.EPERM: "Permission is denied",
+    errno.EROFS: "The disk is read-only",
+    errno.EIO: "The disk reports a fault",
+    errno.EMFILE: "This process has too many files open",
+}
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open `path` for writing ("wb" or "w"); it appears, complete and on the disk, when the block ends without error.
+
+    Missing folders are made. When the block raises, what was there before stays as it was and nothing is left behind.
+
+    Raises:
+        GuieError: the disk is full, read-only, or not writable; it says what was being written and what to do.
+    """
+    if mode not in ("wb", "w"):
+        raise ValueError(f"mode must be 'wb' or 'w', not {mode!r}")
+    path = Path(path)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": "\n"})) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, _mode(path))
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        _sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder beside `path` to fill; it is renamed to `path` when the block ends without error.
+
+    Raises:
+        GuieError: `path` is there already, or as for :func:`atomic_write`.
+    """
+    path = Path(path)
+    if path.exists():
+        raise GuieError(f"{path} is there already; remove it first.")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+        try:
+            yield temporary
+            for folder, _, names in os.walk(temporary):
+                for name in names:
+                    with open(os.path.join(folder, name), "rb") as file:
+                        os.fsync(file.fileno())
+                _sync_directory(Path(folder))
+            temporary.chmod(0o777 & ~_umask())
+            temporary.rename(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def explained(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn the disk's failures while `path` is written into a GuieError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REMEDY:
+            raise
+        raise GuieError(explain(error, path)) from error
+
+
+def explain(error: OSError, path: str | os.PathLike[str] = "") -> str:
+    """What a failure of the disk means: what was being written, how much is free, what to do."""
+    path = Path(path or error.filename or ".")
+    what = _REMEDY.get(error.errno or 0, os.strerror(error.errno or 0))
+    text = f"{what}: {path} could not be written."
+    folder = next((parent for parent in (path, *path.absolute().parents) if parent.is_dir()), Path.cwd())
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        with contextlib.suppress(OSError):
+            text += f" {size(shutil.disk_usage(folder).free)} are free in {folder}."
+        remedy = "Make room, or choose a folder on another disk (--work-dir), and run the same command again."
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = f"Make {folder} writable, or choose another folder (--work-dir), and run the same command again."
+    else:
+        remedy = "Run the same command again when that is mended."
+    return f"{text}\nNothing that was complete is lost. {remedy}"
+
+
+def digest(*parts: str | bytes) -> str:
+    """32 hexadecimal digits (BLAKE2b) of the parts; ("ab", "c") and ("a", "bc") differ, text and its bytes don't."""
+    whole = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        whole.update(len(data).to_bytes(8, "little"))
+        whole.update(data)
+    return whole.hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _mode(path: Path) -> int:
+    """The permissions that `path` has, or that a new file gets; a temporary file's own are private."""
+    try:
+        return path.stat().st_mode & 0o7777
+    except FileNotFoundError:
+        return 0o666 & ~_umask()
+
+
+def _sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,54 @@
+"""The small pieces that messages are made of."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def nearest(name: str, candidates: Iterable[str], count: int = 3) -> list[str]:
+    """Those of `candidates` that `name` may have been meant to be, nearest first; case is ignored."""
+    folded: dict[str, str] = {}
+    for candidate in candidates:
+        folded.setdefault(candidate.casefold(), candidate)
+    found = difflib.get_close_matches(name.casefold(), folded, n=count, cutoff=0.6)
+    return [folded[match] for match in found]
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """ " Did you mean 'x'?" with a leading space, or "" when nothing is near."""
+    found = nearest(name, candidates, count=1)
+    return f" Did you mean {found[0]!r}?" if found else ""
+
+
+def listing(names: Iterable[str], limit: int = 12) -> str:
+    """ "a, b, c and 4 more"; "nothing" for no names."""
+    names = list(names)
+    if len(names) > limit:
+        return f"{', '.join(names[:limit])} and {len(names) - limit} more"
+    return ", ".join(names) or "nothing"
+
+
+def plural(count: int, noun: str) -> str:
+    """ "1 image", "2 images"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def size(count: float) -> str:
+    """A number of bytes for people: "1.5 GB"."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """`path` as a user would write it: relative when it lies below the working directory."""
+    path = Path(path)
+    try:
+        return str(path.absolute().relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return str(path)
