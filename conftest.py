@@ -1,0 +1,23 @@
+"""Lets the tests that Pants runs import from .venv, where everything but pytest and the repository's own code comes from."""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+
+def _use_venv(venv: Path) -> None:
+    site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(venv)}))
+    if not site_packages.is_dir():
+        pytest.exit(f"guie is tested against {venv}, which is not there. Make it with ./setup", returncode=3)
+    # Added bare, without the .pth files of the editable installs: guie's own code must come from the sandbox.
+    sys.path.append(str(site_packages))
+    os.environ["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)  # for the tests' own processes
+
+
+if "GUIE_VENV" in os.environ and Path(sys.prefix) != Path(os.environ["GUIE_VENV"]):
+    _use_venv(Path(os.environ["GUIE_VENV"]))

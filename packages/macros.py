@@ -1,0 +1,30 @@
+# What the BUILD files of the packages share. Pants calls these; nothing imports them.
+
+
+def guie_package(needs=()):
+    """One package: sources, wheel and tests. needs: the siblings it builds on, "core" for packages/guie-core."""
+    name = build_file_dir().name
+    resources(name="data", sources=["src/**/*", "!src/**/*.py", "!src/**/*.pyi"])
+    python_sources(
+        name="src",
+        sources=["src/**/*.py", "src/**/*.pyi"],
+        # all of a sibling, since plugins name what they offer in strings
+        dependencies=[":data", *(f"packages/guie-{other}:src" for other in needs)],
+    )
+    resources(name="metadata", sources=["pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"])
+    python_distribution(
+        name="wheel",
+        dependencies=[":src", ":metadata"],
+        provides=python_artifact(name=name),
+        generate_setup=False,  # it would write exact pins into the metadata: pyproject.toml has it all
+        sdist=False,
+    )
+    resources(name="test_data", sources=["tests/**/*", "!tests/**/*.py"])
+    python_test_utils(name="test_utils", sources=["tests/**/*.py", "!tests/**/test_*.py"])
+    python_tests(
+        name="tests",
+        sources=["tests/**/test_*.py"],
+        dependencies=[":src", ":test_data", ":test_utils"],
+        batch_compatibility_tag=name,  # one process for a package: torch is imported once
+        timeout=900,
+    )
