@@ -1,0 +1,204 @@
+"""Encoded bytes to uint8 [3, H, W]: one path for every image, whatever wrote it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from guie_core import GuieError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL.ImageFile import ImageFile
+
+#: Larger images are refused before they are decoded: decoding one of this size takes about 0.5 GB.
+MAX_PIXELS = 100_000_000
+
+_PLUGINS = [
+    JpegImagePlugin.JpegImageFile,
+    PngImagePlugin.PngImageFile,
+    WebPImagePlugin.WebPImageFile,
+    GifImagePlugin.GifImageFile,
+    BmpImagePlugin.BmpImageFile,
+    TiffImagePlugin.TiffImageFile,
+    Jpeg2KImagePlugin.Jpeg2KImageFile,
+    PpmImagePlugin.PpmImageFile,
+]
+with contextlib.suppress(ImportError):  # Pillow built without it
+    from PIL import AvifImagePlugin
+
+    _PLUGINS.append(AvifImagePlugin.AvifImageFile)
+
+#: The formats that are read. A list of ours, since Pillow would also hand EPS files to Ghostscript.
+FORMATS = tuple(plugin.format for plugin in _PLUGINS)
+
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BadImage(GuieError):  # noqa: N818  it names the thing, and is a row of the quarantine as often as it is raised
+    """Bytes that are no image, or an image that cannot be decoded.
+
+    reason: what is wrong with it. place: where it is, "" if only the bytes are known.
+    """
+
+    def __init__(self, reason: str, place: str = "") -> None:
+        self.reason, self.place = reason, place
+        super().__init__(f"{place}: {reason}" if place else reason)
+
+
+def decode(data: bytes) -> NDArray[np.uint8]:
+    """Decodes an image to RGB, uint8 [3, H, W], C-contiguous.
+
+    - EXIF (or XMP) orientation is applied: H and W are those of the image as it is looked at.
+    - Alpha and transparent palette colours are blended over white.
+    - CMYK, YCCK, palette, gray and bilevel images become RGB; embedded colour profiles are ignored.
+    - Of 16 bits the upper 8 count, as in libpng; 12-bit TIFFs likewise.
+    - Of animations the first frame is taken.
+
+    Raises BadImage: not an image of `FORMATS`, truncated, damaged, over `MAX_PIXELS`, or with pixels whose range is not
+    known (floating point, 32-bit integers).
+    """
+    image = _open(data)
+    orientation = _orientation(image)
+    with _described(image):
+        rgb = _rgb(image)
+        if orientation in _TRANSPOSE:
+            rgb = rgb.transpose(_TRANSPOSE[orientation])
+        return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+def header_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of the decoded image, i.e. after EXIF orientation, from the header alone. Raises BadImage."""
+    image = _open(data)
+    return _size(image)
+
+
+def examine(data: bytes) -> tuple[int, int]:
+    """As `header_size`, and BadImage if the image is not whole.
+
+    JPEG, WebP and GIF are examined for their end, PNG for the checksums of its chunks; other formats, and images whose
+    end is not where it should be, are decoded. Damage inside a JPEG that its decoder tolerates is not found.
+    """
+    image = _open(data)
+    size = _size(image)
+    if image.format == "PNG":
+        with _described(image):
+            image.verify()
+    elif not _ends_well(image.format or "", data):
+        decode(data)
+    return size
+
+
+def _ends_well(format: str, data: bytes) -> bool:
+    """Whether the end of the data is an image's end; a few bytes after it are common and harmless."""
+    if format in ("JPEG", "MPO"):
+        return b"\xff\xd9" in data[-32:]
+    if format == "GIF":
+        return data[-32:].rstrip(b"\0")[-1:] == b";"
+    if format == "WEBP":
+        return int.from_bytes(data[4:8], "little") + 8 <= len(data)
+    return False
+
+
+def _open(data: bytes) -> ImageFile:
+    """The image with its header read. Pillow's `Image.open` is passed by for its pixel limit, which is a warning."""
+    if not data:
+        raise BadImage("empty: 0 bytes")
+    prefix = data[:16]
+    for name in FORMATS:
+        factory, accept = Image.OPEN[name]
+        accepted = accept is None or accept(prefix)
+        if isinstance(accepted, str):
+            raise BadImage(f"{name}: {accepted}")
+        if accepted:
+            break
+    else:
+        raise BadImage(f"not an image: {len(data)} bytes that start with {prefix!r}")
+    try:
+        image = factory(io.BytesIO(data), "")
+    except Exception as error:  # what a decoder raises on damaged bytes is anything
+        raise BadImage(f"{name}: {_text(error)}") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"{name}: {width} x {height} is over the limit of {MAX_PIXELS // 10**6} megapixels")
+    return image
+
+
+class _described:  # noqa: N801  used like a function
+    """Turns what a decoder raises into BadImage."""
+
+    def __init__(self, image: ImageFile) -> None:
+        self.image = image
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, BadImage | MemoryError):
+            raise BadImage(f"{self.image.format}: {_text(error)}") from error
+
+
+def _text(error: Exception) -> str:
+    return str(error).strip().rstrip(".") or type(error).__name__
+
+
+def _orientation(image: ImageFile) -> int:
+    """EXIF orientation, 1..8. Metadata after the pixels of a PNG are not looked for, and damaged ones don't count."""
+    if image.format == "TIFF":  # Pillow applies it itself, to the size too
+        return 1
+    try:
+        return int(Image.Image.getexif(image).get(0x0112, 1))
+    except Exception:
+        return 1
+
+
+def _size(image: ImageFile) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
+
+
+def _rgb(image: ImageFile) -> Image.Image:
+    image.load()
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        return _from_16_bits(image).convert("RGB")
+    if image.mode in ("I", "F"):
+        kind = "floating-point" if image.mode == "F" else "32-bit"
+        raise BadImage(f"{image.format}: {kind} pixels, whose range is not known; convert it to 8 or 16 bits")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGB", rgba.size, (255, 255, 255))
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_16_bits(image: ImageFile) -> Image.Image:
+    bits = 16
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+    values = np.asarray(image)
+    gray = (values >> (bits - 8)).astype(np.uint8)
+    if isinstance(transparent := image.info.get("transparency"), int):
+        gray[values == transparent] = 255
+    return Image.fromarray(gray)

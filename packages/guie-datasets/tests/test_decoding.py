@@ -1,0 +1,293 @@
+"""Decoding real files of every kind that collections hold, and refusing what is none."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from guie_datasets import BadImage, decode, decoding, header_size
+from guie_datasets.decoding import examine
+
+WIDTH, HEIGHT = 41, 23
+
+
+def photo(width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
+    """A smooth picture without symmetry, so that every orientation differs and JPEG stays close."""
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    return Image.fromarray(np.stack([255 * x, 255 * y, 255 * (1 - x) * y], -1).astype(np.uint8))
+
+
+def saved(image: Image.Image, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def planes(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> int:
+    assert a.shape == b.shape
+    return int(np.abs(a.astype(int) - b.astype(int)).max())
+
+
+def check_shape(data: bytes, width: int, height: int) -> np.ndarray:
+    """Everything that holds for any good image; returns the decoded one."""
+    array = decode(data)
+    assert array.dtype == np.uint8
+    assert array.shape == (3, height, width)
+    assert array.flags.c_contiguous
+    assert header_size(data) == examine(data) == (width, height)
+    return array
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "tolerance"),
+    [
+        ("PNG", {}, 0),
+        ("BMP", {}, 0),
+        ("TIFF", {}, 0),
+        ("PPM", {}, 0),
+        ("WEBP", {"lossless": True}, 0),
+        ("TIFF", {"compression": "tiff_lzw"}, 0),
+        ("JPEG", {"quality": 95, "subsampling": 0}, 8),
+        ("JPEG", {"quality": 95, "subsampling": 0, "progressive": True}, 8),
+        ("WEBP", {"quality": 95}, 24),
+        ("AVIF", {"quality": 95, "subsampling": "4:4:4"}, 16),
+        ("JPEG2000", {}, 0),
+    ],
+)
+def test_formats(format: str, options: dict[str, Any], tolerance: int) -> None:
+    data = saved(photo(), format, **options)
+    assert distance(check_shape(data, WIDTH, HEIGHT), planes(photo())) <= tolerance
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(format: str, orientation: int) -> None:
+    options: dict[str, Any] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(format, {})
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if format == "TIFF":
+        data = saved(photo(), format, tiffinfo={0x0112: orientation})
+    else:
+        data = saved(photo(), format, exif=exif, **options)
+    stored = photo()
+    stored.getexif()[0x0112] = orientation
+    upright = ImageOps.exif_transpose(stored)
+    turned = orientation >= 5
+    array = check_shape(data, *((HEIGHT, WIDTH) if turned else (WIDTH, HEIGHT)))
+    assert distance(array, planes(upright)) <= 8
+    # the corner of the picture that is stored first, by the definition of the tag
+    top, left = {1: (1, 1), 2: (1, 0), 3: (0, 0), 4: (0, 1), 5: (1, 1), 6: (1, 0), 7: (0, 0), 8: (0, 1)}[orientation]
+    first = array[:, 0 if top else -1, 0 if left else -1]
+    assert np.abs(first.astype(int) - planes(photo())[:, 0, 0]).max() <= 8
+
+
+def test_damaged_exif_is_no_damaged_image() -> None:
+    data = saved(photo(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12")
+    with pytest.warns(UserWarning, match="Corrupt EXIF"):
+        assert check_shape(data, WIDTH, HEIGHT).any()
+
+
+def test_orientation_out_of_range_is_ignored() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    assert np.array_equal(check_shape(saved(photo(), "PNG", exif=exif), WIDTH, HEIGHT), planes(photo()))
+
+
+def test_cmyk_jpeg_is_not_inverted() -> None:
+    data = saved(photo().convert("CMYK"), "JPEG", quality=95)
+    with Image.open(io.BytesIO(data)) as opened:
+        assert opened.mode == "CMYK"
+    assert distance(check_shape(data, WIDTH, HEIGHT), planes(photo())) <= 16
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P"])
+def test_gray_bilevel_and_palette(mode: str) -> None:
+    image = photo().convert(mode)
+    assert np.array_equal(check_shape(saved(image, "PNG"), WIDTH, HEIGHT), planes(image))
+
+
+def over_white(rgba: Image.Image) -> np.ndarray:
+    values = np.asarray(rgba).astype(float)
+    alpha = values[..., 3:] / 255
+    return np.round(values[..., :3] * alpha + 255 * (1 - alpha)).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize(("mode", "format"), [("RGBA", "PNG"), ("RGBA", "WEBP"), ("RGBA", "TIFF"), ("LA", "PNG")])
+def test_alpha_is_blended_over_white(mode: str, format: str) -> None:
+    image = photo()
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image = image.convert(mode)
+    data = saved(image, format, **({"lossless": True, "exact": True} if format == "WEBP" else {}))
+    assert distance(check_shape(data, WIDTH, HEIGHT), over_white(image.convert("RGBA"))) <= 1
+
+
+def test_transparent_colours_become_white() -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([200, 0, 0, 0, 100, 0])
+    palette.putpixel((1, 0), 1)
+    for format in ("PNG", "GIF"):
+        array = check_shape(saved(palette, format, transparency=0), 2, 1)
+        assert array[:, 0, 0].tolist() == [255, 255, 255]
+        assert array[:, 0, 1].tolist() == [0, 100, 0]
+    half = check_shape(saved(palette, "PNG", transparency=b"\x80\xff"), 2, 1)
+    assert half[:, 0].T.tolist() == [[227, 127, 127], [0, 100, 0]]
+    rgb = Image.new("RGB", (2, 1), (9, 9, 9))
+    rgb.putpixel((0, 0), (1, 2, 3))
+    assert check_shape(saved(rgb, "PNG", transparency=(1, 2, 3)), 2, 1)[:, 0].T.tolist() == [[255] * 3, [9] * 3]
+    gray = Image.new("L", (2, 1), 9)
+    gray.putpixel((0, 0), 7)
+    assert check_shape(saved(gray, "PNG", transparency=7), 2, 1)[:, 0].T.tolist() == [[255] * 3, [9] * 3]
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
+def test_16_bits_keep_the_upper_8(format: str) -> None:
+    values = np.array([[0, 255, 256, 32767, 32768, 65535]], np.uint16)
+    array = check_shape(saved(Image.fromarray(values), format), 6, 1)
+    assert array[:, 0].tolist() == [[0, 0, 1, 127, 128, 255]] * 3
+
+
+def test_big_endian_16_bit_tiff() -> None:
+    data = saved(Image.new("I;16B", (3, 2), 0x4142), "TIFF")
+    assert np.unique(check_shape(data, 3, 2)).tolist() == [0x41]
+
+
+def tiff(width: int, height: int, bits: int, pixels: bytes) -> bytes:
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 0), (277, 1), (278, height)]
+    tags.append((279, len(pixels)))
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, start if tag == 273 else value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + pixels
+
+
+def test_12_bit_tiff_keeps_the_upper_8() -> None:
+    # 12 bits a pixel, packed: 0xfff, 0x800
+    assert check_shape(tiff(2, 1, 12, b"\xff\xf8\x00"), 2, 1)[0, 0].tolist() == [0xFF, 0x80]
+
+
+def test_16_bit_gray_with_a_transparent_value() -> None:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 0, 0, 0, 0)
+    rows = zlib.compress(b"\0" + struct.pack(">HH", 0x1234, 0x5678))
+    parts = [(b"IHDR", header), (b"tRNS", b"\x12\x34"), (b"IDAT", rows), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+    assert check_shape(data, 2, 1)[0, 0].tolist() == [255, 0x56]
+
+
+@pytest.mark.parametrize(("mode", "message"), [("F", "floating-point pixels"), ("I", "32-bit pixels")])
+def test_pixels_of_unknown_range_are_refused(mode: str, message: str) -> None:
+    data = saved(Image.new(mode, (4, 4), 7), "TIFF")
+    for read in (decode, examine):
+        with pytest.raises(BadImage, match=message):
+            read(data)
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_frame_is_taken(format: str) -> None:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]
+    options: dict[str, Any] = {"lossless": True} if format == "WEBP" else {}
+    data = saved(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    with Image.open(io.BytesIO(data)) as opened:
+        assert opened.n_frames == 3
+    assert np.array_equal(check_shape(data, 8, 6), planes(frames[0]))
+
+
+# --- what is refused
+
+
+def noise(width: int = 200, height: int = 150) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def reason(read: Callable[[bytes], object], data: bytes) -> str:
+    """Why an image is refused, "" if it is not; any other error fails the test."""
+    try:
+        read(data)
+    except BadImage as error:
+        return error.reason
+    return ""
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM"])
+@pytest.mark.parametrize("part", [0.99, 0.9, 0.5, 0.1])
+def test_truncated_images_are_refused_by_decoding_and_by_examining(format: str, part: float) -> None:
+    data = saved(noise(), format)
+    cut = data[: int(len(data) * part)]
+    assert reason(decode, cut).startswith(format)
+    assert reason(examine, cut).startswith(format)
+    assert reason(decode, data) == reason(examine, data) == ""
+
+
+def test_bytes_after_the_end_are_harmless() -> None:
+    for format in ("JPEG", "PNG", "WEBP", "GIF"):
+        check_shape(saved(photo(), format) + b"\0\0\r\n", WIDTH, HEIGHT)
+    check_shape(saved(photo(), "JPEG") + b"a camera's own notes" * 100, WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "empty: 0 bytes"),
+        (b"<!DOCTYPE html><html>Not found", "not an image: 30 bytes that start with b'<!DOCTYPE"),
+        (b"\xff\xd8\xff", "JPEG: "),
+        (b"\x89PNG\r\n\x1a\n", "PNG: "),
+        (b"GIF89a", "GIF: "),
+        (b"RIFF\x10\0\0\0WEBPVP8 ", "WEBP: "),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+        (b"\0" * 500, "not an image"),
+    ],
+)
+def test_no_images(data: bytes, message: str) -> None:
+    for read in (decode, header_size, examine):
+        with pytest.raises(BadImage, match=message):
+            read(data)
+
+
+def test_pixel_limit_is_ours_and_comes_before_decoding() -> None:
+    data = bytearray(saved(Image.new("1", (8, 8)), "PNG"))
+    data[16:24] = struct.pack(">II", 30_000, 20_000)  # 600 megapixels
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for read in (decode, header_size, examine):
+            with pytest.raises(BadImage, match="30000 x 20000 is over the limit of 100 megapixels"):
+                read(bytes(data))
+        side = 9_700  # 94 megapixels: Pillow alone would warn
+        assert header_size(saved(Image.new("1", (side, side)), "PNG")) == (side, side)
+    assert decoding.MAX_PIXELS == 100_000_000
+
+
+def test_a_damaged_chunk_of_a_png_is_found_by_examining() -> None:
+    data = bytearray(saved(noise(), "PNG"))
+    data[len(data) // 2] ^= 1
+    with pytest.raises(BadImage, match="PNG: "):
+        examine(bytes(data))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000"])
+def test_random_damage_never_ends_in_another_error(format: str) -> None:
+    whole = saved(photo(), format)
+    generator = random.Random(format)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(150):
+            data = bytearray(whole)
+            for _ in range(generator.randrange(1, 5)):
+                data[generator.randrange(len(data))] = generator.randrange(256)
+            reasons = [reason(read, bytes(data)) for read in (header_size, examine, decode)]
+            if reasons[0]:  # a header that cannot be read
+                assert all(reasons)
