@@ -62,7 +62,7 @@ class Registry(_Registry):  # type: ignore[misc]  # mmengine has no types
     def register_module(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise UsageError(
             f"Components are not registered from outside: a plugin's hook guie_{self.kind} returns them.\n"
-            "A local file is a plugin too: --plugin path.py, or guie_core.plugins.use_file(path)."
+            "A local file is a plugin too: --plugin path.py, or guie_core.plugins.load_plugin_files([path])."
         )
 
 

@@ -189,26 +189,29 @@ def reload() -> Plugins:
     return plugins()
 
 
-def use_file(path: str | os.PathLike[str]) -> None:
-    """Load a local file as a plugin (``--plugin path.py``).
+def load_plugin_files(paths: Iterable[str | os.PathLike[str]]) -> None:
+    """Load local files as plugins (``--plugin path.py``), for the rest of this process.
 
-    The file is imported as module ``guie_local_<file name>``; its entries name their targets with
+    A file is imported as module ``guie_local_<file name>``; its entries name their targets with
     ``f"{__name__}:MyClass"``.
 
     Raises:
-        UsageError: the file isn't there, or it fails as a plugin.
+        UsageError: a file isn't there, or it fails as a plugin.
     """
-    path = Path(path).absolute()
-    if not path.is_file():
-        raise UsageError(f"--plugin {shown(path)}: there is no such file.")
-    if path.suffix != ".py":
-        raise UsageError(f"--plugin {shown(path)}: a plugin is a Python file (.py).")
-    if path not in _local_files:
+    for path in map(Path, paths):
+        path = path.absolute()
+        if not path.is_file():
+            raise UsageError(f"--plugin {shown(path)}: there is no such file.")
+        if path.suffix != ".py":
+            raise UsageError(f"--plugin {shown(path)}: a plugin is a Python file (.py).")
+        if path in _local_files:
+            continue
         _local_files.append(path)
-    for failure in plugins().failures:
-        if failure.owner == _local_owner(path):
+        failed = [failure for failure in plugins().failures if failure.owner == _local_owner(path)]
+        clashes = [c for c in plugins().conflicts if any(entry.owner == _local_owner(path) for entry in c.entries)]
+        if failed or clashes:
             _local_files.remove(path)
-            raise UsageError(f"--plugin {shown(path)}: {failure.reason}")
+            raise UsageError(f"--plugin {shown(path)}: {failed[0].reason if failed else clashes[0]}")
 
 
 _local_files: list[Path] = []

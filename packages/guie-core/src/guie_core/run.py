@@ -1,0 +1,297 @@
+"""Runs: the directory of one execution of an experiment, or of several that go on from each other.
+
+It holds ``run.json`` (the experiment as resolved, and for every execution its versions, plugins, machine, git state,
+times and outcome), ``run.log``, ``run.lock``, and whatever the stages put there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import json
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .errors import Interrupted, UsageError
+from .experiment import Experiment, differences
+from .files import atomic_write, explain_os_errors
+from .logs import is_wanted
+from .plugins import plugins
+from .wording import listing, plural, shown
+
+SCHEMA = 1
+RECORD, LOG, LOCK = "run.json", "run.log", "run.lock"
+
+#: Packages whose versions decide what comes out.
+_RELEVANT = ("torch", "torchvision", "timm", "open-clip-torch", "numpy", "pyarrow", "pandas", "scikit-learn", "pillow")
+_RELEVANT += ("onnx", "onnxruntime", "onnxruntime-gpu", "safetensors", "mmengine", "pluggy")
+
+
+class Run:
+    """An open run directory. A context manager: leaving it writes how the execution ended."""
+
+    def __init__(self, path: Path, record: dict[str, Any], lock: int) -> None:
+        """Use :meth:`open`."""
+        self.path = path
+        self.log = logging.getLogger("guie.run")
+        self._record = record
+        self._lock = lock
+        self._execution: dict[str, Any] = record["executions"][-1]
+        self._root_level = logging.getLogger().level
+        self._handler: logging.Handler | None = None
+        self._closed = False
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], experiment: Experiment, *, fresh: bool = False) -> Run:
+        """Open the directory of a run, making it if need be; go on in one of the same experiment.
+
+        The profile may differ from the last time, since it doesn't change the result.
+
+        Args:
+            path: the directory.
+            experiment: what is run.
+            fresh: begin anew; a former run is not deleted but renamed to "<path>.1" (or .2, ...).
+
+        Raises:
+            UsageError: the directory holds a run of another experiment (the message tells every key that differs),
+                or something that is no run; or another process is using it.
+            GuieError: it cannot be written.
+        """
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"{shown(path)} is a file; a run needs a folder. Choose another with --work-dir.")
+        if path.is_dir() and not (path / RECORD).exists() and not (path / LOCK).exists() and any(path.iterdir()):
+            raise UsageError(
+                f"{shown(path)} is not a run: it holds {listing(sorted(p.name for p in path.iterdir()), 4)}.\n"
+                "Nothing was changed. Choose another folder with --work-dir."
+            )
+        lock = _acquire(path)
+        try:
+            if fresh and (path / RECORD).exists():
+                aside = _set_aside(path)
+                os.close(lock)
+                lock = _acquire(path)
+                logging.getLogger("guie.run").info("the former run is kept in %s", shown(aside))
+            former = _former(path, experiment)
+            record = {
+                "schema": SCHEMA,
+                "experiment": {
+                    "name": experiment.name,
+                    "path": shown(experiment.path),
+                    "overrides": list(experiment.overrides),
+                    "digest": experiment.digest,
+                    "resolved": experiment.resolved,
+                },
+                "records": former.get("records", {}),
+                "executions": [*former.get("executions", []), _execution(experiment)],
+            }
+            run = cls(path, record, lock)
+            run._write()
+        except BaseException:
+            os.close(lock)
+            raise
+        run._attach()
+        if record["executions"][:-1]:
+            before = len(record["executions"]) - 1
+            run.log.info("going on in %s, after %s", shown(path), plural(before, "execution"))
+        return run
+
+    @property
+    def records(self) -> Mapping[str, Any]:
+        """What was recorded so far, by this and former executions."""
+        records: Mapping[str, Any] = self._record["records"]
+        return records
+
+    def record(self, **facts: Any) -> None:
+        """Write facts into run.json, such as ``run.record(metrics={"mP@5": 0.48}, manifest=digest)``.
+
+        Raises:
+            TypeError: a fact is not plain JSON.
+        """
+        json.dumps(facts, allow_nan=False)
+        self._record["records"].update(facts)
+        self._write()
+
+    def close(self, status: str = "finished", error: str = "") -> None:
+        """End the execution: "finished", "failed" or "interrupted". A second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._execution.update(status=status, finished=_now())
+        if error:
+            self._execution["error"] = error
+        try:
+            self._write()
+        finally:
+            root = logging.getLogger()
+            if self._handler is not None:
+                root.removeHandler(self._handler)
+                self._handler.close()
+            root.setLevel(self._root_level)
+            logging.captureWarnings(False)
+            os.close(self._lock)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        elif isinstance(error, Interrupted | KeyboardInterrupt):
+            self.close("interrupted", str(error))
+        else:
+            # the screen shows the message; where it came from is kept here
+            if self._handler is not None:
+                shown_error = logging.LogRecord("guie.run", logging.ERROR, __file__, 0, "%s", (error,), None)
+                assert kind is not None
+                shown_error.exc_info = (kind, error, traceback)
+                self._handler.handle(shown_error)
+            self.close("failed", f"{type(error).__name__}: {error}")
+
+    def _write(self) -> None:
+        with atomic_write(self.path / RECORD, "w") as file:
+            json.dump(self._record, file, indent=2, allow_nan=False)
+            file.write("\n")
+
+    def _attach(self) -> None:
+        with explain_os_errors(self.path / LOG):
+            self._handler = logging.FileHandler(self.path / LOG, encoding="utf-8")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self._handler.addFilter(is_wanted)
+        root = logging.getLogger()
+        root.addHandler(self._handler)
+        root.setLevel(min(root.level, logging.INFO) or logging.INFO)
+        logging.captureWarnings(True)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _acquire(path: Path) -> int:
+    """Lock the directory against other processes until the descriptor is closed."""
+    with explain_os_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        while True:
+            lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(lock, 1000, 0).decode(errors="replace").strip()
+                os.close(lock)
+                raise UsageError(
+                    f"{shown(path)} is in use{f' by {holder}' if holder else ''}.\n"
+                    "Wait until that is done, or choose another folder with --work-dir."
+                ) from None
+            try:
+                current = os.stat(path / LOCK).st_ino == os.fstat(lock).st_ino
+            except FileNotFoundError:  # renamed between the two steps, by a fresh run
+                path.mkdir(parents=True, exist_ok=True)
+                current = False
+            if current:
+                break
+            os.close(lock)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"process {os.getpid()} on {platform.node()} since {_now()}\n".encode(), 0)
+    return lock
+
+
+def _set_aside(path: Path) -> Path:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    with explain_os_errors(aside):
+        path.rename(aside)
+    return aside
+
+
+def _former(path: Path, experiment: Experiment) -> dict[str, Any]:
+    """The record of earlier executions in `path`, provided that they were of the same experiment."""
+    if not (path / RECORD).exists():
+        return {}
+    choices = "Choose another folder with --work-dir, or begin anew with --fresh: the former run is kept beside it."
+    try:
+        former: dict[str, Any] = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        schema, old = former["schema"], former["experiment"]
+        same = old["digest"] == experiment.digest
+        changes = differences(old["resolved"]["recipe"], experiment.resolved["recipe"])
+        list(former["executions"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{shown(path / RECORD)} cannot be read ({what}).\n{choices}") from None
+    if schema != SCHEMA:
+        raise UsageError(f"{shown(path / RECORD)} is of format {schema}; this guie knows format {SCHEMA}.\n{choices}")
+    if not same and changes:
+        width = max(len(key) for key, _, _ in changes[:20])
+        lines = [f"  {key:<{width}}  {_short(was)} there, {_short(now)} now" for key, was, now in changes[:20]]
+        if len(changes) > 20:
+            lines.append(f"  and {len(changes) - 20} more")
+        raise UsageError(
+            f"{shown(path)} holds a run of another experiment ({old['name']}); {plural(len(changes), 'setting')} "
+            f"differ{'s' if len(changes) == 1 else ''}:\n" + "\n".join(lines) + f"\n{choices}"
+        )
+    return former
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _execution(experiment: Experiment) -> dict[str, Any]:
+    return {
+        "status": "running",
+        "started": _now(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "profile": experiment.profile.as_dict(),
+        "python": platform.python_version(),
+        "versions": versions(),
+        "plugins": [
+            {"plugin": owner.plugin, "distribution": owner.distribution, "version": owner.version}
+            for owner in plugins().loaded
+        ],
+        "failed_plugins": [str(failure) for failure in plugins().failures],
+        "machine": {"host": platform.node(), "system": platform.platform(), "processors": os.cpu_count()},
+        "git": git_state(experiment.path.absolute().parent),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the installed packages that decide what comes out; nothing is imported."""
+    found = {}
+    for distribution in metadata.distributions():
+        name = (distribution.name or "").lower().replace("_", "-")
+        if name.startswith("guie-") or name in _RELEVANT:
+            found.setdefault(name, distribution.version)
+    return dict(sorted(found.items()))
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """The commit that `folder` is at, and whether tracked files were changed since; None outside a repository."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+
+    def ask(*arguments: str) -> str:
+        command = [git, "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+
+    try:
+        commit = ask("rev-parse", "HEAD")
+        return {"commit": commit, "changed": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+__all__ = ["Run", "git_state", "versions"]
