@@ -14,7 +14,8 @@ def _use_venv(venv: Path) -> None:
     site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(venv)}))
     if not site_packages.is_dir():
         pytest.exit(f"guie is tested against {venv}, which is not there. Make it with ./setup", returncode=3)
-    # Added bare, without the .pth files of the editable installs: guie's own code must come from the sandbox.
+    # Bare, without the .pth files of the editable installs: guie's own code must come from the sandbox.
+    sys.path[:0] = [str(source) for source in sorted(Path(__file__).parent.glob("packages/*/src"))]
     sys.path.append(str(site_packages))
     os.environ["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)  # for the tests' own processes
 
