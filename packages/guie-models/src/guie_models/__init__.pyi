@@ -1,0 +1,16 @@
+from .augmentation import SwitchedAugmentation as SwitchedAugmentation
+from .backbones import Backbone as Backbone
+from .backbones import OpenClipBackbone as OpenClipBackbone
+from .backbones import TimmBackbone as TimmBackbone
+from .embedder import Embedder as Embedder
+from .exporters import ExportReport as ExportReport
+from .exporters import Onnx as Onnx
+from .exporters import TorchScript as TorchScript
+from .heads import PCA as PCA
+from .heads import BatchNormLinear as BatchNormLinear
+from .heads import Linear as Linear
+from .losses import ArcFace as ArcFace
+from .optimizers import SAM as SAM
+from .views import RandomSquareCrop as RandomSquareCrop
+from .views import Squash as Squash
+from .views import size_values as size_values

@@ -1,0 +1,163 @@
+"""Optimisers: sharpness-aware minimisation over any optimiser of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from guie_core import GuieError, Slot, UsageError, build
+
+Base = Mapping[str, Any] | Optimizer | Callable[..., Optimizer]
+
+ADAMW: Mapping[str, Any] = {"type": "AdamW", "lr": 1e-2, "weight_decay": 0.1}
+"""The recipe's base optimiser."""
+
+
+class SAM(Optimizer):
+    """Sharpness-aware minimisation (arXiv 2010.01412) around a base optimiser (5th place, point 6: rho 0.05 around
+    AdamW).
+
+    A step: gradients g at the weights w; weights to w + rho * g / (|g| + 1e-12), |g| over all parameters of all groups;
+    gradients there; weights back to w, the same bits; then the base optimiser's step with the second gradients, first
+    clipped to a norm of `max_norm` where that is given (the recipe: 1000).
+
+    `base` is a configuration of kind "optimizers" such as dict(type="AdamW", lr=1e-2, weight_decay=0.1), or an
+    optimiser over the same parameters, or a class or function that makes one from `params`. `param_groups` and `state`
+    are the base's own, so learning-rate schedulers, `zero_grad` and `state_dict` see the real thing; the state
+    dictionary has the base's moments and SAM's counter, and a resumed run goes on as if it had not stopped.
+
+    A gradient norm that isn't finite, in either pass, skips the step: weights and moments stay as they were,
+    `last_step_skipped` is True and `skipped` counts it. Buffers (running statistics) are the model's; what the passes
+    did to them stays.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        base: Annotated[Base, Slot("optimizers", provides=("params",))] = ADAMW,
+        rho: float = 0.05,
+        max_norm: float | None = None,
+    ) -> None:
+        if rho < 0:
+            raise UsageError(f"SAM: rho is {rho}; it is the length of the ascent, 0 or more.")
+        if max_norm is not None and max_norm <= 0:
+            raise UsageError(f"SAM: max_norm is {max_norm}; it is above 0, or None for no clipping.")
+        groups = list(params)
+        self.base = _base(base, groups)
+        super().__init__(self.base.param_groups, self.base.defaults)
+        self.rho = rho
+        self.max_norm = max_norm
+        self.skipped = 0
+        self.last_step_skipped = False
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None, *, grad_scale: float = 1.0) -> Tensor:  # type: ignore[override]
+        """One step; returns the loss of the first pass, at the weights before the step.
+
+        `closure` computes the loss of one batch, calls backward and returns the loss. It is called twice, with
+        gradients enabled and cleared each time; to accumulate over micro-batches it loops inside. Under loss scaling
+        (fp16) it calls backward on loss * `grad_scale`; clip and base see true gradients. Raises UsageError without a
+        closure.
+        """
+        if closure is None:
+            raise UsageError(
+                "SAM computes the gradients twice: call step(closure), where closure computes the loss, calls backward"
+                " and returns the loss."
+            )
+        loss = self._gradients(closure)
+        parameters = self._with_gradients()
+        norm = _norm(parameters)
+        self.last_step_skipped = not bool(torch.isfinite(norm))
+        if not self.last_step_skipped:
+            weights = [parameter.detach().clone() for parameter in parameters]
+            length = self.rho / (norm + 1e-12)
+            try:
+                for parameter in parameters:
+                    parameter.add_(cast(Tensor, parameter.grad) * length)
+                self._gradients(closure)
+            finally:
+                for parameter, weight in zip(parameters, weights, strict=True):
+                    parameter.copy_(weight)
+            self.last_step_skipped = not self._descend(grad_scale)
+        self.skipped += self.last_step_skipped
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's state dictionary, and under "sam" the count of skipped steps."""
+        return {**self.base.state_dict(), "sam": {"skipped": self.skipped}}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes what `state_dict` gave, or a state dictionary of the base alone."""
+        state = dict(state_dict)
+        own = state.pop("sam", {})
+        try:
+            self.base.load_state_dict(state)
+        except (KeyError, ValueError) as error:
+            raise GuieError(
+                f"SAM: this state belongs to an optimiser of other parameters or of another kind: {error}"
+            ) from error
+        self.skipped = int(own.get("skipped", 0))
+        self._share()
+
+    def _share(self) -> None:
+        # the very objects, so that whoever changes one changes the other
+        self.param_groups = self.base.param_groups
+        self.state = self.base.state
+
+    def _gradients(self, closure: Callable[[], Tensor]) -> Tensor:
+        self.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            return closure().detach()
+
+    def _with_gradients(self) -> list[Tensor]:
+        return [parameter for group in self.param_groups for parameter in group["params"] if parameter.grad is not None]
+
+    def _descend(self, grad_scale: float) -> bool:
+        """The base's step with the gradients at hand; False where they are not finite."""
+        parameters = self._with_gradients()
+        norm = _norm(parameters) / grad_scale
+        if not bool(torch.isfinite(norm)):
+            return False
+        factor = torch.ones_like(norm) / grad_scale
+        if self.max_norm is not None:
+            factor = factor * (self.max_norm / (norm + 1e-6)).clamp(max=1.0)
+        if grad_scale != 1.0 or self.max_norm is not None:
+            for parameter in parameters:
+                cast(Tensor, parameter.grad).mul_(factor)
+        self.base.step()
+        return True
+
+
+def _norm(parameters: list[Tensor]) -> Tensor:
+    if not parameters:
+        raise GuieError(
+            "SAM: the closure left no gradients. It has to call backward on a loss that depends on the optimised"
+            " parameters."
+        )
+    gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
+    dtype = torch.promote_types(gradients[0].dtype, torch.float32)
+    norms = [torch.linalg.vector_norm(gradient, dtype=dtype).to(gradients[0].device) for gradient in gradients]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return norm
+
+
+def _base(base: Base, groups: list[Any]) -> Optimizer:
+    if isinstance(base, Mapping):
+        built = build("optimizers", base, where="base", params=groups)
+    elif isinstance(base, Optimizer):
+        built = base
+        wanted = {
+            id(parameter) for group in groups for parameter in (group["params"] if isinstance(group, dict) else [group])
+        }
+        if wanted != {id(parameter) for group in base.param_groups for parameter in group["params"]}:
+            raise UsageError("SAM: the base optimiser holds other parameters than those given to SAM.")
+    else:
+        built = base(groups)
+    if not isinstance(built, Optimizer):
+        raise UsageError(f"SAM: base made a {type(built).__name__}; it has to be a torch optimiser.")
+    return built

@@ -1,0 +1,71 @@
+"""What guie-models offers."""
+
+from __future__ import annotations
+
+from guie_core import Entry, Kind, hookimpl
+
+
+@hookimpl
+def guie_kinds() -> list[Kind]:
+    return [
+        Kind("backbones", "From images [B, 3, h, w] to features [B, D]"),
+        Kind("views", "From a decoded image [3, H, W] to a backbone's input [3, h, w]"),
+        Kind("heads", "From features and size values to an embedding [B, E]"),
+        Kind("losses", "From embeddings and labels to a scalar"),
+        Kind("optimizers", "From gradients to better weights"),
+        Kind("exporters", "From an embedder to a file that runs without guie, verified on real images"),
+    ]
+
+
+@hookimpl
+def guie_backbones() -> list[Entry]:
+    return [
+        Entry("timm/*", "guie_models.backbones:TimmBackbone", "Any model of timm, pooled features"),
+        Entry(
+            "open_clip/*",
+            "guie_models.backbones:OpenClipBackbone",
+            "Any visual tower of open_clip, projected features that are not normalised",
+        ),
+    ]
+
+
+@hookimpl
+def guie_views() -> list[Entry]:
+    return [
+        Entry("Squash", "guie_models.views:Squash", "The whole image resized to a square; may pad and crop first"),
+        Entry("RandomSquareCrop", "guie_models.views:RandomSquareCrop", "A random square of 0.9 to 1.0 of the area"),
+    ]
+
+
+@hookimpl
+def guie_heads() -> list[Entry]:
+    return [
+        Entry("BatchNormLinear", "guie_models.heads:BatchNormLinear", "Batch norm, dropout, linear (5th place)"),
+        Entry("Linear", "guie_models.heads:Linear", "Dropout, linear (UniFEx)"),
+    ]
+
+
+@hookimpl
+def guie_losses() -> list[Entry]:
+    return [Entry("ArcFace", "guie_models.losses:ArcFace", "Softmax over cosines with an additive angular margin")]
+
+
+@hookimpl
+def guie_optimizers() -> list[Entry]:
+    return [
+        Entry("SAM", "guie_models.optimizers:SAM", "Sharpness-aware minimisation around another optimiser"),
+        Entry("AdamW", "torch.optim:AdamW", "Adam with decoupled weight decay"),
+    ]
+
+
+@hookimpl
+def guie_exporters() -> list[Entry]:
+    return [
+        Entry("TorchScript", "guie_models.exporters:TorchScript", "saved_model.pt: a raw image of any size in"),
+        Entry(
+            "Onnx",
+            "guie_models.exporters:Onnx",
+            "model.onnx: preprocessed images and size values in, dynamic batch",
+            requires=("guie-models[onnx]",),
+        ),
+    ]
