@@ -207,6 +207,21 @@ def test_records_without_what_is_asked_for(tmp_path: Path, payload: bytes, messa
     assert (caught.value.record, caught.value.offset) == (1, len(good))
 
 
+def test_bad_records_can_be_passed_over_but_not_a_broken_file(tmp_path: Path) -> None:
+    good, missing = frame(example(IMAGE | LABEL)), frame(example(IMAGE))
+    damaged = bytearray(good)
+    damaged[-5] ^= 1
+    path = tmp_path / "a.tfrec"
+    path.write_bytes(good + missing + bytes(damaged) + good)
+    bad: list[TFRecordError] = []
+    assert scanned(path, on_bad=bad.append) == [(b"abc", 5)] * 2
+    assert [error.record for error in bad] == [1, 2]
+    assert ["no feature" in str(bad[0]), "checksum" in str(bad[1])] == [True, True]
+    path.write_bytes(good + missing + good[:-1])
+    with pytest.raises(TFRecordError, match=r"record 2 at byte .* truncated"):
+        scanned(path, on_bad=bad.append)
+
+
 @settings(max_examples=200, deadline=None)
 @given(payload=st.binary(max_size=200) | st.binary(max_size=60).map(lambda tail: example(IMAGE | LABEL)[:40] + tail))
 def test_any_bytes_as_a_record_never_end_in_another_error(

@@ -44,7 +44,7 @@ with contextlib.suppress(ImportError):  # Pillow built without it
     _PLUGINS.append(AvifImagePlugin.AvifImageFile)
 
 #: The formats that are read. A list of ours, since Pillow would also hand EPS files to Ghostscript.
-FORMATS = tuple(plugin.format for plugin in _PLUGINS)
+FORMATS = tuple(plugin.format or "" for plugin in _PLUGINS)
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -57,10 +57,14 @@ class Row:
 
 
 class LeftOut(NamedTuple):
-    """A file or folder that a data set passed over by its own rules, and why."""
+    """Something that a data set passed over, and why.
+
+    bad: it should have been an image, and counts as one that went bad; otherwise it was not meant to be one.
+    """
 
     place: str
     reason: str
+    bad: bool = False
 
 
 class Dataset(ABC):
@@ -75,7 +79,7 @@ class Dataset(ABC):
         """The rows, in their fixed order. Raises GuieError if the data are not where or what they should be."""
 
     def left_out(self) -> Sequence[LeftOut]:
-        """What the last complete pass over `rows()` passed over on purpose; `prepare` lists it in the quarantine."""
+        """What the last whole pass over `rows()` passed over; `prepare` lists it in the quarantine."""
         return ()
 
     def count(self) -> int | None:

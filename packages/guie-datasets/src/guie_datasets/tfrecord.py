@@ -11,7 +11,7 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,6 @@ LABEL = "image/class/label"
 
 _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
-_FRAME = _HEADER.size + _CRC.size
 _MESSAGE_1, _MESSAGE_2, _VARINT_1 = 1 << 3 | 2, 2 << 3 | 2, 1 << 3  # tags: field number << 3 | wire type
 _BYTES, _FLOATS, _INT64 = 1 << 3 | 2, 2 << 3 | 2, 3 << 3 | 2
 _KINDS = {_BYTES: "bytes", _FLOATS: "floats", _INT64: "int64"}
@@ -54,26 +53,36 @@ class Record(NamedTuple):
 
 
 def scan(
-    path: str | os.PathLike[str], *, image: str = IMAGE, label: str = LABEL, check: bool = True
+    path: str | os.PathLike[str],
+    *,
+    image: str = IMAGE,
+    label: str = LABEL,
+    check: bool = True,
+    on_bad: Callable[[TFRecordError], None] | None = None,
 ) -> Iterator[Record]:
     """The records of one file in order, by their features named `image` (one bytes value) and `label` (one int64).
 
     `check=False` leaves out the checksum of the data (never that of the lengths), for a file checked before.
-    Raises TFRecordError, which names file, record and byte.
+    `on_bad` is told of records that are damaged or lack a feature, which are then passed over; without it, and where
+    the file cannot be read on, TFRecordError is raised. It names file, record and byte.
     """
     path = os.fspath(path)
     image_key, label_key = image.encode(), label.encode()
     with _Map(path) as data:
-        for number, (start, end) in enumerate(_payloads(path, data, check)):
+        for number, (start, end) in enumerate(_payloads(path, data)):
             try:
+                if check:
+                    _check(data, start, end)
                 features = _features(data.bytes, start, end)
                 image_start, image_end = _one_bytes(data.bytes, features, image_key)
                 value = _one_int64(data.bytes, features, label_key)
-            except _ExampleError as error:
-                raise TFRecordError(path, number, start - _HEADER.size, str(error)) from None
-            except IndexError:
-                problem = "its data are no tf.train.Example: a field runs past the end"
-                raise TFRecordError(path, number, start - _HEADER.size, problem) from None
+            except (_ExampleError, IndexError) as error:
+                problem = _RUNS_OUT if isinstance(error, IndexError) else str(error)
+                bad = TFRecordError(path, number, start - _HEADER.size, problem)
+                if on_bad is None:
+                    raise bad from None
+                on_bad(bad)
+                continue
             yield Record(ImageRef(path, image_start, image_end - image_start), value)
 
 
@@ -81,7 +90,12 @@ def payloads(path: str | os.PathLike[str], *, check: bool = True) -> Iterator[tu
     """(offset, length) of each record's data: an index for random access, whatever the records hold."""
     path = os.fspath(path)
     with _Map(path) as data:
-        for start, end in _payloads(path, data, check):
+        for number, (start, end) in enumerate(_payloads(path, data)):
+            try:
+                if check:
+                    _check(data, start, end)
+            except _ExampleError as error:
+                raise TFRecordError(path, number, start - _HEADER.size, str(error)) from None
             yield start, end - start
 
 
@@ -176,17 +190,20 @@ class _Map:
             self._map.close()
 
 
-def _payloads(path: str, data: _Map, check: bool) -> Iterator[tuple[int, int]]:
+def _payloads(path: str, data: _Map) -> Iterator[tuple[int, int]]:
     """(start, end) of each record's data."""
     position, number = 0, 0
     while position < data.size:
         end = _end(path, number, position, data.size, bytes(data.bytes[position : position + _HEADER.size]))
         start = position + _HEADER.size
-        if check and _CRC.unpack_from(data.bytes, end)[0] != _masked(data.array[start:end]):
-            raise TFRecordError(path, number, position, "the data's checksum is wrong: the file is damaged")
         yield start, end
         position = end + _CRC.size
         number += 1
+
+
+def _check(data: _Map, start: int, end: int) -> None:
+    if _CRC.unpack_from(data.bytes, end)[0] != _masked(data.array[start:end]):
+        raise _ExampleError("the data's checksum is wrong: the file is damaged")
 
 
 def _end(path: str, number: int, position: int, size: int, header: bytes) -> int:
@@ -213,6 +230,9 @@ def _masked(data: bytes | np.ndarray[tuple[int], np.dtype[np.uint8]]) -> int:
 
 
 # --- tf.train.Example in protocol buffers' wire format
+
+
+_RUNS_OUT = "its data are no tf.train.Example: a field runs past the end"
 
 
 class _ExampleError(Exception):
@@ -257,7 +277,7 @@ def _fields(data: memoryview, position: int, end: int) -> list[tuple[int, int, i
         else:
             raise _ExampleError(f"its data are no tf.train.Example: wire type {wire}")
         if position > end:
-            raise _ExampleError("its data are no tf.train.Example: a field runs past the end")
+            raise _ExampleError(_RUNS_OUT)
         fields.append((tag, start, position))
     return fields
 
@@ -317,7 +337,7 @@ def _one_int64(data: memoryview, features: dict[bytes, tuple[int, int]], name: b
                 number, start = _varint(data, start)
                 numbers.append(number)
             if start > end:
-                raise _ExampleError("its data are no tf.train.Example: a field runs past the end")
+                raise _ExampleError(_RUNS_OUT)
     if len(numbers) != 1:
         raise _ExampleError(f"feature {name.decode()!r} holds {len(numbers)} values, not one")
     return numbers[0] - (1 << 64) if numbers[0] >> 63 else numbers[0]

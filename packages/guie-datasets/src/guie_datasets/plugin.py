@@ -1,0 +1,30 @@
+"""What guie-datasets offers: the kinds "datasets" and "splits", data sets of general form, and the recipe's splits."""
+
+from __future__ import annotations
+
+from guie_core import Entry, Kind, hookimpl
+
+
+@hookimpl
+def guie_kinds() -> list[Kind]:
+    return [
+        Kind("datasets", "Collections of labelled images on disk"),
+        Kind("splits", "Ways to set images aside for validation, selection and test"),
+    ]
+
+
+@hookimpl
+def guie_datasets() -> list[Entry]:
+    return [
+        Entry("folder", "guie_datasets.folders:ClassFolders", "Your own images: a folder of class folders"),
+        Entry("tfrecord", "guie_datasets.shards:TFRecordDataset", "TFRecord shards of images and integer labels"),
+    ]
+
+
+@hookimpl
+def guie_splits() -> list[Entry]:
+    return [
+        Entry("HoldOutClasses", "guie_datasets.splits:HoldOutClasses", "Classes chosen at random, set aside whole"),
+        Entry("UnseenClasses", "guie_datasets.splits:UnseenClasses", "A fold of the classes, stratified by category"),
+        Entry("StratifiedImages", "guie_datasets.splits:StratifiedImages", "A fold of the images of each class"),
+    ]

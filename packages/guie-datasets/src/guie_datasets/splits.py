@@ -1,0 +1,157 @@
+"""Splits: which images are for training and which are set aside, and for what.
+
+Each split gives its name to some of the rows that have none yet. `split` applies several in order; what is left is
+"train". The folds are scikit-learn's own on the rows as they stand: the same rows in the same order give the same fold.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from guie_core import GuieError
+
+from .manifest import Manifest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TRAIN = "train"
+
+
+class Split(ABC):
+    """Sets aside some rows. A subclass has a `name` and implements `choose`."""
+
+    name: str
+
+    @abstractmethod
+    def choose(self, manifest: Manifest) -> NDArray[np.intp]:
+        """Numbers of the rows of `manifest`, all of which are free, to set aside. Raises GuieError if it can't."""
+
+
+def split(manifest: Manifest, splits: Sequence[Split]) -> Manifest:
+    """Applies splits in order to the rows whose split is ""; the rest becomes "train".
+
+    Rows that a data set has given a split keep it. Raises GuieError if a split cannot be made from the rows that are
+    left, if two splits have one name, or if nothing is left to train on.
+    """
+    names = [each.name for each in splits]
+    if "" in names or TRAIN in names or len(set(names)) < len(names):
+        raise GuieError(f"splits need names of their own, other than {TRAIN!r}: these are named {names}")
+    assigned = manifest.column("split").copy()
+    for each in splits:
+        free = np.flatnonzero(assigned == "")
+        assigned[free[each.choose(manifest.select(free))]] = each.name
+    assigned[assigned == ""] = TRAIN
+    if not np.any(assigned == TRAIN):
+        raise GuieError(f"nothing is left to train on after the splits {', '.join(names)} of {len(manifest)} images")
+    return manifest.with_column("split", assigned)
+
+
+@dataclass(frozen=True)
+class HoldOutClasses(Split):
+    """All images of `classes` classes chosen at random: the first `classes` of
+    `numpy.random.default_rng(seed).permutation(labels)`, labels in ascending order."""
+
+    classes: int
+    seed: int = 0
+    name: str = "test"
+
+    def choose(self, manifest: Manifest) -> NDArray[np.intp]:
+        labels = manifest.column("label")
+        there = np.unique(labels)
+        if not 0 < self.classes < len(there):
+            raise GuieError(
+                f"split {self.name!r}: {self.classes} classes are to be held out, but there are {len(there)}. "
+                f"Hold out between 1 and {max(len(there) - 1, 1)}, or add data"
+            )
+        held_out = np.random.default_rng(self.seed).permutation(there)[: self.classes]
+        return np.flatnonzero(np.isin(labels, held_out))
+
+
+@dataclass(frozen=True)
+class UnseenClasses(Split):
+    """All images of about 1/`folds` of the classes, from every category in proportion: one fold of
+    `StratifiedGroupKFold(folds, shuffle=True, random_state=seed)`, stratified by category, grouped by label
+    (5th place, point 2)."""
+
+    folds: int = 20
+    fold: int = 0
+    seed: int = 0
+    name: str = "select"
+
+    def choose(self, manifest: Manifest) -> NDArray[np.intp]:
+        from sklearn.model_selection import StratifiedGroupKFold
+
+        labels = manifest.column("label")
+        _check_fold(self.name, self.folds, self.fold)
+        classes = len(np.unique(labels))
+        if classes < self.folds:
+            raise GuieError(
+                f"split {self.name!r}: {classes} classes cannot be dealt into {self.folds} folds. "
+                f"Set folds to {max(classes, 2)} or less, or add data"
+            )
+        folds = StratifiedGroupKFold(self.folds, shuffle=True, random_state=self.seed)
+        chosen = _fold(folds.split(labels, manifest.column("category").astype(str), groups=labels), self.fold, self)
+        if not len(chosen):
+            raise GuieError(
+                f"split {self.name!r}: fold {self.fold} of {self.folds} got none of the {classes} classes. "
+                "Set folds lower or choose another fold"
+            )
+        return chosen
+
+
+@dataclass(frozen=True)
+class StratifiedImages(Split):
+    """About 1/`folds` of the images of every class that has at least `min_images`: one fold of
+    `StratifiedKFold(folds, shuffle=True, random_state=seed)` by label over the rows of those classes; the others stay
+    in train (5th place, point 2)."""
+
+    folds: int = 20
+    fold: int = 0
+    seed: int = 0
+    min_images: int = 20
+    name: str = "valid"
+
+    def choose(self, manifest: Manifest) -> NDArray[np.intp]:
+        from sklearn.model_selection import StratifiedKFold
+
+        labels = manifest.column("label")
+        _check_fold(self.name, self.folds, self.fold)
+        _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        eligible = np.flatnonzero(counts[inverse] >= self.min_images)
+        largest = int(counts.max(initial=0))
+        if not len(eligible) or largest < self.folds:
+            raise GuieError(
+                f"split {self.name!r}: of {len(counts)} classes the largest has {largest} images; {self.folds} folds "
+                f"of classes with at least {self.min_images} images cannot be made. "
+                f"Set folds and min_images to {max(largest, 2)} or less, or add data"
+            )
+        folds = StratifiedKFold(self.folds, shuffle=True, random_state=self.seed)
+        return eligible[_fold(folds.split(eligible, labels[eligible]), self.fold, self)]
+
+
+def _check_fold(name: str, folds: int, fold: int) -> None:
+    if folds < 2 or not 0 <= fold < folds:
+        raise GuieError(
+            f"split {name!r}: there is no fold {fold} of {folds}. Give folds >= 2 and fold from 0 to folds - 1"
+        )
+
+
+def _fold(folds: Iterator[tuple[Any, Any]], number: int, split: Split) -> NDArray[np.intp]:
+    """The test rows of one fold of a scikit-learn splitter."""
+    with warnings.catch_warnings():
+        # of small classes or categories, which simply miss some folds
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        try:
+            for position, (_, test) in enumerate(folds):
+                if position == number:
+                    return np.asarray(test)
+        except ValueError as error:
+            raise GuieError(f"split {split.name!r} cannot be made: {error}") from error
+    raise GuieError(f"split {split.name!r}: there is no fold {number}")
