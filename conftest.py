@@ -1,4 +1,4 @@
-"""Lets the tests that Pants runs import from .venv, where everything but pytest and the repository's own code comes from."""
+"""Lets the tests that Pants runs import from .venv: everything but pytest and guie itself."""
 
 from __future__ import annotations
 

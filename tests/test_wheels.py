@@ -1,0 +1,120 @@
+"""The wheels, as somebody who has no checkout gets them: built, installed from a folder, and used."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = sorted(path.name for path in (ROOT / "packages").glob("guie-*"))
+VENV = Path(os.environ.get("GUIE_VENV", sys.prefix))
+# nothing of this repository's or of the process's own
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.startswith(("GUIE_", "PEX"))}
+
+
+def _run(*command: str | Path, **options: Any) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, **options)
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A wheel a package: what `pants package ::` has built when Pants runs this, else pip's."""
+    folder = ROOT
+    if not list(folder.glob("guie_*.whl")):
+        folder = tmp_path_factory.mktemp("wheels")
+        sources = tmp_path_factory.mktemp("sources")
+        for package in PACKAGES:  # a copy, since setuptools builds beside the sources
+            leftovers = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
+            shutil.copytree(ROOT / "packages" / package, sources / package, ignore=leftovers)
+        pip: list[str | Path] = [
+            VENV / "bin/python",
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-index",
+            "--no-deps",
+            "--no-build-isolation",
+        ]
+        _run(*pip, "-w", folder, *(sources / package for package in PACKAGES))
+    found = {path.name.partition("-")[0].replace("_", "-"): path for path in folder.glob("guie_*.whl")}
+    assert sorted(found) == PACKAGES
+    return found
+
+
+@pytest.fixture(scope="module")
+def installed(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of a new environment with the wheels in it. The third-party libraries are lent by .venv."""
+    folder = tmp_path_factory.mktemp("installed")
+    environment, lent = folder / "environment", folder / "lent"
+    _run(VENV / "bin/python", "-m", "venv", "--without-pip", environment)
+    python = environment / "bin/python"
+    pip: list[str | Path] = [
+        VENV / "bin/python",
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "-q",
+        "--no-index",
+        "--no-deps",
+    ]
+    _run(*pip, "--find-links", next(iter(wheels.values())).parent, *PACKAGES)
+    lent.mkdir()
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    for entry in Path(_run(VENV / "bin/python", "-c", where).strip()).iterdir():
+        if not entry.name.startswith(("guie", "__editable__")):
+            (lent / entry.name).symlink_to(entry)
+    (Path(_run(python, "-c", where).strip()) / "lent.pth").write_text(f"{lent}\n")
+    return environment / "bin"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_wheel_holds_every_file_of_the_source(package: str, wheels: dict[str, Path]) -> None:
+    source = ROOT / "packages" / package / "src"
+    files = {
+        str(path.relative_to(source))
+        for path in source.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and not path.parent.name.endswith(".egg-info")
+    }
+    with zipfile.ZipFile(wheels[package]) as wheel:
+        names = set(wheel.namelist())
+    assert files == {name for name in names if ".dist-info/" not in name}
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_wheel_says_what_pyproject_says(package: str, wheels: dict[str, Path]) -> None:
+    project = tomllib.loads((ROOT / "packages" / package / "pyproject.toml").read_text())["project"]
+    with zipfile.ZipFile(wheels[package]) as wheel:
+        name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = Parser().parsestr(wheel.read(name).decode())
+    assert (metadata["Name"], metadata["Version"]) == (package, project["version"])
+    assert metadata["License-Expression"] == project["license"]
+    requirements = {Requirement(text) for text in metadata.get_all("Requires-Dist", [])}
+    assert {requirement for requirement in requirements if requirement.marker is None} == {
+        Requirement(text) for text in project["dependencies"]
+    }
+    assert not [requirement for requirement in requirements if "==" in str(requirement.specifier)], "an exact pin"
+    assert set(metadata.get_all("Provides-Extra", [])) == set(project.get("optional-dependencies", {}))
+
+
+def test_commands_and_plugins_of_the_wheels(installed: Path) -> None:
+    assert (installed / "guie-train").is_file()
+    listed = json.loads(_run(installed / "guie", "plugins", "list", "--format", "json", cwd=installed))
+    text = json.dumps(listed)
+    assert {package for package in PACKAGES if package not in text} == set(), listed
