@@ -26,7 +26,8 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not 
 def _run(*command: str | Path, **options: Any) -> str:
     result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, **options)
     assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
-    return result.stdout
+    output: str = result.stdout
+    return output
 
 
 @pytest.fixture(scope="module")
