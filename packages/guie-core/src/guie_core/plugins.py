@@ -278,7 +278,7 @@ def _candidates(local_files: Iterable[Path], failures: list[Failure]) -> tuple[l
     if "core" not in found:  # guie_core runs from a source tree that isn't installed
         candidates.append(_Candidate(Owner("core", "guie-core", ""), lambda: importlib.import_module("guie_core.plugin")))
     for name in order:
-        points = found[name]
+        points = sorted(found[name], key=lambda item: str(item[1]))  # not the order of sys.path
         if name in BUILT_IN:
             strangers = [item for item in points if item[1].distribution != BUILT_IN[name]]
             for _, owner in strangers:

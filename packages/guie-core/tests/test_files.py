@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from guie_core import GuieError
+from guie_core.files import atomic_directory, atomic_write, digest, explain, explain_os_errors
+
+
+def test_file_appears_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.bin"
+    with atomic_write(path) as file:
+        file.write(b"abc")
+        file.flush()
+        assert not path.exists()
+    assert path.read_bytes() == b"abc"
+    assert os.listdir(path.parent) == ["file.bin"]
+
+
+def test_text_is_utf8_with_plain_line_ends(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "a.txt", "w") as file:
+        file.write("ä\n")
+    assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xa4\n"
+
+
+def test_other_modes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mode must be"), atomic_write(tmp_path / "a", "ab"):
+        pass
+
+
+def test_failure_leaves_the_former_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("former")
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert path.read_text() == "former"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
+    plain, path = tmp_path / "plain", tmp_path / "file"
+    plain.touch()
+    with atomic_write(path) as file:
+        file.write(b"x")
+    assert path.stat().st_mode == plain.stat().st_mode
+    path.chmod(0o640)
+    with atomic_write(path) as file:
+        file.write(b"y")
+    assert path.stat().st_mode & 0o777 == 0o640  # and a replaced file keeps its own
+
+
+def test_killed_writer_leaves_no_half_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("former")
+    code = (
+        "import os, sys; from guie_core.files import atomic_write\n"
+        "with atomic_write(sys.argv[1]) as file:\n"
+        "    file.write(b'half'); file.flush(); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -signal.SIGKILL
+    assert path.read_text() == "former"
+
+
+@pytest.fixture()
+def _small_files() -> Iterator[None]:
+    """The kernel refuses files over 4 kB, as it refuses any on a full disk."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, former[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.usefixtures("_small_files")
+def test_file_that_cannot_be_completed(tmp_path: Path) -> None:
+    path = tmp_path / "features.bin"
+    path.write_bytes(b"former")
+    with pytest.raises(GuieError) as error, atomic_write(path) as file:
+        file.write(bytes(10_000))
+    assert str(error.value).startswith(f"The file is larger than this system allows: {path} could not be written. ")
+    assert path.read_bytes() == b"former"
+    assert os.listdir(tmp_path) == ["features.bin"]
+
+
+def test_full_disk_in_words(tmp_path: Path) -> None:
+    with pytest.raises(GuieError) as error, explain_os_errors(tmp_path / "features.bin"), open("/dev/full", "wb") as full:
+        full.write(b"x")
+        full.flush()
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith(f"The disk is full: {tmp_path / 'features.bin'} could not be written. ")
+    assert lines[0].endswith(f" are free in {tmp_path}.")
+    assert lines[1] == (
+        "Nothing that was complete is lost. "
+        "Make room, or choose a folder on another disk (--work-dir), and run the same command again."
+    )
+    assert error.value.exit_code == 1
+
+
+def test_really_full_disk(tmp_path: Path) -> None:
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        (tmp_path / "former").write_bytes(b"former")
+        with pytest.raises(GuieError, match="The disk is full"), atomic_write(tmp_path / "former") as file:
+            file.write(bytes(1_000_000))
+        with pytest.raises(GuieError, match="The disk is full"), atomic_directory(tmp_path / "folder") as folder:
+            (folder / "big").write_bytes(bytes(1_000_000))
+        assert os.listdir(tmp_path) == ["former"]
+        assert (tmp_path / "former").read_bytes() == b"former"
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.EACCES, "Permission is denied"), (errno.EROFS, "The disk is read-only")]
+)
+def test_folder_that_cannot_be_written(tmp_path: Path, number: int, words: str) -> None:
+    text = explain(OSError(number, "x"), tmp_path / "a" / "file")
+    assert text == (
+        f"{words}: {tmp_path}/a/file could not be written.\nNothing that was complete is lost. "
+        f"Make {tmp_path} writable, or choose another folder (--work-dir), and run the same command again."
+    )
+
+
+def test_other_errors_of_the_system_pass() -> None:
+    with pytest.raises(FileNotFoundError), explain_os_errors("x"):
+        open("/nowhere/at/all").close()
+
+
+def test_directory_appears_when_it_is_complete(tmp_path: Path) -> None:
+    with atomic_directory(tmp_path / "a" / "folder") as folder:
+        (folder / "file").write_text("x")
+        (folder / "inner").mkdir()
+        assert not (tmp_path / "a" / "folder").exists()
+    assert sorted(os.listdir(tmp_path / "a" / "folder")) == ["file", "inner"]
+    assert os.listdir(tmp_path / "a") == ["folder"]
+    with pytest.raises(GuieError, match="is there already"), atomic_directory(tmp_path / "a" / "folder"):
+        pass
+
+
+def test_failed_directory_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), atomic_directory(tmp_path / "folder") as folder:
+        (folder / "file").write_text("x")
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == []
+
+
+def test_digest_knows_where_a_part_ends() -> None:
+    assert digest("ab", "c") != digest("a", "bc") != digest("abc")
+    assert digest("ab", "c") == digest(b"ab", b"c")
+    assert len(digest()) == 32
