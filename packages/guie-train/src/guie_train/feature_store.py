@@ -1,0 +1,136 @@
+"""Features of images on disk: computed once, found by the content of the image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from guie_core import GuieError
+from guie_core.files import atomic_write
+from numpy.typing import NDArray
+
+SHARD = 4096  # images at most in a shard
+VERSION = 1
+
+
+class FeatureStore:
+    """Features [N, D] of one backbone through one view, found by the content hash of the image.
+
+    The folder holds `store.json` (what made the features) and shards, each of two memory-mapped arrays:
+    `00000.features.npy` [n, D] and `00000.hashes.npy` [n]. Hashes are written last: a shard counts once they are there.
+
+    A row depends on the image's bytes alone, so neither labels nor splits nor the order of a manifest matter: another
+    split, or a manifest that shares images with an earlier one, finds its features here. (A key over the *ordered*
+    hashes, the obvious alternative, would compute all of them again for one image more.)
+
+    Args:
+        folder: where the store is, or will be.
+        about: what makes the features; JSON-able. With it the store can be written, and an existing store whose own
+            record differs is refused.
+
+    Raises:
+        GuieError: the folder holds features of something else, or is damaged.
+    """
+
+    def __init__(self, folder: Path, about: dict[str, Any] | None = None) -> None:
+        self.folder = folder
+        path = folder / "store.json"
+        if path.exists():
+            try:
+                found = json.loads(path.read_text())
+            except ValueError as error:
+                raise GuieError(f"{path} is damaged ({error}); delete {folder} and run again") from None
+            wanted = None if about is None else json.loads(json.dumps({"version": VERSION, **about}))
+            if wanted is not None and found != wanted:
+                differ = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
+                raise GuieError(
+                    f"{folder} holds features that were made differently: "
+                    + "; ".join(f"{k} was {found.get(k)!r}, is {wanted.get(k)!r}" for k in differ)
+                    + f". If that is intended, delete {folder}: its features are then computed again"
+                )
+            self.about: dict[str, Any] = found
+        elif about is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.about = {"version": VERSION, **about}
+            with atomic_write(path, "w") as file:
+                json.dump(self.about, file, indent=2)
+        else:
+            raise GuieError(f"no features in {folder}: there is no store.json")
+
+    @property
+    def dimension(self) -> int:
+        """D, the number of features of an image."""
+        return int(self.about["dimension"])
+
+    @cached_property
+    def _shards(self) -> list[tuple[NDArray[Any], NDArray[np.bytes_]]]:
+        shards = []
+        for hashes in sorted(self.folder.glob("*.hashes.npy")):
+            features = hashes.with_name(hashes.name.replace(".hashes.", ".features."))
+            try:
+                pair = np.load(features, mmap_mode="r", allow_pickle=False), np.load(hashes, allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise GuieError(f"{features} is damaged ({error}); delete {hashes} and run again") from None
+            if pair[0].shape != (len(pair[1]), self.dimension):
+                raise GuieError(
+                    f"{features} has shape {pair[0].shape}, expected ({len(pair[1])}, {self.dimension}); "
+                    f"delete {hashes} and run again"
+                )
+            shards.append(pair)
+        return shards
+
+    @cached_property
+    def _lookup(self) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
+        """All hashes in ascending order, and the row (counted over all shards) where each one's features are."""
+        hashes = np.concatenate([np.empty(0, "S32"), *(h for _, h in self._shards)])
+        order = np.argsort(hashes, kind="stable")
+        return hashes[order], order
+
+    def __len__(self) -> int:
+        return len(self._lookup[0])
+
+    def missing(self, hashes: NDArray[Any]) -> NDArray[np.int64]:
+        """Positions in `hashes` [N] of the images to compute: those not in the store, each distinct image once."""
+        wanted, first = np.unique(hashes.astype("S32"), return_index=True)
+        known, _ = self._lookup
+        at = np.searchsorted(known, wanted)
+        there = np.zeros(len(wanted), bool)
+        inside = at < len(known)
+        there[inside] = known[at[inside]] == wanted[inside]
+        return np.sort(first[~there])
+
+    def read(self, hashes: NDArray[Any]) -> NDArray[np.float32]:
+        """Features [N, D] in the order of `hashes` [N].
+
+        Raises:
+            GuieError: an image is not in the store.
+        """
+        if absent := len(self.missing(hashes)):
+            raise GuieError(f"{absent} of {len(hashes)} images have no features in {self.folder} yet")
+        known, rows = self._lookup
+        row = rows[np.searchsorted(known, hashes.astype("S32"))]
+        out = np.empty((len(hashes), self.dimension), np.float32)
+        start = 0
+        for features, shard_hashes in self._shards:
+            here = np.flatnonzero((row >= start) & (row < start + len(shard_hashes)))
+            # ascending rows read the mapped file front to back
+            here = here[np.argsort(row[here], kind="stable")]
+            out[here] = features[row[here] - start]
+            start += len(shard_hashes)
+        return out
+
+    def append(self, hashes: NDArray[Any] | Sequence[str], features: NDArray[Any]) -> None:
+        """Add a shard: `features` [n, D] of the images with `hashes` [n]; both are on disk when this returns."""
+        if features.shape != (len(hashes), self.dimension):
+            raise ValueError(f"features {features.shape} for {len(hashes)} images of dimension {self.dimension}")
+        number = 1 + max((int(p.name.split(".")[0]) for p in self.folder.glob("*.hashes.npy")), default=-1)
+        with atomic_write(self.folder / f"{number:05d}.features.npy") as file:
+            np.save(file, features.astype(self.about["dtype"], copy=False))
+        with atomic_write(self.folder / f"{number:05d}.hashes.npy") as file:
+            np.save(file, np.asarray(hashes).astype("S32"))
+        self.__dict__.pop("_shards", None)
+        self.__dict__.pop("_lookup", None)

@@ -1,0 +1,76 @@
+"""What guie-train offers: kinds, entries and the `train` command. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from guie_core import Entry, Kind, hookimpl
+
+
+@hookimpl
+def guie_kinds() -> Iterable[Kind]:
+    """The kinds that guie-train builds."""
+    return [
+        Kind("recipes", "stages in order, and the settings they take"),
+        Kind("stages", "the steps of a recipe"),
+        Kind("metrics", "figures of retrieval"),
+        Kind("protocols", "which images ask and which answer"),
+    ]
+
+
+@hookimpl
+def guie_recipes() -> Iterable[Entry]:
+    """The recipes of guie-train."""
+    return [
+        Entry(
+            "ArcFaceThenClassifier",
+            "guie_train.recipes.arcface_then_classifier:ArcFaceThenClassifier",
+            "Margin head on frozen features, then the classifier for switched augmentation (arXiv 2210.09495)",
+        )
+    ]
+
+
+@hookimpl
+def guie_stages() -> Iterable[Entry]:
+    """The stages of guie-train."""
+    return [
+        Entry("Prepare", "guie_train.stages.data:Prepare", "Data sets to one manifest"),
+        Entry("Split", "guie_train.stages.data:Split", "Who may be used for what"),
+        Entry("Features", "guie_train.stages.features:Features", "Features of images through one view"),
+        Entry("FitHead", "guie_train.stages.head:FitHead", "Train head and margin loss on features"),
+        Entry("FitClassifier", "guie_train.stages.classifier:FitClassifier", "Train the classifier of categories"),
+        Entry("Evaluate", "guie_train.stages.evaluate:Evaluate", "Retrieval of raw, PCA and trained embeddings"),
+        Entry("Export", "guie_train.stages.export:Export", "Formats that run elsewhere, proven equal"),
+    ]
+
+
+@hookimpl
+def guie_metrics() -> Iterable[Entry]:
+    """The metrics of guie-train."""
+    metrics = "guie_train.retrieval.metrics"
+    return [
+        Entry("mP@k", f"{metrics}:MeanPrecisionAt", "Precision over the first min(relevant, k) ranks, the contest's"),
+        Entry("MRR@k", f"{metrics}:ReciprocalRankAt", "1 / rank of the first hit within k"),
+        Entry("Recall@k", f"{metrics}:RecallAt", "Share of queries with a hit within k"),
+        Entry("mAP@k", f"{metrics}:MeanAveragePrecisionAt", "Average precision within k"),
+    ]
+
+
+@hookimpl
+def guie_protocols() -> Iterable[Entry]:
+    """The protocols of guie-train."""
+    protocols = "guie_train.retrieval.protocols"
+    return [
+        Entry("LeaveOneOut", f"{protocols}:LeaveOneOut", "Every image of a split asks all others of it"),
+        Entry(
+            "FirstAgainstSecond",
+            f"{protocols}:FirstAgainstSecond",
+            "The first image of a class asks for the second among distractors (5th place, point 8)",
+        ),
+    ]
+
+
+@hookimpl
+def guie_commands() -> Iterable[Entry]:
+    """The commands of guie-train."""
+    return [Entry("train", "guie_train.cli:train", "Train an experiment: from its data sets to report and exports")]

@@ -1,0 +1,169 @@
+"""The recipe of the 5th place: a margin head on frozen features, then the classifier that steers augmentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from guie_core import Config, Slot
+from guie_core.profiles import Profile
+from guie_models import SwitchedAugmentation
+
+from guie_train.fitting import Training
+from guie_train.stage import Stage
+from guie_train.stages.augmentation import Switched
+from guie_train.stages.classifier import FitClassifier
+from guie_train.stages.data import Prepare, Split
+from guie_train.stages.evaluate import Evaluate
+from guie_train.stages.export import Export
+from guie_train.stages.features import Features, Shape
+from guie_train.stages.head import FitHead, Selection
+
+ViewConfig = Annotated[Config, Slot("views", defaults=("size", "mean", "std"))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """How images are seen: by training, by validation and retrieval, and by the classifier (5th place, point 3 and 9)."""
+
+    train: ViewConfig
+    valid: ViewConfig
+    classifier: ViewConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """How the classifier is trained, and what it is measured on (5th place, point 9)."""
+
+    training: Training
+    folds: int = 20
+    split_seed: int = 2021
+    every: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is reported, on classes that no choice has seen.
+
+    Args:
+        protocol: which images ask and which answer.
+        metrics: figures to report.
+        pca: dimensions of the untrained baseline; 0 leaves it out.
+    """
+
+    protocol: Annotated[Config, Slot("protocols")]
+    metrics: tuple[str, ...] = ("mP@5", "MRR@5", "Recall@1")
+    pca: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArcFaceThenClassifier:
+    """Frozen backbone, head with a margin loss, classifier, switched augmentation, evaluation, export (arXiv 2210.09495).
+
+    Args:
+        data: data sets, united in this order.
+        splits: who is set aside for what, in this order; what is left is trained on.
+        backbone: gives the features; it is not trained.
+        views: how it sees images.
+        head: features to embedding.
+        loss: on the embedding.
+        arcface: how head and loss are trained.
+        selection: which checkpoint is kept.
+        classifier: None leaves it out, and switched augmentation with it.
+        augmentation: None evaluates and exports a single view.
+        evaluation: what is reported.
+        exports: formats to write.
+        seed: of initialisation, order, dropout and random crops.
+        max_bad: the share of images that may be left out as unreadable.
+    """
+
+    data: list[Annotated[Config, Slot("datasets")]]
+    splits: list[Annotated[Config, Slot("splits")]]
+    backbone: Annotated[Config, Slot("backbones")]
+    views: Views
+    head: Annotated[Config, Slot("heads", provides=("in_features",))]
+    loss: Annotated[Config, Slot("losses", provides=("embedding_size", "classes"))]
+    arcface: Training
+    selection: Selection
+    classifier: Classifier | None
+    augmentation: Switched | None
+    evaluation: Evaluation
+    exports: list[Annotated[Config, Slot("exporters")]] = field(default_factory=list)
+    seed: int = 0
+    max_bad: float = 0.001
+
+    def stages(self, profile: Profile) -> list[Stage[Any]]:
+        """The stages, each after its inputs."""
+        prepare = Prepare(name="prepare", data=self.data, max_bad=self.max_bad)
+        split = Split(name="split", manifest=prepare, splits=self.splits)
+
+        def features(name: str, view: Config, splits: tuple[str, ...] = (), shape: Shape = "any") -> Features:
+            return Features(
+                name=f"features {name}",
+                manifest=split,
+                splits=splits,
+                shape=shape,
+                backbone=self.backbone,
+                view=view,
+                seed=self.seed,
+                compute=profile.dtype,
+            )
+
+        train = features("train", self.views.train, ("train",))
+        valid = features("valid", self.views.valid)
+        head = FitHead(
+            name="head",
+            manifest=split,
+            train=train,
+            valid=valid,
+            head=self.head,
+            loss=self.loss,
+            training=self.arcface,
+            selection=self.selection,
+            seed=self.seed,
+        )
+        stages: list[Stage[Any]] = [prepare, split, train, valid, head]
+        classifier, switched = None, {}
+        if self.classifier:
+            whole = features("classifier", self.views.classifier)
+            classifier = FitClassifier(
+                name="classifier",
+                manifest=split,
+                features=whole,
+                training=self.classifier.training,
+                folds=self.classifier.folds,
+                split_seed=self.classifier.split_seed,
+                every=self.classifier.every,
+                seed=self.seed,
+            )
+            stages += [whole, classifier]
+        if self.augmentation and classifier:
+            for name, (view, shape) in SwitchedAugmentation.recipes(self.augmentation.crop).items():
+                switched[name] = features(f"test {name}", view, ("test",), shape)
+            stages += switched.values()
+        evaluate = Evaluate(
+            name="evaluate",
+            manifest=split,
+            valid=valid,
+            head=head,
+            classifier=classifier,
+            switched=switched,
+            augmentation=self.augmentation,
+            protocol=self.evaluation.protocol,
+            metrics=self.evaluation.metrics,
+            pca=self.evaluation.pca,
+        )
+        stages.append(evaluate)
+        if self.exports:
+            export = Export(
+                name="export",
+                manifest=split,
+                head=head,
+                classifier=classifier,
+                backbone=self.backbone,
+                view=self.views.valid,
+                augmentation=self.augmentation,
+                exporters=self.exports,
+            )
+            stages.append(export)
+        return stages

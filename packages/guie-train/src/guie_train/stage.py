@@ -1,0 +1,254 @@
+"""Stages, the steps of a recipe, and the workspace in which each is run once for each key."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from guie_core import Config, GuieError, Slot
+from guie_core.files import atomic_write, digest, explain_os_errors
+from guie_core.plugins import plugins
+from guie_core.registry import lookup
+
+if TYPE_CHECKING:
+    from guie_core.interrupt import Stop
+    from guie_core.profiles import Profile
+
+T = TypeVar("T")
+NOT_IN_KEY = {"key": False}  # metadata of the fields on which the outputs do not depend
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(ABC, Generic[T]):
+    """One step of a recipe: a frozen dataclass whose `run` writes a folder and whose `load` reads it.
+
+    Fields that hold stages are its inputs, all others its arguments. The key of a stage is a digest of the keys of its
+    inputs, its arguments, the versions of the distributions that own it and the components it names, and its
+    `fingerprint`. A stage whose key is in the workspace is not run again.
+    """
+
+    slug: ClassVar[str]  # the stage's folder in the store
+    incremental: ClassVar[bool] = False  # outputs are added to in place instead of being renamed when all are there
+    name: str = field(metadata=NOT_IN_KEY)  # how people call it
+
+    @abstractmethod
+    def run(self, folder: Path, workspace: Workspace) -> None:
+        """Write the outputs to `folder`; what an interrupted run left there may be used to go on."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> T:
+        """Read the outputs back."""
+
+    def complete(self, folder: Path, workspace: Workspace) -> bool:
+        """Whether `folder` holds all outputs."""
+        return (folder / "stage.json").exists()
+
+    def fingerprint(self) -> object:
+        """What the outputs depend on besides inputs and arguments, such as files on disk; JSON-able."""
+        return None
+
+    def inputs(self) -> list[Stage[Any]]:
+        """The stages in the fields."""
+        return [source for f in fields(self) for source in _stages(getattr(self, f.name))]
+
+    def summary(self, output: T) -> str:
+        """What came out, in a few words."""
+        return ""
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """The fields as plain JSON-able values, with keys in place of stages."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.metadata.get("key", True)}
+
+    @cached_property
+    def key(self) -> str:
+        """Sixteen hex digits that stand for everything the outputs depend on."""
+        parts = [self.slug, self.arguments, self.versions, self.fingerprint()]
+        return digest(json.dumps(parts, sort_keys=True))[:16]
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """Versions of the distributions that own this stage and the components its arguments name."""
+        target = f"{type(self).__module__}:{type(self).__qualname__}"
+        owners = [entry.owner for entry in plugins().entries("stages") if entry.target == target]
+        hints = get_type_hints(type(self), include_extras=True)
+        for f in fields(self):
+            for kind, config in _components(hints[f.name], getattr(self, f.name)):
+                owners.append(lookup(kind, config["type"]).owner)
+        return {owner.distribution: owner.version for owner in owners if owner is not None}
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON can write it: stages become their keys, dataclasses dictionaries."""
+    if isinstance(value, Stage):
+        return {"stage": value.key}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    if hasattr(value, "__dataclass_fields__"):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def _components(hint: Any, value: Any) -> Iterator[tuple[str, Config]]:
+    """The (kind, config) pairs in a field's value, found by the Slots in its type hint."""
+    if get_origin(hint) is Annotated:
+        slots = [extra for extra in hint.__metadata__ if isinstance(extra, Slot)]
+        if slots and isinstance(value, Mapping):
+            yield slots[0].kind, value
+        return
+    if hasattr(hint, "__dataclass_fields__") and isinstance(value, hint):
+        nested = get_type_hints(hint, include_extras=True)
+        for f in fields(value):
+            yield from _components(nested[f.name], getattr(value, f.name))
+        return
+    if get_origin(hint) in (Union, UnionType):
+        items: Iterable[Any] = [value]
+    else:
+        items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    for argument in get_args(hint):
+        for item in items:
+            yield from _components(argument, item)
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What happened to one stage in this run."""
+
+    name: str
+    key: str
+    seconds: float
+    reused: bool
+    summary: str
+    folder: Path
+
+
+@dataclass
+class Workspace:
+    """Where stages keep their outputs (`store/<slug>/<key>/`), and what they run on.
+
+    The store is shared by runs: an experiment that changes one stage finds the outputs of all others there.
+    """
+
+    store: Path
+    profile: Profile
+    stop: Stop
+    again: frozenset[str] = frozenset()  # keys of the stages to run although their outputs are there
+    on_record: Callable[[StageRecord], None] = lambda record: None
+    on_start: Callable[[Stage[Any]], None] = lambda stage: None
+    records: dict[str, StageRecord] = field(default_factory=dict)  # by stage name
+    _outputs: dict[tuple[str, str], Any] = field(default_factory=dict)
+    _made: set[str] = field(default_factory=set)  # keys that were run in this workspace
+
+    def folder(self, stage: Stage[Any]) -> Path:
+        """Where the outputs of `stage` are, or will be."""
+        return self.store / stage.slug / stage.key
+
+    def complete(self, stage: Stage[Any]) -> bool:
+        """Whether all outputs of `stage` are there."""
+        return stage.complete(self.folder(stage), self)
+
+    def get(self, stage: Stage[T]) -> T:
+        """The outputs of `stage`, which is run first if they are not there (and its inputs before it).
+
+        Raises:
+            GuieError: another process is making the same outputs, or whatever the stage itself raises.
+            Interrupted: the user asked to stop; what is done is kept and the next call goes on from there.
+        """
+        known = (stage.name, stage.key)
+        if known not in self._outputs:
+            self._outputs[known] = self._make(stage)
+        return cast(T, self._outputs[known])
+
+    def _make(self, stage: Stage[T]) -> T:
+        folder = self.folder(stage)
+        start = time.monotonic()
+        reused = not self._again(stage) and self.complete(stage)
+        if not reused:
+            for source in stage.inputs():  # first, so that their time isn't counted as this stage's
+                self.get(source)
+            start = time.monotonic()
+            self.on_start(stage)
+            with explain_os_errors(folder), self._lock(folder):
+                self._run(stage, folder)
+        output = stage.load(folder)
+        record = StageRecord(
+            stage.name, stage.key, time.monotonic() - start, reused, stage.summary(output), folder
+        )
+        self.records[stage.name] = record
+        self.on_record(record)
+        return output
+
+    def _again(self, stage: Stage[Any]) -> bool:
+        return stage.key in self.again and stage.key not in self._made
+
+    def _run(self, stage: Stage[Any], folder: Path) -> None:
+        start = time.monotonic()
+        staging = folder if stage.incremental else folder.with_name(f"{stage.key}.partial")
+        if self._again(stage):
+            shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True, exist_ok=True)
+        self._made.add(stage.key)
+        stage.run(staging, self)
+        about = {
+            "stage": stage.name,
+            "key": stage.key,
+            "arguments": stage.arguments,
+            "versions": stage.versions,
+            "seconds": round(time.monotonic() - start, 2),
+        }
+        with atomic_write(staging / "stage.json", "w") as file:
+            json.dump(about, file, indent=2)
+        if staging != folder:
+            # only now does an older result of the same key go
+            shutil.rmtree(folder, ignore_errors=True)
+            staging.rename(folder)
+
+    @contextmanager
+    def _lock(self, folder: Path) -> Iterator[None]:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with open(folder.with_name(f".{folder.name}.lock"), "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise GuieError(
+                    f"another process is making {folder} at this moment; "
+                    "wait for it and run this again, which then reuses its result, or choose another --work-dir"
+                ) from None
+            yield
+
+
+def _stages(value: Any) -> Iterator[Stage[Any]]:
+    if isinstance(value, Stage):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _stages(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _stages(item)

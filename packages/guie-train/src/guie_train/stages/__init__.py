@@ -1,0 +1,1 @@
+"""The stages that recipes are made of."""

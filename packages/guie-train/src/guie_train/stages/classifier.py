@@ -1,0 +1,130 @@
+"""The stage that trains the classifier which steers switched augmentation: FitClassifier."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from guie_core import GuieError
+from guie_core.files import atomic_write
+from guie_core.registry import build
+from guie_datasets import Manifest
+from safetensors.torch import load_file
+from sklearn.model_selection import StratifiedKFold
+from torch import Tensor, nn
+
+from guie_train.device import device_of
+from guie_train.feature_store import FeatureStore
+from guie_train.fitting import Curve, Fit, Training
+from guie_train.stage import Stage, Workspace
+
+
+class LinearClassifier(nn.Module):
+    """A linear layer and its cross-entropy (5th place, point 9)."""
+
+    def __init__(self, in_features: int, categories: int) -> None:
+        super().__init__()
+        self.linear = build("heads", {"type": "Linear"}, in_features=in_features, out_features=categories)
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """The loss, a scalar, of features [B, D] with labels [B]."""
+        return nn.functional.cross_entropy(self.linear(features), labels)
+
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """A classifier on disk, and the categories its outputs stand for."""
+
+    folder: Path
+    categories: tuple[str, ...]
+    in_features: int
+    curves: list[Curve]
+
+    def build(self) -> nn.Module:
+        """The linear layer [D -> categories], in evaluation mode."""
+        layer: nn.Module = build(
+            "heads", {"type": "Linear"}, in_features=self.in_features, out_features=len(self.categories)
+        )
+        tensors = load_file(self.folder / "last.safetensors")
+        layer.load_state_dict({k.removeprefix("linear."): v for k, v in tensors.items()})
+        return layer.eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitClassifier(Stage[TrainedClassifier]):
+    """Train a linear classifier of categories on all images that are not set aside as "test" (5th place, point 9).
+
+    Args:
+        folds: one part in so many is held out to measure accuracy, stratified by category.
+        split_seed: of that.
+        every: epochs between two measurements.
+    """
+
+    slug: ClassVar[str] = "classifier"
+    manifest: Stage[Manifest]
+    features: Stage[FeatureStore]
+    training: Training
+    folds: int = 20
+    split_seed: int = 2021
+    every: int = 20
+    seed: int = 0
+
+    def run(self, folder: Path, workspace: Workspace) -> None:
+        """Write the weights of the last epoch, the curves, and the state from which an interrupted run goes on."""
+        manifest, store = workspace.get(self.manifest), workspace.get(self.features)
+        device = device_of(workspace.profile)
+        rows = np.flatnonzero(manifest.column("split") != "test")
+        categories, labels, counts = np.unique(
+            manifest.column("category")[rows], return_inverse=True, return_counts=True
+        )
+        if len(categories) < 2:
+            raise GuieError(
+                f"the classifier needs at least two categories, the images have {categories.tolist()}; "
+                "give the data sets a category, or set recipe.classifier=None and recipe.augmentation=None"
+            )
+        if counts.min() < self.folds:
+            rare = categories[counts.argmin()]
+            raise GuieError(
+                f"category {rare!r} has {counts.min()} images, too few for recipe.classifier.folds={self.folds}"
+            )
+        folds = StratifiedKFold(self.folds, shuffle=True, random_state=self.split_seed)
+        train, valid = next(folds.split(rows, labels))
+        features = torch.from_numpy(store.read(manifest.column("hash")[rows])).to(device)
+        targets = torch.from_numpy(labels).to(device)
+
+        torch.manual_seed(self.seed)
+        model = LinearClassifier(store.dimension, len(categories)).to(device)
+        fit = Fit(
+            model,
+            features[train],
+            targets[train],
+            self.training,
+            seed=self.seed,
+            folder=folder,
+            name=self.name,
+        )
+
+        def accuracy(epoch: int) -> Curve:
+            if epoch % self.every and epoch != self.training.epochs:
+                return {}
+            right = model.linear(features[valid]).argmax(1) == targets[valid]
+            return {"valid accuracy": float(right.float().mean())}
+
+        curves = fit.run(workspace.stop, accuracy)
+        fit.write_checkpoint("last")
+        about = {"categories": categories.tolist(), "in_features": store.dimension, "curves": curves}
+        with atomic_write(folder / "curves.json", "w") as file:
+            json.dump(about, file, indent=1)
+
+    def load(self, folder: Path) -> TrainedClassifier:
+        """The classifier and its curves."""
+        about: dict[str, Any] = json.loads((folder / "curves.json").read_text())
+        return TrainedClassifier(folder, tuple(about["categories"]), about["in_features"], about["curves"])
+
+    def summary(self, output: TrainedClassifier) -> str:
+        """Its accuracy on the held-out part."""
+        return f"{len(output.categories)} categories, accuracy {output.curves[-1]['valid accuracy']:.3f}"

@@ -1,0 +1,90 @@
+"""The stage that leaves Python: Export."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import numpy as np
+import torch
+from guie_core import Config, Interrupted, Slot
+from guie_core.files import atomic_write
+from guie_core.progress import bar
+from guie_core.registry import build
+from guie_datasets import Manifest, read_images
+from guie_models import Embedder, ExportReport, SwitchedAugmentation
+
+from guie_train.stage import Stage, Workspace
+from guie_train.stages.augmentation import Switched, padded_classes
+from guie_train.stages.classifier import TrainedClassifier
+from guie_train.stages.head import TrainedHead
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Stage[list[ExportReport]]):
+    """Write the embedder in formats that run elsewhere, each proven equal on real images.
+
+    Args:
+        split: the images of the proof are taken from it, evenly over its rows.
+        images: how many.
+    """
+
+    slug: ClassVar[str] = "export"
+    manifest: Stage[Manifest]
+    head: Stage[TrainedHead]
+    classifier: Stage[TrainedClassifier] | None
+    backbone: Annotated[Config, Slot("backbones")]
+    view: Annotated[Config, Slot("views", defaults=("size", "mean", "std"))]
+    augmentation: Switched | None
+    exporters: list[Annotated[Config, Slot("exporters")]]
+    split: str = "test"
+    images: int = 64
+
+    def embedder(self, workspace: Workspace) -> Embedder:
+        """The deployable model, with trained weights, on the CPU."""
+        backbone = build("backbones", self.backbone, where="recipe.backbone")
+        data = {"size": backbone.image_size, "mean": backbone.mean, "std": backbone.std}
+        classifier = workspace.get(self.classifier) if self.classifier else None
+        augmentation = None
+        if self.augmentation and classifier:
+            chosen = padded_classes(self.augmentation, classifier.categories)
+            augmentation = SwitchedAugmentation(**data, crop=self.augmentation.crop, padded_for=chosen)
+        embedder = Embedder(
+            backbone,
+            workspace.get(self.head).build(),
+            build("views", self.view, **data),
+            augmentation,
+            classifier.build() if classifier else None,
+        )
+        return embedder.eval()
+
+    def run(self, folder: Path, workspace: Workspace) -> None:
+        """Write each exporter's files and `exports.json` with what the comparison found."""
+        manifest = workspace.get(self.manifest)
+        rows = np.flatnonzero(manifest.column("split") == self.split)
+        rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(self.images, len(rows))).astype(int))]
+        refs = [manifest.images()[row] for row in rows]
+        images = [torch.from_numpy(image) for image in read_images(refs, workers=workspace.profile.workers)]
+        embedder = self.embedder(workspace)
+        reports = []
+        with bar(len(self.exporters), self.name, unit="format") as progress:
+            for i, config in enumerate(self.exporters):
+                exporter = build("exporters", config, where=f"recipe.exports.{i}")
+                reports.append(exporter.export(embedder, folder, images))
+                progress.advance(1)
+                if workspace.stop:
+                    raise Interrupted(f"{self.name}: {i + 1} of {len(self.exporters)} formats are written")
+        with atomic_write(folder / "exports.json", "w") as file:
+            json.dump([asdict(report) | {"path": Path(report.path).name} for report in reports], file, indent=1)
+
+    def load(self, folder: Path) -> list[ExportReport]:
+        """What the comparison of each export with the embedder found."""
+        found = json.loads((folder / "exports.json").read_text())
+        return [ExportReport(**report | {"path": folder / report["path"]}) for report in found]
+
+    def summary(self, output: list[ExportReport]) -> str:
+        """The files, and the worst of their differences."""
+        worst = max(report.max_difference for report in output)
+        return f"{', '.join(report.path.name for report in output)} equal the model within {worst:.0e}"

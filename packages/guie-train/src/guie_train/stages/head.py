@@ -1,0 +1,179 @@
+"""The stage that trains the embedding: FitHead."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from guie_core import Config, GuieError, Slot
+from guie_core.files import atomic_write
+from guie_core.registry import build
+from guie_datasets import Manifest
+from guie_models.views import size_values
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from guie_train.device import device_of
+from guie_train.feature_store import FeatureStore
+from guie_train.fitting import Curve, Fit, Training
+from guie_train.retrieval import Pairs, evaluate
+from guie_train.stage import Stage, Workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """How the published checkpoint is chosen: by retrieval among classes that training never sees (5th place, point 8).
+
+    Args:
+        protocol: which images ask and which answer.
+        metric: the figure that decides; the earliest of equals wins.
+        every: epochs between two evaluations; the last epoch is always evaluated.
+        normalise: whether embeddings are L2-normalised first; the original compares them as they are.
+        keep: "best" by the metric, or simply the "last" epoch.
+    """
+
+    protocol: Annotated[Config, Slot("protocols")]
+    metric: str = "mP@5"
+    every: int = 10
+    normalise: bool = False
+    keep: Literal["best", "last"] = "best"
+
+
+class HeadWithLoss(nn.Module):
+    """A head and its loss, which owns the class centres: what is trained, and saved, together."""
+
+    def __init__(self, head: nn.Module, loss: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        self.loss = loss
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """The loss, a scalar, of features [B, D] with labels [B]."""
+        loss: Tensor = self.loss(self.head(features), labels)
+        return loss
+
+
+@dataclass(frozen=True)
+class TrainedHead:
+    """A head on disk, and how it came to be."""
+
+    folder: Path
+    config: Config
+    in_features: int
+    epoch: int  # of the chosen checkpoint
+    curves: list[Curve]
+
+    def build(self) -> nn.Module:
+        """The head with its chosen weights, in evaluation mode."""
+        head: nn.Module = build("heads", self.config, in_features=self.in_features)
+        tensors = load_file(self.folder / "chosen.safetensors")
+        head.load_state_dict({k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")})
+        return head.eval()
+
+
+def head_inputs(head: nn.Module, store: FeatureStore, manifest: Manifest, rows: NDArray[np.int64]) -> Tensor:
+    """What `head` takes for these rows [N, D (+ 3)]: features, and size values if it asks for them (point 3)."""
+    features = torch.from_numpy(store.read(manifest.column("hash")[rows]))
+    if not getattr(head, "size_features", 0):
+        return features
+    height, width = (torch.from_numpy(manifest.column(name)[rows].astype(np.float32)) for name in ("height", "width"))
+    return torch.cat([features, size_values(height, width, store.about["image_size"])], 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitHead(Stage[TrainedHead]):
+    """Train the head with a margin loss on the training split (5th place, points 4 to 8)."""
+
+    slug: ClassVar[str] = "head"
+    manifest: Stage[Manifest]
+    train: Stage[FeatureStore]
+    valid: Stage[FeatureStore]
+    head: Annotated[Config, Slot("heads", provides=("in_features",))]
+    loss: Annotated[Config, Slot("losses", provides=("embedding_size", "classes"))]
+    training: Training
+    selection: Selection
+    seed: int = 0
+
+    def run(self, folder: Path, workspace: Workspace) -> None:
+        """Write the chosen weights, checkpoints, the curves, and the state from which an interrupted run goes on."""
+        manifest, train, valid = (workspace.get(source) for source in (self.manifest, self.train, self.valid))
+        device = device_of(workspace.profile)
+        split = manifest.column("split")
+        rows = np.flatnonzero(split == "train")
+        if not len(rows):
+            raise GuieError("no image is left for training: the splits in recipe.splits take them all")
+        # classes of the training split alone, so that no centre stands for a class without images
+        classes, labels = np.unique(manifest.column("label")[rows], return_inverse=True)
+
+        torch.manual_seed(self.seed)
+        head = build("heads", self.head, where="recipe.head", in_features=train.dimension)
+        loss = build(
+            "losses", self.loss, where="recipe.loss", embedding_size=head.out_features, classes=len(classes)
+        )
+        model = HeadWithLoss(head, loss).to(device)
+        fit = Fit(
+            model,
+            head_inputs(head, train, manifest, rows).to(device),
+            torch.from_numpy(labels).to(device),
+            self.training,
+            seed=self.seed,
+            folder=folder,
+            name=self.name,
+        )
+
+        pairs = build("protocols", self.selection.protocol, where="recipe.selection.protocol").pairs(
+            manifest.column("label"), split
+        )
+        asked = np.unique(np.concatenate([pairs.queries, pairs.index]))
+        pairs = Pairs(np.searchsorted(asked, pairs.queries), np.searchsorted(asked, pairs.index))
+        asked_labels, asked_categories = manifest.column("label")[asked], manifest.column("category")[asked]
+        selection_inputs = head_inputs(head, valid, manifest, asked).to(device)
+        seen = np.flatnonzero((split == "valid") & np.isin(manifest.column("label"), classes))
+        seen_inputs = head_inputs(head, valid, manifest, seen).to(device) if len(seen) else None
+        seen_labels = torch.from_numpy(np.searchsorted(classes, manifest.column("label")[seen])).to(device)
+
+        def score(epoch: int) -> Curve:
+            last = epoch == self.training.epochs
+            if epoch % self.selection.every and not last:
+                return {}
+            embedding = head(selection_inputs).float()
+            if self.selection.normalise:
+                embedding = nn.functional.normalize(embedding)
+            metrics = tuple(dict.fromkeys((self.selection.metric, "MRR@5")))
+            curve = dict(evaluate(embedding.cpu(), asked_labels, asked_categories, pairs, metrics=metrics).overall)
+            if seen_inputs is not None:
+                # accuracy and loss on margin-penalised logits, as the original logs them
+                logits = loss.margin_logits(head(seen_inputs), seen_labels)
+                curve["valid loss"] = float(nn.functional.cross_entropy(logits, seen_labels))
+                curve["valid accuracy"] = float((logits.argmax(1) == seen_labels).float().mean())
+            best = max((c.get(self.selection.metric, -1.0) for c in fit.curves), default=-1.0)
+            if last if self.selection.keep == "last" else curve[self.selection.metric] > best:
+                fit.write_checkpoint("chosen")
+            return curve
+
+        curves = fit.run(workspace.stop, score)
+        with atomic_write(folder / "curves.json", "w") as file:
+            json.dump({"in_features": train.dimension, "chosen": self.chosen(curves), "curves": curves}, file, indent=1)
+
+    def chosen(self, curves: list[Curve]) -> int:
+        """The epoch of the published checkpoint: the earliest with the best score, or the last."""
+        if self.selection.keep == "last":
+            return self.training.epochs
+        best = max(curves, key=lambda curve: curve.get(self.selection.metric, -1.0))
+        return int(best["epoch"])
+
+    def load(self, folder: Path) -> TrainedHead:
+        """The chosen head and its curves."""
+        about: dict[str, Any] = json.loads((folder / "curves.json").read_text())
+        return TrainedHead(folder, self.head, about["in_features"], about["chosen"], about["curves"])
+
+    def summary(self, output: TrainedHead) -> str:
+        """Which epoch was chosen, and its score."""
+        curve = output.curves[output.epoch - 1]
+        figure = f", {self.selection.metric} {curve[self.selection.metric]:.3f} on unseen classes"
+        return f"epoch {output.epoch} of {len(output.curves)} chosen{figure if self.selection.metric in curve else ''}"

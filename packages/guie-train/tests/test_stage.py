@@ -1,0 +1,143 @@
+"""Stages: run once for each key, and what the key depends on."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import pytest
+from guie_core import Config, GuieError, Interrupted, Slot
+from guie_core.interrupt import Stop
+from guie_core.profiles import profile
+from guie_train.stage import NOT_IN_KEY, Stage, StageRecord, Workspace
+
+RUNS: list[str] = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number(Stage[int]):
+    slug: ClassVar[str] = "number"
+    value: int
+    head: Annotated[Config, Slot("heads")] | None = None
+    colour: str = field(default="red", metadata=NOT_IN_KEY)
+
+    def run(self, folder: Path, workspace: Workspace) -> None:
+        RUNS.append(self.name)
+        (folder / "number").write_text(str(self.value))
+
+    def load(self, folder: Path) -> int:
+        return int((folder / "number").read_text())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sum(Stage[int]):
+    slug: ClassVar[str] = "sum"
+    one: Stage[int]
+    others: Mapping[str, Stage[int]]
+    fail: ClassVar[list[Exception]] = []
+
+    def run(self, folder: Path, workspace: Workspace) -> None:
+        RUNS.append(self.name)
+        previous = (folder / "half").exists()
+        (folder / "half").touch()
+        if self.fail:
+            raise self.fail.pop()
+        total = workspace.get(self.one) + sum(workspace.get(stage) for stage in self.others.values())
+        (folder / "sum").write_text(f"{total} {previous}")
+
+    def load(self, folder: Path) -> int:
+        return int((folder / "sum").read_text().split()[0])
+
+    def summary(self, output: int) -> str:
+        return f"sum {output}"
+
+
+@pytest.fixture(autouse=True)
+def no_runs() -> None:
+    RUNS.clear()
+
+
+def workspace(tmp_path: Path, **more: Any) -> Workspace:
+    return Workspace(tmp_path / "store", profile("cpu"), Stop(), **more)
+
+
+def three() -> Sum:
+    return Sum(name="sum", one=Number(name="one", value=1), others={"two": Number(name="two", value=2)})
+
+
+def test_runs_inputs_first_and_everything_once(tmp_path: Path) -> None:
+    assert workspace(tmp_path).get(three()) == 3
+    assert RUNS == ["one", "two", "sum"]
+    assert workspace(tmp_path).get(three()) == 3
+    assert RUNS == ["one", "two", "sum"]
+
+
+def test_only_what_depends_on_a_change_runs_again(tmp_path: Path) -> None:
+    workspace(tmp_path).get(three())
+    RUNS.clear()
+    changed = Sum(name="sum", one=Number(name="one", value=1), others={"two": Number(name="two", value=5)})
+    assert workspace(tmp_path).get(changed) == 6
+    assert RUNS == ["two", "sum"]
+    assert workspace(tmp_path).get(three()) == 3  # the former result is still there
+    assert RUNS == ["two", "sum"]
+
+
+def test_the_key_depends_on_arguments_and_owners_but_not_on_names() -> None:
+    one = Number(name="one", value=1)
+    assert one.key == Number(name="uno", value=1, colour="blue").key
+    assert one.key != Number(name="one", value=2).key
+    headed = Number(name="one", value=1, head={"type": "Linear", "out_features": 3})
+    assert headed.key != one.key
+    assert headed.versions.keys() == {"guie-models"}  # Number itself belongs to no plugin
+
+
+def test_records_say_what_was_reused(tmp_path: Path) -> None:
+    records: list[StageRecord] = []
+    workspace(tmp_path).get(three())
+    workspace(tmp_path, on_record=records.append).get(three())
+    assert [(r.name, r.reused, r.summary) for r in records] == [("sum", True, "sum 3")]
+
+
+def test_an_interrupted_stage_goes_on_in_its_folder_and_nothing_half_done_counts(tmp_path: Path) -> None:
+    Sum.fail.append(Interrupted("stopped"))
+    with pytest.raises(Interrupted):
+        workspace(tmp_path).get(three())
+    assert not workspace(tmp_path).complete(three())
+    assert workspace(tmp_path).get(three()) == 3
+    assert (workspace(tmp_path).folder(three()) / "sum").read_text() == "3 True"
+
+
+def test_again_runs_from_the_start_once_and_keeps_the_old_result_until_then(tmp_path: Path) -> None:
+    stage = three()
+    workspace(tmp_path).get(stage)
+    Sum.fail.append(GuieError("no"))
+    again = workspace(tmp_path, again=frozenset([stage.key]))
+    with pytest.raises(GuieError):
+        again.get(stage)
+    assert workspace(tmp_path).complete(stage)
+    again = workspace(tmp_path, again=frozenset([stage.key]))
+    assert again.get(stage) == 3
+    assert (again.folder(stage) / "sum").read_text() == "3 False"
+
+
+def test_two_processes_do_not_make_the_same_result(tmp_path: Path) -> None:
+    stage = Number(name="one", value=1)
+    folder = workspace(tmp_path).folder(stage)
+    folder.parent.mkdir(parents=True)
+    with open(folder.with_name(f".{stage.key}.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(GuieError, match="another process is making"):
+            workspace(tmp_path).get(stage)
+    assert workspace(tmp_path).get(stage) == 1
+
+
+def test_what_made_a_result_stands_beside_it(tmp_path: Path) -> None:
+    space = workspace(tmp_path)
+    space.get(three())
+    about = json.loads((space.folder(three()) / "stage.json").read_text())
+    assert about["stage"] == "sum"
+    assert about["arguments"]["one"] == {"stage": Number(name="one", value=1).key}
