@@ -20,7 +20,11 @@ def guie_package(needs=()):
         sdist=False,
     )
     resources(name="test_data", sources=["tests/**/*", "!tests/**/*.py"])
-    python_test_utils(name="test_utils", sources=["tests/**/*.py", "!tests/**/test_*.py"])
+    python_test_utils(
+        name="test_utils",
+        sources=["tests/**/*.py", "!tests/**/test_*.py"],
+        skip_mypy=True,  # it takes two files called conftest.py for one module
+    )
     python_tests(
         name="tests",
         sources=["tests/**/test_*.py"],
