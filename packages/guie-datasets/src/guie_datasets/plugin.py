@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from guie_core import Entry, Kind, hookimpl
 
+_UNKNOWN = "LicenseRef-unknown"  # that of the images, which only their owner knows
+
 
 @hookimpl
 def guie_kinds() -> list[Kind]:
@@ -16,8 +18,15 @@ def guie_kinds() -> list[Kind]:
 @hookimpl
 def guie_datasets() -> list[Entry]:
     return [
-        Entry("folder", "guie_datasets.folders:ClassFolders", "Your own images: a folder of class folders"),
-        Entry("tfrecord", "guie_datasets.shards:TFRecordDataset", "TFRecord shards of images and integer labels"),
+        Entry(
+            "folder",
+            "guie_datasets.folders:ClassFolders",
+            "Your own images: a folder of class folders",
+            licence=_UNKNOWN,
+        ),
+        Entry(
+            "tfrecord", "guie_datasets.shards:TFRecordDataset", "TFRecord shards of images and labels", licence=_UNKNOWN
+        ),
     ]
 
 

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar, overload
 
 from guie_core import GuieError
 
@@ -24,34 +24,53 @@ R = TypeVar("R")
 OPEN_FILES = 16
 
 
+@overload
 def read_images(
     refs: Sequence[ImageRef], *, workers: int, window: int | None = None
-) -> Generator[NDArray[np.uint8], None, None]:
-    """The decoded images, uint8 [3, H, W] each, in the order of `refs`.
+) -> Generator[NDArray[np.uint8], None, None]: ...
+@overload
+def read_images(
+    refs: Sequence[ImageRef],
+    *,
+    workers: int,
+    transform: Callable[[NDArray[np.uint8]], R],
+    window: int | None = None,
+) -> Generator[R, None, None]: ...
+def read_images(
+    refs: Sequence[ImageRef],
+    *,
+    workers: int,
+    transform: Callable[[NDArray[np.uint8]], Any] | None = None,
+    window: int | None = None,
+) -> Generator[Any, None, None]:
+    """The decoded images, uint8 [3, H, W] each, in the order of `refs`; or what `transform` makes of each.
 
-    `workers` threads read and decode ahead; they run in parallel, since Pillow lets go of the interpreter while it
-    decodes and numpy while it copies. At most `window` images (default: 4 for each worker) are held at a time.
+    `workers` threads read, decode and transform ahead. They run in parallel: Pillow lets go of the interpreter while it
+    decodes, and numpy while it copies. At most `window` images (default: 4 for each worker) are held at a time.
     0 workers: everything happens in the calling thread. Closing the generator stops the threads and closes the files.
 
     Raises BadImage, with the place, for an image that cannot be decoded, and GuieError for one that cannot be read;
-    images before it have been given by then.
+    the images before it have been given by then.
     """
     if workers < 0:
         raise ValueError(f"workers must be 0 or more, not {workers}")
-    return _read_images(refs, workers, window or 4 * max(workers, 1))
+    return _read_images(refs, workers, transform, window or 4 * max(workers, 1))
 
 
-def _read_images(refs: Sequence[ImageRef], workers: int, window: int) -> Generator[NDArray[np.uint8], None, None]:
+def _read_images(
+    refs: Sequence[ImageRef], workers: int, transform: Callable[[NDArray[np.uint8]], Any] | None, window: int
+) -> Generator[Any, None, None]:
     with Reader() as reader:
 
-        def image(ref: ImageRef) -> NDArray[np.uint8]:
+        def read(ref: ImageRef) -> Any:
             data = reader.read(ref)
             try:
-                return decode(data)
+                image = decode(data)
             except BadImage as error:
                 raise BadImage(error.reason, str(ref)) from error
+            return image if transform is None else transform(image)
 
-        yield from ordered_map(image, refs, workers, window)
+        yield from ordered_map(read, refs, workers, window)
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int, window: int) -> Generator[R, None, None]:

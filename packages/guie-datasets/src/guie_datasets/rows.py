@@ -86,6 +86,13 @@ class Dataset(ABC):
         """How many rows there will be, where that is known without a pass over the data; for progress bars."""
         return None
 
+    def sources(self) -> Sequence[Path]:
+        """The files that the rows come from, each once: when one of them changes, the data set must be prepared again.
+
+        By default those that the rows name, which takes a pass over the rows; override it where they are known.
+        """
+        return list(dict.fromkeys(Path(row.image.path) for row in self.rows()))
+
     def provenance(self) -> Mapping[str, Any]:
         """What the manifest records about this data set: the class and its plain public attributes."""
         plain = {name: _plain(value) for name, value in vars(self).items() if not name.startswith("_")}

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from guie_core import GuieError
+from guie_core import UsageError
 
 from . import tfrecord
 from .rows import Dataset, LeftOut, Row
@@ -37,7 +37,7 @@ class TFRecordDataset(Dataset):
         label: str = LABEL,
     ) -> None:
         if (folder is None) == (not files):
-            raise GuieError("a TFRecord data set needs either folder or files")
+            raise UsageError("a TFRecord data set needs folder or files, one of the two")
         self.folder = None if folder is None else _absolute(folder)
         self.files = [_absolute(file) for file in files]
         self.source = source
@@ -76,9 +76,11 @@ class TFRecordDataset(Dataset):
     def left_out(self) -> Sequence[LeftOut]:
         return self._left_out
 
+    def sources(self) -> Sequence[Path]:
+        return tfrecord.shards(self.folder, self.pattern, check=False) if self.folder else self.files
+
     def count(self) -> int | None:
-        files = tfrecord.shards(self.folder, self.pattern, check=False) if self.folder else self.files
-        counts = [tfrecord.images_in_name(path) for path in files]
+        counts = [tfrecord.images_in_name(path) for path in self.sources()]
         return None if None in counts else sum(count or 0 for count in counts)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from guie_core import GuieError
+from guie_core import GuieError, UsageError
 
 from .manifest import Manifest
 
@@ -42,7 +42,7 @@ def split(manifest: Manifest, splits: Sequence[Split]) -> Manifest:
     """
     names = [each.name for each in splits]
     if "" in names or TRAIN in names or len(set(names)) < len(names):
-        raise GuieError(f"splits need names of their own, other than {TRAIN!r}: these are named {names}")
+        raise UsageError(f"splits need names of their own, other than {TRAIN!r}: these are named {names}")
     assigned = manifest.column("split").copy()
     for each in splits:
         free = np.flatnonzero(assigned == "")
@@ -88,16 +88,17 @@ class UnseenClasses(Split):
     def choose(self, manifest: Manifest) -> NDArray[np.intp]:
         from sklearn.model_selection import StratifiedGroupKFold
 
-        labels = manifest.column("label")
         _check_fold(self.name, self.folds, self.fold)
+        labels, categories = manifest.column("label"), manifest.column("category").astype(str)
         classes = len(np.unique(labels))
-        if classes < self.folds:
+        largest = int(np.unique(categories, return_counts=True)[1].max(initial=0))
+        if min(classes, largest) < self.folds:
             raise GuieError(
-                f"split {self.name!r}: {classes} classes cannot be dealt into {self.folds} folds. "
-                f"Set folds to {max(classes, 2)} or less, or add data"
+                f"split {self.name!r}: {classes} classes, of whose categories the largest has {largest} images, cannot "
+                f"be dealt into {self.folds} folds. Set folds to {max(min(classes, largest), 2)} or less, or add data"
             )
         folds = StratifiedGroupKFold(self.folds, shuffle=True, random_state=self.seed)
-        chosen = _fold(folds.split(labels, manifest.column("category").astype(str), groups=labels), self.fold, self)
+        chosen = _fold(folds.split(labels, categories, groups=labels), self.fold, self)
         if not len(chosen):
             raise GuieError(
                 f"split {self.name!r}: fold {self.fold} of {self.folds} got none of the {classes} classes. "
@@ -138,8 +139,8 @@ class StratifiedImages(Split):
 
 def _check_fold(name: str, folds: int, fold: int) -> None:
     if folds < 2 or not 0 <= fold < folds:
-        raise GuieError(
-            f"split {name!r}: there is no fold {fold} of {folds}. Give folds >= 2 and fold from 0 to folds - 1"
+        raise UsageError(
+            f"split {name!r}: there is no fold {fold} of {folds}. Set folds to 2 or more, and fold from 0 to folds - 1"
         )
 
 

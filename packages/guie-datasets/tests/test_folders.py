@@ -1,0 +1,120 @@
+"""A folder of class folders, as people have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from guie_core import GuieError
+from guie_datasets import ClassFolders, prepare
+from guie_datasets.testing import DatasetContract
+
+
+def fill(root: Path, tree: dict[str, list[str]]) -> Path:
+    for number, (folder, names) in enumerate(tree.items()):
+        (root / folder).mkdir(parents=True)
+        for place, name in enumerate(names):
+            path = root / folder / name
+            if path.suffix.lower() in (".jpg", ".png", ".jpeg", ".webp"):
+                Image.new("RGB", (20 + place, 16), (40 * number, 20 * place, 90)).save(path)
+            else:
+                path.write_text("not an image")
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    tree = {
+        "zebra": ["b.jpg", "a.PNG", "C.jpeg"],
+        "Ape": ["10.jpg", "9.jpg"],
+        "猫": ["一.webp", ".hidden.jpg", "._a.jpg", "notes.txt", "raw.CR2", "README"],
+        ".cache": ["x.jpg"],
+        "empty": [],
+    }
+    fill(tmp_path / "pets", tree)
+    (tmp_path / "pets" / "labels.csv").write_text("a,b")
+    (tmp_path / "pets" / ".DS_Store").write_text("")
+    (tmp_path / "pets" / "zebra" / "thumbnails").mkdir()
+    return tmp_path / "pets"
+
+
+class TestContract(DatasetContract):
+    @pytest.fixture
+    def dataset(self, root: Path) -> ClassFolders:
+        return ClassFolders(root)
+
+
+def test_rows(root: Path) -> None:
+    dataset = ClassFolders(root)
+    assert dataset.class_names() == ["Ape", "empty", "zebra", "猫"]
+    rows = list(dataset.rows())
+    assert [(row.label, row.image.path.removeprefix(f"{root}/")) for row in rows] == [
+        (0, "Ape/10.jpg"),
+        (0, "Ape/9.jpg"),
+        (2, "zebra/C.jpeg"),
+        (2, "zebra/a.PNG"),
+        (2, "zebra/b.jpg"),
+        (3, "猫/一.webp"),
+    ]
+    assert {(row.source, row.category) for row in rows} == {("pets", "")}
+
+
+def test_source_and_category(root: Path) -> None:
+    rows = list(ClassFolders(str(root), source="mine", category="animals").rows())
+    assert {(row.source, row.category) for row in rows} == {("mine", "animals")}
+    by_class = ClassFolders(root, category={"Ape": "primates", "zebra": "horses"})
+    assert [row.category for row in by_class.rows()] == ["primates"] * 2 + ["horses"] * 3 + [""]
+
+
+def test_what_is_no_image_is_listed(root: Path) -> None:
+    dataset = ClassFolders(root)
+    assert len(list(dataset.rows())) == 6
+    left_out = {(item.place.removeprefix(f"{root}/"), item.reason) for item in dataset.left_out()}
+    assert left_out == {
+        ("labels.csv", "not in a class folder"),
+        ("empty", "a class without images"),
+        ("zebra/thumbnails", "a folder inside a class folder"),
+        ("猫/README", "no suffix"),
+        ("猫/notes.txt", "not an image by its suffix '.txt'"),
+        ("猫/raw.CR2", "not an image by its suffix '.cr2'"),
+    }
+    manifest, quarantine = prepare([dataset])
+    assert manifest.column("label").tolist() == [0, 0, 1, 1, 1, 2]
+    assert quarantine.count("left out") == 6
+    assert quarantine.count("bad") == 0
+
+
+def test_a_file_that_only_looks_like_an_image_is_bad(root: Path) -> None:
+    (root / "Ape" / "11.jpg").write_text("<html>")
+    with pytest.raises(GuieError, match=r"1 of 7 images are bad .*\n  .*Ape/11.jpg: not an image"):
+        prepare([ClassFolders(root)])
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (None, "no such folder. Give the folder that holds one folder of images for each class"),
+        ({".": ["a.jpg", "b.jpg"]}, "no class folders in it, only 2 files. Put the images of each class into a folder"),
+        ({"a": [], "b": ["x.txt"]}, "no images in its 2 class folders. Images are files such as"),
+        ({"data/a": ["1.jpg"], "data/b": ["1.jpg"]}, "no images in its 1 class folders. Did you mean {root}/data?"),
+    ],
+)
+def test_folders_that_look_different(tmp_path: Path, tree: dict[str, list[str]] | None, message: str) -> None:
+    root = tmp_path / "root"
+    if tree == {".": ["a.jpg", "b.jpg"]}:
+        root.mkdir()
+        for name in tree["."]:
+            Image.new("RGB", (4, 4)).save(root / name)
+    elif tree is not None:
+        fill(root, tree)
+    with pytest.raises(GuieError) as caught:
+        list(ClassFolders(root).rows())
+    assert message.format(root=root) in str(caught.value)
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_text("")
+    with pytest.raises(GuieError, match=r"a.zip: not a folder"):
+        list(ClassFolders(tmp_path / "a.zip").rows())

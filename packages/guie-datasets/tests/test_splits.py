@@ -1,0 +1,163 @@
+"""Splits against scikit-learn called directly, and what happens when there is too little to split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from guie_core import GuieError, UsageError
+from guie_datasets import HoldOutClasses, Manifest, Split, StratifiedImages, UnseenClasses, split
+
+NAMES = ["landmarks", "products10k", "food101", "sketches"]
+
+
+def make(labels: Sequence[int] | np.ndarray, splits: Sequence[str] | None = None) -> Manifest:
+    labels = np.asarray(labels)
+    return Manifest.from_columns(
+        {
+            "path": [f"{number}.jpg" for number in range(len(labels))],
+            "label": labels,
+            "category": [NAMES[label % 4 if label % 8 else 0] for label in labels],
+            "width": np.ones(len(labels), int),
+            "height": np.ones(len(labels), int),
+            "hash": [f"{number:032x}" for number in range(len(labels))],
+        }
+        | ({} if splits is None else {"split": list(splits)})
+    )
+
+
+@pytest.fixture(scope="module")
+def manifest() -> Manifest:
+    """200 classes of 1 to 40 images, in no order."""
+    generator = np.random.default_rng(3)
+    labels = np.repeat(np.arange(200), generator.integers(1, 41, 200))
+    return make(generator.permutation(labels))
+
+
+@pytest.mark.parametrize(("folds", "fold", "seed"), [(20, 0, 0), (20, 7, 0), (5, 4, 2021)])
+def test_unseen_classes_are_scikit_learn_s(manifest: Manifest, folds: int, fold: int, seed: int) -> None:
+    labels, categories = manifest.column("label"), manifest.column("category").astype(str)
+    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+    expected = list(splitter.split(np.zeros(len(labels)), categories, groups=labels))[fold][1]
+    assert np.array_equal(UnseenClasses(folds, fold, seed).choose(manifest), expected)
+    done = split(manifest, [UnseenClasses(folds, fold, seed)])
+    assert np.flatnonzero(done.column("split") == "select").tolist() == expected.tolist()
+    assert not set(labels[expected]) & set(labels[done.column("split") == "train"])
+    assert set(categories[expected]) == set(NAMES)
+
+
+@pytest.mark.parametrize(("folds", "fold", "seed", "least"), [(20, 0, 0, 20), (20, 3, 1, 20), (4, 1, 2021, 9)])
+def test_stratified_images_are_scikit_learn_s(manifest: Manifest, folds: int, fold: int, seed: int, least: int) -> None:
+    labels = manifest.column("label")
+    rows = np.flatnonzero(np.bincount(labels)[labels] >= least)
+    splitter = StratifiedKFold(n_splits=folds, shuffle=True, random_state=seed)
+    expected = rows[list(splitter.split(rows, labels[rows]))[fold][1]]
+    done = split(manifest, [StratifiedImages(folds, fold, seed, min_images=least)])
+    assert np.flatnonzero(done.column("split") == "valid").tolist() == expected.tolist()
+    small = np.bincount(labels)[labels] < least
+    assert small.any()
+    assert set(done.column("split")[small]) == {"train"}
+
+
+def test_held_out_classes(manifest: Manifest) -> None:
+    labels = manifest.column("label")
+    done = split(manifest, [HoldOutClasses(30, seed=5)]).column("split")
+    expected = np.random.default_rng(5).permutation(200)[:30]
+    assert set(labels[done == "test"]) == set(expected)
+    assert not set(labels[done == "train"]) & set(expected)
+    other = split(manifest, [HoldOutClasses(30, seed=6)]).column("split")
+    assert (other != done).any()
+
+
+def test_the_recipe_s_splits_in_order_on_what_is_left(manifest: Manifest) -> None:
+    done = split(manifest, [HoldOutClasses(40), UnseenClasses(10), StratifiedImages(20)])
+    names, labels = done.column("split"), manifest.column("label")
+    assert set(names) == {"test", "select", "valid", "train"}
+    classes = {name: set(labels[names == name]) for name in set(names)}
+    assert classes["test"].isdisjoint(classes["select"] | classes["valid"] | classes["train"])
+    assert classes["select"].isdisjoint(classes["valid"] | classes["train"])
+    assert classes["valid"] <= classes["train"]
+    # each as scikit-learn would on the rows that are left
+    left = np.flatnonzero(names != "test")
+    categories = manifest.column("category").astype(str)
+    splitter = StratifiedGroupKFold(10, shuffle=True, random_state=0)
+    chosen = next(iter(splitter.split(left, categories[left], groups=labels[left])))[1]
+    assert np.flatnonzero(names == "select").tolist() == left[chosen].tolist()
+    # labels that are encoded anew, as the original does between the two, make no difference
+    left = np.flatnonzero((names != "test") & (names != "select"))
+    anew = np.unique(labels[left], return_inverse=True)[1]
+    rows = np.flatnonzero(np.bincount(anew)[anew] >= 20)
+    chosen = next(iter(StratifiedKFold(20, shuffle=True, random_state=0).split(rows, anew[rows])))[1]
+    assert np.flatnonzero(names == "valid").tolist() == left[rows[chosen]].tolist()
+
+
+def test_everything_but_the_split_stays(manifest: Manifest) -> None:
+    done = split(manifest, [HoldOutClasses(3)])
+    assert done.digest == manifest.digest
+    assert done.table.drop_columns(["split"]).equals(manifest.table.drop_columns(["split"]))
+    assert set(manifest.column("split")) == {""}
+
+
+def test_no_splits_make_everything_train(manifest: Manifest) -> None:
+    assert set(split(manifest, []).column("split")) == {"train"}
+
+
+def test_splits_of_a_data_set_are_kept() -> None:
+    given = ["query", "", "", "index", "", "", "", ""]
+    done = split(make([0, 0, 1, 1, 2, 2, 3, 3], given), [HoldOutClasses(1, seed=1)]).column("split")
+    assert [name for name, before in zip(done, given, strict=True) if before] == ["query", "index"]
+    assert set(done) == {"query", "index", "test", "train"}
+
+
+LABELS = [0, 0, 0, 1, 1, 2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("one", "message"),
+    [
+        (HoldOutClasses(4), "'test': 4 classes are to be held out, but there are 4. Hold out between 1 and 3"),
+        (HoldOutClasses(0), "'test': 0 classes are to be held out"),
+        (
+            UnseenClasses(),
+            "'select': 4 classes, of whose categories the largest has 3 images, cannot be dealt into 20 folds. "
+            "Set folds to 3 or less, or add data",
+        ),
+        (
+            StratifiedImages(),
+            "'valid': of 4 classes the largest has 3 images; 20 folds of classes with at least 20 images cannot be "
+            "made. Set folds and min_images to 3 or less, or add data",
+        ),
+        (StratifiedImages(folds=4, min_images=2), "'valid': of 4 classes the largest has 3 images; 4 folds"),
+    ],
+)
+def test_too_little_to_split(one: Split, message: str) -> None:
+    with pytest.raises(GuieError) as caught:
+        split(make(LABELS), [one])
+    assert message in str(caught.value)
+
+
+def test_what_is_advised_works() -> None:
+    assert set(split(make(LABELS), [HoldOutClasses(3)]).column("split")) == {"test", "train"}
+    assert set(split(make(LABELS), [UnseenClasses(folds=3)]).column("split")) == {"select", "train"}
+    assert set(split(make(LABELS), [StratifiedImages(folds=3, min_images=3)]).column("split")) == {"valid", "train"}
+
+
+@pytest.mark.parametrize("fold", [20, -1])
+def test_folds_that_do_not_exist(manifest: Manifest, fold: int) -> None:
+    for one in (UnseenClasses(fold=fold), StratifiedImages(fold=fold)):
+        with pytest.raises(UsageError, match=f"there is no fold {fold} of 20"):
+            split(manifest, [one])
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("train",), ("",)])
+def test_names_must_tell_splits_apart(manifest: Manifest, names: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="splits need names of their own"):
+        split(manifest, [HoldOutClasses(2, name=name) for name in names])
+
+
+def test_nothing_left_to_train_on() -> None:
+    with pytest.raises(GuieError, match="nothing is left to train on"):
+        split(make([0, 0], ["test", "test"]), [])
