@@ -23,6 +23,7 @@ import ast
 import contextlib
 import json
 import math
+import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,9 +82,6 @@ class Experiment:
             plain[key] = _plain(value, key, problems)
         if "recipe" not in plain:
             problems.append(Problem("", "it names no recipe.", 'Write recipe = dict(type="...", ...).'))
-        elif not isinstance(plain["recipe"], dict):
-            problems.append(Problem("recipe", f"expects dict(type=...), got {described(plain['recipe'])}."))
-            del plain["recipe"]
         for override in overrides:
             _override(plain, override, problems)
         chosen = profile if profile is not None else plain.get("profile", "auto")
@@ -92,7 +90,7 @@ class Experiment:
             found = find_profile(chosen)
         except ExperimentError as error:
             problems += error.problems
-        if isinstance(plain.get("recipe"), dict):
+        if "recipe" in plain:
             wrong = check("recipes", plain["recipe"], "recipe")
             # a value that isn't plain has been reported; what the check says of it is noise
             reported = {problem.where for problem in problems}
@@ -144,7 +142,7 @@ def _read(path: Path, source: str) -> tuple[str, dict[str, Any]]:
     if path.suffix != ".py":
         raise UsageError(f"{source} is not an experiment: an experiment is a Python file (.py).")
     tree = _parse(path, source)
-    _check_bases(path, tree, source, (path.absolute(),))
+    files = _check_bases(path, tree, source, (path.resolve(),))
     own = _assigned(tree)
     strange = [
         Problem(name, f"is not a key of an experiment (line {line}).{did_you_mean(name, KEYS)}", _ASSIGN)
@@ -153,7 +151,7 @@ def _read(path: Path, source: str) -> tuple[str, dict[str, Any]]:
     ]
     if strange:
         raise ExperimentError(strange, source)
-    values = _execute(path, source)
+    values = _execute(path, source, files)
     return ast.get_docstring(tree) or "", {key: values[key] for key in KEYS if key in values}
 
 
@@ -174,8 +172,9 @@ def _parse(path: Path, source: str) -> ast.Module:
         raise ExperimentError([Problem("", f"{shown(path)} cannot be read: {error}")], source) from None
 
 
-def _check_bases(path: Path, tree: ast.Module, source: str, chain: tuple[Path, ...]) -> None:
-    """Check the files that `path` takes pieces from, before mmengine does and says less."""
+def _check_bases(path: Path, tree: ast.Module, source: str, chain: tuple[Path, ...]) -> set[Path]:
+    """Check the files that `path` takes pieces from, before mmengine does and says less; returns them and `path`."""
+    files = {path.resolve()}
 
     def wrong(line: int, message: str, hint: str = "") -> ExperimentError:
         return ExperimentError([Problem(f"{shown(path)}:{line}", message, hint)], source)
@@ -206,12 +205,13 @@ def _check_bases(path: Path, tree: ast.Module, source: str, chain: tuple[Path, .
         if base in chain:
             raise wrong(node.lineno, f"{shown(base)} takes pieces from itself, by way of this file.")
         inner = _parse(base, source)
-        _check_bases(base, inner, source, (*chain, base))
+        files |= _check_bases(base, inner, source, (*chain, base))
         there = {*_assigned(inner), *_imported(inner)}
         for alias in node.names:
             if alias.name != "*" and alias.name not in there and not _imports_all(inner):
                 near = did_you_mean(alias.name, there) or f" It has {listing(sorted(there))}."
                 raise wrong(node.lineno, f"{shown(base)} has no {alias.name!r}.{near}")
+    return files
 
 
 def _assigned(tree: ast.Module) -> dict[str, int]:
@@ -242,37 +242,37 @@ def _imports_all(tree: ast.Module) -> bool:
 _reading = threading.Lock()
 
 
-def _execute(path: Path, source: str) -> dict[str, Any]:
+def _execute(path: Path, source: str, files: set[Path]) -> dict[str, Any]:
     """Let mmengine run the file and the files it takes pieces from."""
     from mmengine.config import Config as MmengineConfig
 
     try:
-        with _settings_that_replace():
+        with _mended_mmengine():
             loaded = MmengineConfig.fromfile(str(path.absolute()), lazy_import=True)
     except Exception as error:
-        files = {str(path.absolute()), *(str(p) for p in path.absolute().parent.rglob("*.py"))}
-        place = ""
-        for frame in traceback.extract_tb(error.__traceback__):
-            if frame.filename in files or (Path(frame.filename).suffix == ".py" and _is_near(frame.filename, path)):
-                place = f"{shown(frame.filename)}:{frame.lineno}"
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() in files]
+        place = f"{shown(Path(frames[-1].filename).resolve())}:{frames[-1].lineno}" if frames else ""
         message = str(error) if isinstance(error, AttributeError) else f"{type(error).__name__}: {error}"
         raise ExperimentError([Problem(place, message)], source) from error
     values: dict[str, Any] = loaded._to_lazy_dict()
     return values
 
 
-def _is_near(filename: str, path: Path) -> bool:
-    """Whether a file belongs to the experiments, not to an installed package."""
-    root = path.absolute().parent.parent
-    return Path(filename).is_relative_to(root) and "site-packages" not in filename
-
-
 @contextlib.contextmanager
-def _settings_that_replace() -> Iterator[None]:
-    """Within the block, mmengine makes settings of experiments whose update() follows a changed type."""
+def _mended_mmengine() -> Iterator[None]:
+    """Within the block, mmengine makes settings whose update() follows a changed type, and knows the standard library."""
     import mmengine.config.config as module
+    import mmengine.config.utils as utils
 
     original: Any = module.ConfigDict
+    is_builtin = utils._is_builtin_module
+
+    def is_standard(name: str) -> bool:
+        # mmengine looks at paths, which fails in a virtual environment whose Python is not below /usr: there
+        # `from math import pi` would become something to be imported later. `from __future__` has to stay that way,
+        # since mmengine may put statements before it.
+        root = name.split(".")[0]
+        return root in sys.stdlib_module_names - {"__future__"} or name.startswith("mmengine.config")
 
     class Settings(original):  # type: ignore[misc]  # mmengine has no types
         def update(self, *args: Any, **kwargs: Any) -> None:
@@ -298,11 +298,11 @@ def _settings_that_replace() -> Iterator[None]:
                 ) from None
 
     with _reading:
-        module.ConfigDict = Settings
+        module.ConfigDict, utils._is_builtin_module = Settings, is_standard
         try:
             yield
         finally:
-            module.ConfigDict = original
+            module.ConfigDict, utils._is_builtin_module = original, is_builtin
             original.lazy = False
 
 

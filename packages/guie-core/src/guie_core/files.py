@@ -25,6 +25,8 @@ _REMEDY = {
     errno.EACCES: "Permission is denied",
     errno.EPERM: "Permission is denied",
     errno.EROFS: "The disk is read-only",
+    errno.ENOTDIR: "A part of the path is a file, not a folder",
+    errno.ENAMETOOLONG: "The name is too long",
     errno.EIO: "The disk reports a fault",
     errno.EMFILE: "This process has too many files open",
 }

@@ -6,6 +6,7 @@ On a terminal it is a bar; elsewhere (a log file, a batch system) a plain line n
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -48,7 +49,7 @@ class Bar:
                 unit=f" {unit}",
                 initial=initial,
                 file=self._file,
-                dynamic_ncols=True,
+                **_width(self._file),
                 leave=True,
                 smoothing=0.1,
                 bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}{postfix}]"
@@ -115,6 +116,15 @@ class Bar:
 
     def _wait_text(self) -> str:
         return f"data wait {100 * self.wait:.0f} %" if self._waited else ""
+
+
+def _width(file: TextIO) -> dict[str, Any]:
+    """How wide a bar may be: as the terminal, as it is now, or 80 where a terminal doesn't know its width."""
+    try:
+        known = os.get_terminal_size(file.fileno()).columns > 0
+    except (OSError, ValueError):
+        known = False
+    return {"dynamic_ncols": True} if known else {"ncols": 80}
 
 
 def bar(total: int | None, description: str, unit: str = "image", initial: int = 0) -> Bar:
