@@ -1,3 +1,4 @@
+# ruff: noqa: E501 -- messages and code are quoted whole
 """Distributions made for a test: real dist-info folders and modules, and nothing else installed."""
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-import guie_core.plugins
 import pytest
+
+import guie_core.plugins
 from guie_core.plugins import Plugins
 
-TOY_MODELS = '''
+TOY_MODELS = """
     from guie_core import Entry, Kind, hookimpl
 
     @hookimpl
@@ -37,9 +39,9 @@ TOY_MODELS = '''
     @hookimpl
     def guie_optimizers():
         return [Entry("AdamW", "toy_parts:AdamW", "Adam"), Entry("SAM", "toy_parts:SAM", "Sharpness-aware")]
-'''
+"""
 
-TOY_PARTS = '''
+TOY_PARTS = """
     from __future__ import annotations
 
     from collections.abc import Sequence
@@ -103,9 +105,9 @@ TOY_PARTS = '''
         weights: Sequence[float] = ()
         seed: int = 0
         verify: bool = True
-'''
+"""
 
-TOY_TRAIN = '''
+TOY_TRAIN = """
     from guie_core import Entry, Kind, hookimpl
 
     @hookimpl
@@ -115,7 +117,7 @@ TOY_TRAIN = '''
     @hookimpl
     def guie_recipes():
         return [Entry("Toy", "toy_parts:Recipe", "A toy")]
-'''
+"""
 
 
 class Site:
@@ -159,7 +161,7 @@ class Site:
         return guie_core.plugins.reload()
 
 
-@pytest.fixture()
+@pytest.fixture
 def site(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """Only guie-core is installed, and what the test adds."""
     path = tmp_path_factory.mktemp("site")
@@ -179,14 +181,14 @@ def site(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     importlib.invalidate_caches()
 
 
-@pytest.fixture()
+@pytest.fixture
 def toys(site: Site) -> Site:
     site.toys()
     site.load()
     return site
 
 
-@pytest.fixture()
+@pytest.fixture
 def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of experiments, which is the working directory's folder `experiments`."""
     folder = tmp_path / "experiments"
@@ -206,5 +208,3 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     monkeypatch.chdir(tmp_path)
     return folder
-
-

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 -- messages and code are quoted whole
 from __future__ import annotations
 
 import json
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from guie_core import Experiment, ExperimentError, UsageError
 from guie_core.experiment import differences
 
@@ -63,8 +65,10 @@ def test_settings_can_be_started_afresh(toys: Any, experiments: Path) -> None:
 
 
 def test_private_names_and_standard_imports_are_allowed(toys: Any, experiments: Path) -> None:
-    text = "from __future__ import annotations\nimport math\nfrom pathlib import Path\n" + HEAD + (
-        "_epochs = int(math.pi)\nrecipe.update(arcface=dict(epochs=_epochs), cache=Path('a') / 'b')\n"
+    text = (
+        "from __future__ import annotations\nimport math\nfrom pathlib import Path\n"
+        + HEAD
+        + ("_epochs = int(math.pi)\nrecipe.update(arcface=dict(epochs=_epochs), cache=Path('a') / 'b')\n")
     )
     found = Experiment.load(write(experiments, text), profile="cpu")
     assert found.recipe["arcface"]["epochs"] == 3
@@ -179,8 +183,11 @@ def test_override_that_does_not_fit(toys: Any, experiments: Path, override: str,
     ("text", "problem"),
     [
         ("recipe = dict(\n", "experiments/5th_place.py:1: '(' was never closed.\n  recipe = dict("),
-        ("profile = 'cpu'\n", "it names no recipe.\n  Write recipe = dict(type=\"...\", ...)."),
-        ("recipe = 'Toy'\n", "recipe: expects dict(type=...) of kind recipes, got the text 'Toy'.\n  Write dict(type='Toy')."),
+        ("profile = 'cpu'\n", 'it names no recipe.\n  Write recipe = dict(type="...", ...).'),
+        (
+            "recipe = 'Toy'\n",
+            "recipe: expects dict(type=...) of kind recipes, got the text 'Toy'.\n  Write dict(type='Toy').",
+        ),
         (
             HEAD + "recipee = recipe\n",
             "recipee: is not a key of an experiment (line 4). Did you mean 'recipe'?\n"

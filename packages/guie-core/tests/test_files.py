@@ -1,3 +1,4 @@
+# ruff: noqa: PT012 -- what is tested is the end of the block
 from __future__ import annotations
 
 import errno
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from guie_core import GuieError
 from guie_core.files import atomic_directory, atomic_write, digest, explain, explain_os_errors
 
@@ -69,7 +71,7 @@ def test_killed_writer_leaves_no_half_file(tmp_path: Path) -> None:
     assert path.read_text() == "former"
 
 
-@pytest.fixture()
+@pytest.fixture
 def _small_files() -> Iterator[None]:
     """The kernel refuses files over 4 kB, as it refuses any on a full disk."""
     former = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -92,7 +94,11 @@ def test_file_that_cannot_be_completed(tmp_path: Path) -> None:
 
 
 def test_full_disk_in_words(tmp_path: Path) -> None:
-    with pytest.raises(GuieError) as error, explain_os_errors(tmp_path / "features.bin"), open("/dev/full", "wb") as full:
+    with (
+        pytest.raises(GuieError) as error,
+        explain_os_errors(tmp_path / "features.bin"),
+        open("/dev/full", "wb") as full,
+    ):
         full.write(b"x")
         full.flush()
     lines = str(error.value).splitlines()

@@ -5,6 +5,7 @@ import signal
 import threading
 
 import pytest
+
 from guie_core.interrupt import interruptible
 
 
@@ -21,9 +22,7 @@ def test_first_ctrl_c_asks_and_the_second_stops(capsys: pytest.CaptureFixture[st
         with pytest.raises(KeyboardInterrupt):
             press()
     assert signal.getsignal(signal.SIGINT) is before
-    assert capsys.readouterr().err == (
-        "\nstopping at the next safe point; press Ctrl-C again to stop at once\n"
-    )
+    assert capsys.readouterr().err == ("\nstopping at the next safe point; press Ctrl-C again to stop at once\n")
 
 
 def test_termination_asks_too(capsys: pytest.CaptureFixture[str]) -> None:

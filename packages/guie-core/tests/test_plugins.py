@@ -1,22 +1,23 @@
+# ruff: noqa: E501 -- messages and code are quoted whole
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 from typing import Any
 
-import guie_core.plugins
 import pytest
 
+import guie_core.plugins
 from guie_core import UsageError
 from guie_core.plugins import load_plugin_files, plugins
 
-CARS = '''
+CARS = """
     from guie_core import Entry, hookimpl
 
     @hookimpl
     def guie_heads():
         return [Entry("Cars", "cars_parts:Cars", "For cars")]
-'''
+"""
 
 
 def only_failure(site: Any) -> str:
@@ -117,7 +118,11 @@ def test_override_is_explicit(toys: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "overrides", "reason"),
     [
-        ("Linear", "model:Linear", "'Linear' overrides 'model:Linear', which is not there. Did you mean 'models:Linear'?"),
+        (
+            "Linear",
+            "model:Linear",
+            "'Linear' overrides 'model:Linear', which is not there. Did you mean 'models:Linear'?",
+        ),
         ("Cars", "models:Linear", "'Cars' overrides 'models:Linear': it must have the same name."),
     ],
 )
@@ -177,7 +182,9 @@ def test_one_hook_that_is_not_decorated(toys: Any) -> None:
 
 def test_hook_with_an_argument(toys: Any) -> None:
     toys.add("cars", "guie-cars", "0.3", CARS.replace("guie_heads()", "guie_heads(registry)"))
-    assert only_failure(toys).startswith("plugin cars (guie-cars 0.3): a hook takes no arguments: Plugin 'cars (guie-cars")
+    assert only_failure(toys).startswith(
+        "plugin cars (guie-cars 0.3): a hook takes no arguments: Plugin 'cars (guie-cars"
+    )
 
 
 def test_hook_that_raises_takes_the_whole_plugin_out(toys: Any) -> None:
@@ -265,7 +272,7 @@ def test_unknown_kind(toys: Any) -> None:
         "There is no kind 'head' of component. Did you mean 'heads'?\n"
         "Kinds: backbones, commands, heads, losses, optimizers, profiles, recipes."
     )
-    with pytest.raises(UsageError, match="It belongs to guie-datasets. Is guie-datasets installed?"):
+    with pytest.raises(UsageError, match=r"It belongs to guie-datasets\. Is guie-datasets installed\?"):
         plugins().entries("splits")
 
 
@@ -313,7 +320,7 @@ def test_core_works_from_a_source_tree_that_is_not_installed(site: Any) -> None:
     assert "cpu" in [entry.name for entry in site.load().entries("profiles")]
 
 
-LOCAL = '''
+LOCAL = """
 from guie_core import Entry, hookimpl
 
 class Mine:
@@ -323,7 +330,7 @@ class Mine:
 @hookimpl
 def guie_heads():
     return [Entry("Mine", f"{__name__}:Mine", "My own")]
-'''
+"""
 
 
 def test_local_file_is_a_plugin(toys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +347,11 @@ def test_local_file_is_a_plugin(toys: Any, tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("mine.py", "import no_such_library", "importing it raised ModuleNotFoundError: No module named 'no_such_library'"),
+        (
+            "mine.py",
+            "import no_such_library",
+            "importing it raised ModuleNotFoundError: No module named 'no_such_library'",
+        ),
         ("mine.py", "def (", "importing it raised SyntaxError: invalid syntax (mine.py, line 1)"),
         ("mine.py", LOCAL.replace('"Mine"', '"Linear"'), "'Linear' of kind heads is offered twice, by plugin models"),
         ("mine.txt", LOCAL, "a plugin is a Python file (.py)."),
@@ -376,5 +387,3 @@ def test_exact_name_goes_before_the_family(toys: Any) -> None:
     found = toys.load()
     assert found.find("backbones", "timm/resnet18").label == "timm/resnet18 (guie-cars 0.3)"
     assert found.find("backbones", "timm/resnet34").label == "timm/* (guie-models 0.1.0)"
-
-

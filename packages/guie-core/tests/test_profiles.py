@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+
 from guie_core import ExperimentError, Profile
 from guie_core.plugins import plugins
 from guie_core.profiles import CPU, Gpu, detect, gpus, profile, suited
@@ -79,7 +80,7 @@ def test_settings_that_do_not_fit(config: object, message: str) -> None:
     assert str(error.value).splitlines()[1] == f"  {message}"
 
 
-@pytest.fixture()
+@pytest.fixture
 def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A program of that name; the test writes it."""
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
@@ -129,7 +130,9 @@ def test_unknown_gpu_gets_a_profile_to_its_measure(gpu: Gpu, dtype: str) -> None
     assert found.batch["features"] <= larger
 
 
-@pytest.mark.parametrize(("output", "code"), [("No devices were found", 0), ("", 9), ("x, [N/A], [N/A], 1", 0), ("a", 0)])
+@pytest.mark.parametrize(
+    ("output", "code"), [("No devices were found", 0), ("", 9), ("x, [N/A], [N/A], 1", 0), ("a", 0)]
+)
 def test_without_a_usable_gpu_auto_is_the_cpu(nvidia_smi: Path, output: str, code: int) -> None:
     install(nvidia_smi, output, code)
     assert gpus() == []

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 -- messages and code are quoted whole
 from __future__ import annotations
 
 import subprocess
@@ -5,6 +6,7 @@ import sys
 from typing import Any
 
 import pytest
+
 from guie_core import ExperimentError, GuieError, UsageError, build, check, lookup
 from guie_core.registry import registry
 
@@ -85,7 +87,10 @@ def test_unknown_component(toys: Any) -> None:
 @pytest.mark.parametrize(
     ("config", "problem"),
     [
-        ("Linear", "recipe.head: expects dict(type=...) of kind heads, got the text 'Linear'.\nWrite dict(type='Linear')."),
+        (
+            "Linear",
+            "recipe.head: expects dict(type=...) of kind heads, got the text 'Linear'.\nWrite dict(type='Linear').",
+        ),
         ([], "recipe.head: expects dict(type=...) of kind heads, got []."),
         (
             {"dropout": 0.1},
@@ -165,7 +170,7 @@ def test_nothing_registers_from_outside(toys: Any) -> None:
 
 
 def test_registry_of_an_unknown_kind(toys: Any) -> None:
-    with pytest.raises(UsageError, match="There is no kind 'head' of component. Did you mean 'heads'?"):
+    with pytest.raises(UsageError, match=r"There is no kind 'head' of component\. Did you mean 'heads'\?"):
         registry("head")
 
 

@@ -1,3 +1,4 @@
+# ruff: noqa: PT012 -- what is tested is the end of the block
 from __future__ import annotations
 
 import json
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from guie_core import Experiment, GuieError, Interrupted, Run, UsageError
 from guie_core.run import git_state
 
 HEAD = "from mmengine.config import read_base\nwith read_base():\n    from ._base_.toy import recipe\n"
 
 
-@pytest.fixture()
+@pytest.fixture
 def experiment(toys: Any, experiments: Path) -> Experiment:
     experiments.joinpath("toy.py").write_text(HEAD)
     return Experiment.load("experiments/toy.py", profile="cpu")
@@ -78,7 +80,9 @@ def test_second_execution_goes_on(experiment: Experiment) -> None:
 def test_another_experiment_in_the_same_directory(experiment: Experiment) -> None:
     Run.open("runs/toy", experiment).close()
     before = read()
-    other = changed("recipe.arcface.epochs=3", "recipe.head.out_features=8", "recipe.mode=exact", "recipe.head.dropout=0.1")
+    other = changed(
+        "recipe.arcface.epochs=3", "recipe.head.out_features=8", "recipe.mode=exact", "recipe.head.dropout=0.1"
+    )
     with pytest.raises(UsageError) as error:
         Run.open("runs/toy", other)
     assert str(error.value) == (
@@ -116,7 +120,7 @@ def test_folder_that_is_no_run_is_left_alone(experiment: Experiment) -> None:
             "photos is not a run: it holds cat.jpg.\nNothing was changed. Choose another folder with --work-dir."
         )
     assert os.listdir("photos") == ["cat.jpg"]
-    with pytest.raises(UsageError, match="photos/cat.jpg is a file; a run needs a folder"):
+    with pytest.raises(UsageError, match=r"photos/cat\.jpg is a file; a run needs a folder"):
         Run.open("photos/cat.jpg", experiment)
     Path("empty").mkdir()
     Run.open("empty", experiment).close()
@@ -186,9 +190,7 @@ def test_own_second_run_in_one_directory_is_refused(experiment: Experiment) -> N
         (ZeroDivisionError("x"), "failed", "ZeroDivisionError: x"),
     ],
 )
-def test_how_it_ended_is_recorded(
-    experiment: Experiment, error: BaseException, status: str, text: str | None
-) -> None:
+def test_how_it_ended_is_recorded(experiment: Experiment, error: BaseException, status: str, text: str | None) -> None:
     with pytest.raises(type(error)), Run.open("runs/toy", experiment) as run:
         run.record(a=1)
         raise error
@@ -229,7 +231,7 @@ def test_facts_must_be_plain(experiment: Experiment) -> None:
 
 def test_folder_that_cannot_be_made(experiment: Experiment) -> None:
     Path("file").touch()
-    with pytest.raises(GuieError, match="A part of the path is a file, not a folder: .*could not be written"):
+    with pytest.raises(GuieError, match=r"A part of the path is a file, not a folder: .*could not be written"):
         Run.open("file/run", experiment)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import pytest
+
 from guie_core.errors import Problem
 from guie_core.signature import Config, Slot, convert, expected, signature
 
@@ -33,7 +34,7 @@ class Settings:
         (str, "a", "a"),
         (Path, "/tmp/x", Path("/tmp/x")),
         (int | None, None, None),
-        (Optional[int], 3, 3),  # noqa: UP007
+        (Optional[int], 3, 3),  # noqa: UP045
         (int | float, 3, 3),
         (float | str, "a", "a"),
         (Literal["a", "b"], "b", "b"),
@@ -71,10 +72,22 @@ def test_values_that_fit(hint: Any, value: Any, result: Any) -> None:
         (int | None, "none", "here: expects a whole number or None, got the text 'none'. Write None, without quotes."),
         (str, None, "here: expects text, got None."),
         (Path, 3, "here: expects a path, got the number 3."),
-        (Literal["fast", "exact"], "fats", "here: expects 'fast' or 'exact', got the text 'fats'. Did you mean 'fast'?"),
+        (
+            Literal["fast", "exact"],
+            "fats",
+            "here: expects 'fast' or 'exact', got the text 'fats'. Did you mean 'fast'?",
+        ),
         (Literal[1, 2], True, "here: expects 1 or 2, got True."),
-        (list[int], "abc", "here: expects a list, each a whole number, got the text 'abc'. Write ['abc'] for a list of one."),
-        (tuple[str, ...], "abc", "here: expects a list, each text, got the text 'abc'. Write ['abc'] for a list of one."),
+        (
+            list[int],
+            "abc",
+            "here: expects a list, each a whole number, got the text 'abc'. Write ['abc'] for a list of one.",
+        ),
+        (
+            tuple[str, ...],
+            "abc",
+            "here: expects a list, each text, got the text 'abc'. Write ['abc'] for a list of one.",
+        ),
         (list[int], [1, "a"], "here.1: expects a whole number, got the text 'a'."),
         (tuple[int, float], [1, 2, 3], "here: expects a list of 2 (a whole number, a number), got [1, 2, 3]."),
         (dict[str, int], {"a": "b"}, "here.a: expects a whole number, got the text 'b'."),

@@ -125,7 +125,7 @@ def run_command(command: click.Command, prog_name: str, args: Sequence[str] | No
 
     to_console()
     try:
-        result: Any = command.main(args=list(args) if args is not None else None, prog_name=prog_name, standalone_mode=False)
+        result: Any = command.main(None if args is None else list(args), prog_name, standalone_mode=False)
         sys.stdout.flush()
     except GuieError as error:
         _fail(str(error), error.exit_code)

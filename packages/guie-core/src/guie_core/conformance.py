@@ -68,7 +68,7 @@ def _signature_findings(entry: Entry, target: Any, plugins: Plugins) -> Iterator
     if entry.family and "name" not in found.hints and not found.open:
         yield f"it is a family, and {entry.target} takes no argument 'name'"
     for name in _unresolved(target, found.hints):
-        yield f"the type hint of {name!r} cannot be resolved, so values of it go unchecked; import its names at run time"
+        yield f"the type hint of {name!r} cannot be resolved, so its values go unchecked; import its names at run time"
     for name, hint in found.hints.items():
         for slot in _slots_in(hint):
             if slot.kind not in plugins.kinds:
@@ -79,7 +79,8 @@ def _signature_findings(entry: Entry, target: Any, plugins: Plugins) -> Iterator
 def _unresolved(target: Any, hints: Any) -> list[str]:
     parameters = inspect.signature(target).parameters
     written = {name: p.annotation for name, p in parameters.items() if p.annotation is not p.empty}
-    return [name for name, hint in hints.items() if hint is Any and str(written.get(name, "Any")).split(".")[-1] != "Any"]
+    unknown = [name for name, hint in hints.items() if hint is Any]
+    return [name for name in unknown if name in written and str(written[name]).split(".")[-1] != "Any"]
 
 
 def _slots_in(hint: Any) -> Iterator[Slot]:
@@ -103,6 +104,6 @@ def plugin_findings(plugin: str, plugins: Plugins) -> Iterator[str]:
             heavy = heavy_imports(point.module)
             if heavy:
                 yield (
-                    f"importing {point.module} also imports {', '.join(heavy)}, which every listing and --help waits for; "
-                    "keep them out of that module and of its package's __init__"
+                    f"importing {point.module} also imports {', '.join(heavy)}, which every listing and --help waits "
+                    "for; keep them out of that module and of its package's __init__"
                 )

@@ -50,14 +50,16 @@ class Entry:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ValueError(
-                f"the name {self.name!r} is not valid: letters, digits and @ _ . + - only, and '/*' at the end of a family"
+                f"the name {self.name!r} is not valid: letters, digits and @ _ . + - only, and '/*' at the end of a "
+                "family"
             )
         if not _TARGET.fullmatch(self.target):
-            raise ValueError(f"the target {self.target!r} of {self.name!r} is not of the form 'package.module:attribute'")
+            message = f"the target {self.target!r} of {self.name!r} is not of the form 'package.module:attribute'"
+            raise ValueError(message)
         if not self.summary.strip() or "\n" in self.summary:
             raise ValueError(f"the summary of {self.name!r} must be one line of text")
         if isinstance(self.requires, str):
-            raise ValueError(f"requires of {self.name!r} must be a tuple of texts, not one text")  # noqa: TRY004
+            raise ValueError(f"requires of {self.name!r} must be a tuple of texts, not one text")
         if self.overrides and self.overrides.count(":") != 1:
             raise ValueError(f"overrides of {self.name!r} must be 'plugin:name', not {self.overrides!r}")
 

@@ -21,7 +21,7 @@ class UsageError(GuieError):
     exit_code = 2
 
 
-class Interrupted(GuieError):
+class Interrupted(GuieError):  # noqa: N818  # it is no error
     """Work was stopped on request and can be resumed (exit code 130)."""
 
     exit_code = 130

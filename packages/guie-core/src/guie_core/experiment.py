@@ -128,7 +128,7 @@ def differences(old: Any, new: Any, where: str = "recipe") -> list[tuple[str, st
     return [] if old == new and type(old) is type(new) else [(where, repr(old), repr(new))]
 
 
-# --- reading -----------------------------------------------------------------------------------------------------------
+# --- reading ---
 
 
 def _read(path: Path, source: str) -> tuple[str, dict[str, Any]]:
@@ -260,7 +260,7 @@ def _execute(path: Path, source: str, files: set[Path]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _mended_mmengine() -> Iterator[None]:
-    """Within the block, mmengine makes settings whose update() follows a changed type, and knows the standard library."""
+    """Within the block, mmengine's settings follow a changed type, and it knows the standard library."""
     import mmengine.config.config as module
     import mmengine.config.utils as utils
 
@@ -279,12 +279,10 @@ def _mended_mmengine() -> Iterator[None]:
             for other in (*args, kwargs):
                 for key, value in dict.items(dict(other)):
                     mine = dict.get(self, key)
-                    if not isinstance(mine, dict) or not isinstance(value, dict):
-                        self[key] = _without_delete(value)
-                    elif value.get("_delete_") or value.get("type", mine.get("type")) != mine.get("type"):
-                        self[key] = _without_delete(value)
-                    else:
+                    if isinstance(mine, dict) and isinstance(value, dict) and not _starts_afresh(mine, value):
                         mine.update(value)
+                    else:
+                        self[key] = _without_delete(value)
 
         merge = update
 
@@ -293,9 +291,8 @@ def _mended_mmengine() -> Iterator[None]:
                 return super().__getattr__(name)
             except AttributeError:
                 there = [str(key) for key in self]
-                raise AttributeError(
-                    f"there are no settings {name!r} here.{did_you_mean(name, there) or f' There are {listing(there)}.'}"
-                ) from None
+                near = did_you_mean(name, there) or f" There are {listing(there)}."
+                raise AttributeError(f"there are no settings {name!r} here.{near}") from None
 
     with _reading:
         module.ConfigDict, utils._is_builtin_module = Settings, is_standard
@@ -304,6 +301,10 @@ def _mended_mmengine() -> Iterator[None]:
         finally:
             module.ConfigDict, utils._is_builtin_module = original, is_builtin
             original.lazy = False
+
+
+def _starts_afresh(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    return bool(new.get("_delete_")) or ("type" in new and new["type"] != old.get("type"))
 
 
 def _without_delete(value: Any) -> Any:
@@ -341,7 +342,7 @@ def _plain(value: Any, where: str, problems: list[Problem]) -> Any:
     return None
 
 
-# --- overriding ---------------------------------------------------------------------------------------------------------
+# --- overriding ---
 
 
 def _override(values: dict[str, Any], override: str, problems: list[Problem]) -> None:
@@ -349,7 +350,9 @@ def _override(values: dict[str, Any], override: str, problems: list[Problem]) ->
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
-        problems.append(Problem("", f"--set {override!r} is not of the form key=value.", "For example: --set recipe.seed=1"))
+        problems.append(
+            Problem("", f"--set {override!r} is not of the form key=value.", "For example: --set recipe.seed=1")
+        )
         return
     if path[0] not in KEYS:
         near = did_you_mean(path[0], KEYS)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pluggy
@@ -76,7 +76,7 @@ class _Candidate:
     implementations: dict[str, dict[str, Any]] = field(default_factory=dict)  # hook name -> pluggy's options
 
 
-class _Rejected(Exception):
+class _RejectedError(Exception):
     """Why a candidate cannot be used."""
 
 
@@ -247,7 +247,7 @@ def _attempt(candidate: _Candidate, failures: list[Failure], step: Callable[[], 
     """Run `step`; when it fails, record why and go on with the other plugins."""
     try:
         step()
-    except _Rejected as error:
+    except _RejectedError as error:
         cause = "".join(traceback.format_exception(error.__cause__)) if error.__cause__ else ""
         failures.append(Failure(candidate.owner, str(error), cause))
         return False
@@ -276,7 +276,9 @@ def _candidates(local_files: Iterable[Path], failures: list[Failure]) -> tuple[l
     candidates: list[_Candidate] = []
     disabled: list[Owner] = []
     if "core" not in found:  # guie_core runs from a source tree that isn't installed
-        candidates.append(_Candidate(Owner("core", "guie-core", ""), lambda: importlib.import_module("guie_core.plugin")))
+        candidates.append(
+            _Candidate(Owner("core", "guie-core", ""), lambda: importlib.import_module("guie_core.plugin"))
+        )
     for name in order:
         points = sorted(found[name], key=lambda item: str(item[1]))  # not the order of sys.path
         if name in BUILT_IN:
@@ -351,18 +353,18 @@ def _unmet(distribution: metadata.Distribution) -> str:
 def _import(candidate: _Candidate) -> None:
     """Import the plugin and find its hooks."""
     if candidate.distribution is not None and (unmet := _unmet(candidate.distribution)):
-        raise _Rejected(unmet)
+        raise _RejectedError(unmet)
     try:
         candidate.plugin = candidate.load()
     except (Exception, SystemExit) as error:
-        raise _Rejected(f"importing it raised {type(error).__name__}: {error}") from error
+        raise _RejectedError(f"importing it raised {type(error).__name__}: {error}") from error
     parser = pluggy.PluginManager(PROJECT)
     for name in dir(candidate.plugin):
         options = parser.parse_hookimpl_opts(candidate.plugin, name)
         if options is not None:
             candidate.implementations[options["specname"] or name] = dict(options, attribute=name)
     if not candidate.implementations:
-        raise _Rejected(
+        raise _RejectedError(
             f"it has no hooks. A hook is a function such as {PREFIX}datasets, decorated with guie_core.hookimpl, that "
             "returns entries." + _undecorated(candidate, ())
         )
@@ -370,7 +372,9 @@ def _import(candidate: _Candidate) -> None:
 
 def _undecorated(candidate: _Candidate, kinds: Iterable[str]) -> str:
     hooks = {KINDS_HOOK, *(PREFIX + kind for kind in (*KNOWN_KINDS, *kinds))}
-    names = [n for n in sorted(hooks) if callable(getattr(candidate.plugin, n, None)) and n not in candidate.implementations]
+    names = [
+        n for n in sorted(hooks) if callable(getattr(candidate.plugin, n, None)) and n not in candidate.implementations
+    ]
     return f" Not decorated: {', '.join(names)}." if names else ""
 
 
@@ -381,9 +385,11 @@ def _declare(candidate: _Candidate, kinds: dict[str, Kind], declared_by: dict[st
     declared: list[Kind] = []
     for kind in _call(candidate, KINDS_HOOK):
         if not isinstance(kind, Kind):
-            raise _Rejected(f"{KINDS_HOOK} must return guie_core.Kind objects, and gave {kind!r}.")
+            raise _RejectedError(f"{KINDS_HOOK} must return guie_core.Kind objects, and gave {kind!r}.")
         if kind.name in declared_by:
-            raise _Rejected(f"it declares the kind {kind.name!r}, which {declared_by[kind.name]} has declared already.")
+            raise _RejectedError(
+                f"it declares the kind {kind.name!r}, which {declared_by[kind.name]} has declared already."
+            )
         declared.append(kind)
     for kind in declared:
         kinds[kind.name] = kind
@@ -396,15 +402,15 @@ def _call(candidate: _Candidate, hook: str) -> list[Any]:
     try:
         result = function()
         if isinstance(result, str | bytes | Entry | Kind) or not isinstance(result, Iterable):
-            raise _Rejected(f"{hook} must return a list of entries, and returned {result!r}.")
+            raise _RejectedError(f"{hook} must return a list of entries, and returned {result!r}.")
         return list(result)
-    except _Rejected:
+    except _RejectedError:
         raise
     except (Exception, SystemExit) as error:
-        raise _Rejected(f"calling its hook {hook} raised {type(error).__name__}: {error}") from error
+        raise _RejectedError(f"calling its hook {hook} raised {type(error).__name__}: {error}") from error
 
 
-def _specifications(kinds: Mapping[str, Kind]) -> SimpleNamespace:
+def _specifications(kinds: Mapping[str, Kind]) -> type:
     """What pluggy checks hooks against: one specification a kind, and one for the kinds themselves."""
 
     def specification(name: str, summary: str) -> Callable[[], Iterable[Entry]]:
@@ -415,7 +421,7 @@ def _specifications(kinds: Mapping[str, Kind]) -> SimpleNamespace:
         return hookspec(hook)
 
     hooks = {kind.hook: specification(kind.hook, kind.summary) for kind in kinds.values()}
-    return SimpleNamespace(**hooks, **{KINDS_HOOK: specification(KINDS_HOOK, "Kinds of component")})
+    return type("Specifications", (), {**hooks, KINDS_HOOK: specification(KINDS_HOOK, "Kinds of component")})
 
 
 def _register(candidate: _Candidate, manager: pluggy.PluginManager, kinds: Mapping[str, Kind]) -> None:
@@ -426,20 +432,20 @@ def _register(candidate: _Candidate, manager: pluggy.PluginManager, kinds: Mappi
             continue
         kind = name.removeprefix(PREFIX)
         if kind in KNOWN_KINDS:
-            raise _Rejected(
+            raise _RejectedError(
                 f"it has the hook {name}, whose kind is declared by {KNOWN_KINDS[kind]}. Is {KNOWN_KINDS[kind]} "
                 f"installed?\nA plugin that can do without it marks the hook @hookimpl(optionalhook=True)."
             )
         near = did_you_mean(name, hooks) or f" Hooks: {listing(hooks, 30)}."
-        raise _Rejected(f"it has the hook {name}, which nothing calls.{near}")
+        raise _RejectedError(f"it has the hook {name}, which nothing calls.{near}")
     if missed := _undecorated(candidate, kinds):
-        raise _Rejected(f"some of its hooks lack the decorator guie_core.hookimpl.{missed}")
+        raise _RejectedError(f"some of its hooks lack the decorator guie_core.hookimpl.{missed}")
     try:
         manager.register(candidate.plugin, name=f"{candidate.owner.plugin} ({candidate.owner})")
     except pluggy.PluginValidationError as error:
-        raise _Rejected(f"a hook takes no arguments: {error}") from error
+        raise _RejectedError(f"a hook takes no arguments: {error}") from error
     except ValueError as error:  # registered already, under another name
-        raise _Rejected(f"its module is loaded as another plugin already: {error}") from error
+        raise _RejectedError(f"its module is loaded as another plugin already: {error}") from error
 
 
 def _collect(
@@ -453,14 +459,16 @@ def _collect(
             continue
         for entry in _call(candidate, caller.name):
             if not isinstance(entry, Entry):
-                raise _Rejected(f"{caller.name} must return guie_core.Entry objects, and gave {entry!r}.")
+                raise _RejectedError(f"{caller.name} must return guie_core.Entry objects, and gave {entry!r}.")
             offered.append(replace(entry, kind=kind, owner=candidate.owner))
     offered.sort(key=lambda entry: list(kinds).index(entry.kind))  # stable: pluggy calls in no given order
     seen: dict[tuple[str, str], Entry] = {}
     for entry in offered:
         key = (entry.kind, entry.name.casefold())
         if key in seen:
-            raise _Rejected(f"it offers {entry.name!r} of kind {entry.kind} twice ({seen[key].target}, {entry.target}).")
+            raise _RejectedError(
+                f"it offers {entry.name!r} of kind {entry.kind} twice ({seen[key].target}, {entry.target})."
+            )
         seen[key] = entry
     entries += offered
 
@@ -480,7 +488,9 @@ def _overridden(entries: list[Entry]) -> tuple[list[Entry], list[tuple[Owner, st
         if name != entry.name:
             unfit.append((entry.owner, f"{entry.name!r} overrides {entry.overrides!r}: it must have the same name."))
         elif not targets or plugin == entry.owner.plugin:
-            there = [f"{e.owner.plugin}:{e.name}" for e in entries if e.kind == entry.kind and e.owner and e is not entry]
+            there = [
+                f"{e.owner.plugin}:{e.name}" for e in entries if e.kind == entry.kind and e.owner and e is not entry
+            ]
             near = did_you_mean(entry.overrides, there)
             unfit.append((entry.owner, f"{entry.name!r} overrides {entry.overrides!r}, which is not there.{near}"))
         else:

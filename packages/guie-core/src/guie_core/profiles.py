@@ -204,7 +204,9 @@ def suited(gpu: Gpu) -> Profile:
     base = max(fitting, key=lambda profile: profile.memory_gb, default=T4_16G)
     scale = min(1.0, gpu.memory_gb / base.memory_gb)
     dtype: Literal["float32", "float16", "bfloat16"]
-    dtype = "bfloat16" if gpu.compute_capability >= (8, 0) else "float16" if gpu.compute_capability >= (7, 0) else "float32"
+    dtype = (
+        "bfloat16" if gpu.compute_capability >= (8, 0) else "float16" if gpu.compute_capability >= (7, 0) else "float32"
+    )
     return replace(
         base,
         name="auto",

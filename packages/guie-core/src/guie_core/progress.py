@@ -52,9 +52,11 @@ class Bar:
                 **_width(self._file),
                 leave=True,
                 smoothing=0.1,
-                bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}{postfix}]"
-                if total
-                else "{desc}: {n_fmt} [{elapsed}, {rate_fmt}{postfix}]",
+                bar_format=(
+                    "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}{postfix}]"
+                    if total
+                    else "{desc}: {n_fmt} [{elapsed}, {rate_fmt}{postfix}]"
+                ),
             )
 
     def __enter__(self) -> Bar:
@@ -124,7 +126,7 @@ def _width(file: TextIO) -> dict[str, Any]:
         known = os.get_terminal_size(file.fileno()).columns > 0
     except (OSError, ValueError):
         known = False
-    return {"dynamic_ncols": True} if known else {"ncols": 80}
+    return {"dynamic_ncols": True} if known else {"ncols": 80, "nrows": 24}
 
 
 def bar(total: int | None, description: str, unit: str = "image", initial: int = 0) -> Bar:

@@ -98,13 +98,15 @@ def build(kind: str, config: Mapping[str, Any], /, *, where: str = "", **provide
         raise ExperimentError([Problem(where, f"{label} refused its arguments: {error}")]) from error
 
 
-def _examine(
-    kind: str, config: Any, where: str, provides: Collection[str], defaults: Collection[str]
-) -> tuple[Callable[..., Any], Signature, dict[str, Any], list[Problem]]:
+#: The component's target, its signature, the converted arguments, and the problems.
+_Examined = tuple[Callable[..., Any], Signature, dict[str, Any], list[Problem]]
+
+
+def _examine(kind: str, config: Any, where: str, provides: Collection[str], defaults: Collection[str]) -> _Examined:
     nothing = Signature({}, {}, True, ())
 
-    def failed(message: str, place: str = where, hint: str = "") -> Any:
-        return None, nothing, {}, [Problem(place, message, hint)]
+    def failed(message: str, place: str = where, hint: str = "") -> _Examined:
+        return build, nothing, {}, [Problem(place, message, hint)]
 
     if not isinstance(config, Mapping):
         hint = f"Write dict(type={config!r})." if isinstance(config, str) else ""
@@ -116,7 +118,9 @@ def _examine(
         return failed(first, hint=rest)
     if "type" not in config:
         there = ", ".join(config) or "nothing"
-        return failed(f"has no 'type' that says which of the {kind} it is (it has {there}).", hint=f"{_these(kind, names)}")
+        return failed(
+            f"has no 'type' that says which of the {kind} it is (it has {there}).", hint=f"{_these(kind, names)}"
+        )
     name = config["type"]
     if not isinstance(name, str):
         return failed(f"expects the name of one of the {kind}, got {described(name)}.", f"{where}.type")

@@ -33,8 +33,25 @@ SCHEMA = 1
 RECORD, LOG, LOCK = "run.json", "run.log", "run.lock"
 
 #: Packages whose versions decide what comes out.
-_RELEVANT = ("torch", "torchvision", "timm", "open-clip-torch", "numpy", "pyarrow", "pandas", "scikit-learn", "pillow")
-_RELEVANT += ("onnx", "onnxruntime", "onnxruntime-gpu", "safetensors", "mmengine", "pluggy")
+_RELEVANT = set(
+    [
+        "torch",
+        "torchvision",
+        "timm",
+        "open-clip-torch",
+        "numpy",
+        "pyarrow",
+        "pandas",
+        "scikit-learn",
+        "pillow",
+        "onnx",
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "safetensors",
+        "mmengine",
+        "pluggy",
+    ]
+)
 
 
 class Run:
@@ -269,7 +286,7 @@ def _execution(experiment: Experiment) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of the installed packages that decide what comes out; nothing is imported."""
-    found = {}
+    found: dict[str, str] = {}
     for distribution in metadata.distributions():
         name = (distribution.name or "").lower().replace("_", "-")
         if name.startswith("guie-") or name in _RELEVANT:

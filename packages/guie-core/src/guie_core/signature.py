@@ -66,7 +66,7 @@ def signature(target: Any) -> Signature:
     defaults: dict[str, Any] = {}
     required = []
     is_open = False
-    function = inspect.unwrap(target.__init__ if isinstance(target, type) else target)
+    function: Any = inspect.unwrap(inspect.getattr_static(target, "__init__") if isinstance(target, type) else target)
     function = getattr(function, "__func__", function)
     for name, parameter in inspect.signature(target).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -85,7 +85,7 @@ def signature(target: Any) -> Signature:
 def _dataclass_signature(target: type) -> Signature:
     namespaces: dict[str, dict[str, Any]] = {}
     for base in reversed(target.__mro__):
-        for name in base.__dict__.get("__annotations__", {}):
+        for name in inspect.get_annotations(base):
             namespaces[name] = vars(sys.modules[base.__module__]) if base.__module__ in sys.modules else {}
     hints: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
@@ -159,9 +159,8 @@ def convert(
     hint: Any, value: Any, where: str, check_slot: CheckSlot, *, default: Any = inspect.Parameter.empty
 ) -> tuple[Any, list[Problem]]:
     """`value` as `hint` wants it, and what is wrong with it."""
-    if default is not inspect.Parameter.empty and type(value) is type(default) and value == default:
-        if not _slots(hint):
-            return value, []
+    if type(value) is type(default) and value == default and not _slots(hint):
+        return value, []
     if isinstance(default, Mapping) and isinstance(value, Mapping) and "type" in default and "type" not in value:
         value = {**default, **value}  # settings without a type adjust the default component
     origin, arguments = get_origin(hint), get_args(hint)
@@ -175,7 +174,7 @@ def convert(
             return value, []
         near = did_you_mean(value, [a for a in arguments if isinstance(a, str)]) if isinstance(value, str) else ""
         return value, [Problem(where, f"expects {expected(hint)}, got {described(value)}.{near}")]
-    wrong = [Problem(where, f"expects {expected(hint)}, got {described(value)}.{_aside(hint, value)}")]
+    wrong = [Problem(where, f"expects {expected(hint)}, got {described(value)}.{_aside((hint,), value)}")]
     base = origin or hint
     if base is None or base is type(None):
         return value, [] if value is None else wrong
@@ -228,9 +227,7 @@ def _slots(hint: Any) -> bool:
     return any(_slots(inner) for inner in get_args(hint))
 
 
-def _convert_union(
-    members: Sequence[Any], value: Any, where: str, check_slot: CheckSlot
-) -> tuple[Any, list[Problem]]:
+def _convert_union(members: Sequence[Any], value: Any, where: str, check_slot: CheckSlot) -> tuple[Any, list[Problem]]:
     results = [(member, *convert(member, value, where, check_slot)) for member in members]
     fitting = [(member, converted) for member, converted, problems in results if not problems]
     for member, converted in fitting:  # the exact type first: 3 is an int for `int | float`
@@ -242,8 +239,8 @@ def _convert_union(
     slots = [problems for member, _, problems in results if _slots(member) and isinstance(value, Mapping)]
     if deeper or slots:  # the member that was meant says more than "expects a or b"
         return value, min(deeper or slots, key=len)
-    hint = Union[tuple(members)]  # noqa: UP007
-    return value, [Problem(where, f"expects {expected(hint)}, got {described(value)}.{_aside(hint, value)}")]
+    wanted = " or ".join(dict.fromkeys(expected(member) for member in members))
+    return value, [Problem(where, f"expects {wanted}, got {described(value)}.{_aside(members, value)}")]
 
 
 def _convert_tuple(
@@ -322,9 +319,8 @@ def described(value: Any) -> str:
     return f"{type(value).__name__} {value!r}"
 
 
-def _aside(hint: Any, value: Any) -> str:
-    """What somebody who wrote `value` may have overlooked."""
-    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+def _aside(members: Sequence[Any], value: Any) -> str:
+    """What somebody who wrote `value` where one of `members` is expected may have overlooked."""
     if isinstance(value, str):
         word = value.strip().capitalize()
         if word in ("True", "False") and bool in members:

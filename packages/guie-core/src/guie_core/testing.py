@@ -5,7 +5,7 @@
     class TestPlugin(PluginContract):
         plugin = "cars"          # the name of its entry point
 
-Contracts of single kinds come from the package that declares the kind, such as ``guie_datasets.testing.DatasetContract``.
+Contracts of single kinds come from the package that declares the kind: ``guie_datasets.testing.DatasetContract``.
 """
 
 from __future__ import annotations
@@ -45,5 +45,3 @@ class PluginContract:
     def test_data_has_a_licence(self) -> None:
         missing = [entry.name for entry in self.entries() if entry.kind in LICENSED and not entry.licence]
         assert not missing, f"no licence: {missing}"
-
-

@@ -47,6 +47,12 @@ except Exception as error:
 print(json.dumps(facts))
 """
 
+#: The last torch with kernels for Volta (V100) and Pascal (P100).
+_CUDA12 = (
+    "Install torch 2.7 of the CUDA 12 line: './setup cuda12' in guie's repository (requirements/cuda12.txt), "
+    "or pip install 'torch==2.7.*' 'torchvision==0.22.*'."
+)
+
 Level = Literal["ok", "note", "problem"]
 
 
@@ -149,24 +155,23 @@ def torch_findings(facts: dict[str, Any], found: Sequence[Gpu]) -> Iterator[Find
     for gpu in found:
         major, minor = gpu.compute_capability
         if not torch["cuda"]:
-            yield Finding("problem", f"this torch has no CUDA, so {gpu.name} is idle.", "Install a CUDA build of torch.")
+            text = f"this torch has no CUDA, so {gpu.name} is idle."
+            yield Finding("problem", text, "Install a CUDA build of torch.")
             continue
         if not torch["available"]:
             said = f" It says: {torch['warnings'][0].splitlines()[0]}" if torch.get("warnings") else ""
             yield Finding(
                 "problem",
                 f"torch cannot use {gpu.name}.{said}",
-                f"Driver {gpu.driver} may be too old for CUDA {torch['cuda']}: update it, or install a torch for an older CUDA.",
+                f"Driver {gpu.driver} may be too old for CUDA {torch['cuda']}: update it, or install a torch for an "
+                "older CUDA.",
             )
         if archs and not has_kernels(archs, gpu.compute_capability):
             older = gpu.compute_capability < (7, 5)
             yield Finding(
                 "problem",
                 f"this torch has no kernels for {gpu.name} (compute capability {major}.{minor}).",
-                "Install torch 2.7 of the CUDA 12 line: './setup cuda12' in guie's repository (requirements/cuda12.txt), "
-                "or pip install 'torch==2.7.*' 'torchvision==0.22.*'."
-                if older
-                else "Install a newer torch.",
+                _CUDA12 if older else "Install a newer torch.",
             )
         if gpu.compute_capability >= (8, 0):
             yield Finding("ok", f"dtypes of {gpu.name}: float32, float16, bfloat16")
@@ -230,5 +235,3 @@ def _plugins() -> Iterator[Finding]:
         yield Finding("problem", f"{failure.owner.plugin} ({failure.owner}) did not load: {failure.reason}")
     for conflict in found.conflicts:
         yield Finding("problem", str(conflict))
-
-
