@@ -93,10 +93,6 @@ class PCA(nn.Module):
     forward: x [B, in_features] -> [B, out_features].
     """
 
-    mean: Tensor
-    components: Tensor
-    variances: Tensor
-
     def __init__(self, in_features: int, out_features: int = 64) -> None:
         super().__init__()
         _check_sizes("PCA", in_features, out_features, 0)
@@ -107,8 +103,11 @@ class PCA(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.size_features = 0
+        self.mean: Tensor
         self.register_buffer("mean", torch.zeros(in_features))
+        self.components: Tensor
         self.register_buffer("components", torch.eye(out_features, in_features))
+        self.variances: Tensor
         self.register_buffer("variances", torch.ones(out_features))
 
     @classmethod

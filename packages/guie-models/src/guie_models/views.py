@@ -69,9 +69,6 @@ class Squash(nn.Module):
     signature for all views. Raises UsageError for another shape.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         size: int,
@@ -93,7 +90,9 @@ class Squash(nn.Module):
         self.center_crop = float(center_crop)
         self.interpolation: str = interpolation
         self.antialias = antialias
+        self.mean: Tensor
         self.register_buffer("mean", _channels(mean, "mean"))
+        self.std: Tensor
         self.register_buffer("std", _channels(std, "std"))
 
     def forward(self, image: Tensor, seed: int = 0) -> Tensor:
@@ -147,9 +146,6 @@ class RandomSquareCrop(nn.Module):
     into it. Raises UsageError for another shape.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         size: int,
@@ -169,7 +165,9 @@ class RandomSquareCrop(nn.Module):
         self.area = (float(area[0]), float(area[1]))
         self.interpolation = interpolation
         self.antialias = antialias
+        self.mean: Tensor
         self.register_buffer("mean", _channels(mean, "mean"))
+        self.std: Tensor
         self.register_buffer("std", _channels(std, "std"))
 
     def forward(self, image: Tensor, seed: int = 0) -> Tensor:

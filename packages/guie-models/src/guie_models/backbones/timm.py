@@ -69,14 +69,14 @@ def _build(name: str, weights: str, published: Any, where: str) -> Any:
             return _weights.random_weights(lambda: timm.create_model(name, pretrained=False, num_classes=0))
         state = _weights.read_state(_weights.local_file(weights, where), where)
         # with its classifier, since the file may be without names and have one
-        network = _weights.random_weights(lambda: timm.create_model(name, pretrained=False))
+        network: Any = _weights.random_weights(lambda: timm.create_model(name, pretrained=False))
         _weights.load_matching(network, state, _classifier(network), f"{where}, weights={weights!r}")
         network.reset_classifier(0)
         return network
 
 
 def _data_config(network: Any) -> dict[str, Any]:
-    config: dict[str, Any] = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
+    config: dict[str, Any] = resolve_model_data_config(network)
     return config
 
 

@@ -67,6 +67,22 @@ def local_file(weights: str, where: str) -> Path:
     return found[0]
 
 
+def fingerprint(weights: str) -> str:
+    """What tells, without reading them, that weights have changed: a package's version, a file's size and time.
+
+    "" where there is nothing to look at: published weights don't change under their tag, and what is missing is for
+    `local_file` to report.
+    """
+    source, _, rest = weights.partition(":")
+    if source == "file" and Path(rest).expanduser().is_file():
+        found = Path(rest).expanduser().stat()
+        return f"{found.st_size} bytes, {found.st_mtime_ns} ns"
+    if source == "package":
+        names = importlib.metadata.packages_distributions().get(rest.partition(".")[0], ())
+        return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(names)))
+    return ""
+
+
 def package_licence(weights: str) -> str:
     """The licence that the metadata of the package in "package:<import name>" names, else ""."""
     name = weights.partition(":")[2].partition(".")[0]

@@ -1,0 +1,164 @@
+"""The embedder: the model as it is deployed, from raw images to normalised embeddings."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
+
+from guie_core import UsageError
+from guie_models import _quiet
+from guie_models.augmentation import SwitchedAugmentation
+from guie_models.views import Squash, size_values
+
+
+class Embedder(nn.Module):
+    """View, backbone, head, and optionally switched test-time augmentation steered by a classifier.
+
+    forward: one raw image [1, 3, H, W], 0..255, any size -> its embedding [1, E], L2-normalised. Without augmentation
+    the image goes through `view`; with it, the views are those of `SwitchedAugmentation` and their head outputs are
+    averaged before they are normalised (5th place, point 10). `classifier` reads the features [B, D] of the whole image
+    and its argmax is the category. The image may be uint8 or float, on any device; the work is done where the model is.
+
+    `embed` does the same for many images of different sizes; `embed_preprocessed` starts after the view.
+    `head` and `classifier` are modules with the attributes of `guie_models.heads`.
+
+    Raises UsageError for parts that don't fit each other, and for an image of another shape.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        view: Squash,
+        augmentation: SwitchedAugmentation | None = None,
+        classifier: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        features = getattr(backbone, "features", None)
+        for name, part in (("head", head), ("classifier", classifier)):
+            takes = getattr(part, "in_features", features)
+            if part is not None and features is not None and takes != features:
+                raise UsageError(f"The backbone gives {features} features; the {name} takes {takes}.")
+        if classifier is not None and getattr(classifier, "size_features", 0) > 0:
+            raise UsageError("The classifier takes size values; the embedder gives it the features alone.")
+        if augmentation is not None and len(augmentation.padded_for) and classifier is None:
+            raise UsageError("The augmentation pads for some categories; without a classifier no category is known.")
+        if augmentation is not None and augmentation.size != view.size:
+            raise UsageError(f"The view's side is {view.size} px, the augmentation's {augmentation.size} px.")
+        self.backbone = backbone
+        self.head = head
+        self.view = view
+        self.augmentation = augmentation
+        self.classifier = classifier
+        self.size = view.size
+        self.with_sizes = bool(getattr(head, "size_features", 0))
+        self.eval()
+
+    def forward(self, image: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            _check_image(image, batch=True)
+        image = image[0].to(self.view.mean.device)
+        height = image.shape[1]
+        width = image.shape[2]
+        values = [height / width, height / self.size, width / self.size]
+        sizes = torch.tensor([values], dtype=torch.float32, device=image.device)
+        if self.augmentation is None:
+            return F.normalize(self._head(self._features(self.view(image).unsqueeze(0)), sizes))
+        if height == width:
+            return F.normalize(self._head(self._features(self.augmentation.square(image).unsqueeze(0)), sizes))
+        views = torch.stack([self.augmentation.whole(image), self.augmentation.padded_crop(image)])
+        features = self._features(views)
+        outputs = self._head(features, sizes.expand(2, 3))
+        if self.classifier is not None:
+            category = int(self.classifier(features[:1]).argmax(dim=1)[0])
+            if self.augmentation.pads(category):
+                padded = self._features(self.augmentation.padded(image).unsqueeze(0))
+                outputs = torch.cat([outputs, self._head(padded, sizes)])
+        return F.normalize(outputs.mean(dim=0, keepdim=True))
+
+    def embed_preprocessed(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """Images [B, 3, h, w] that went through `view`, and their `size_values` [B, 3] -> embeddings [B, E]."""
+        return F.normalize(self._head(self._features(images), sizes))
+
+    @torch.no_grad()
+    def embed(self, images: Sequence[Tensor], batch_size: int = 64) -> Tensor:
+        """Embeddings [N, E] of raw images, each [3, H, W] or [1, 3, H, W] of its own size; as `forward`, in batches.
+
+        A view is made only for the images that need it, and its features are computed once. At most `batch_size` views
+        are held at a time.
+        """
+        raw = [_check_image(image, batch=image.dim() == 4).reshape(image.shape[-3:]) for image in images]
+        device = self.view.mean.device
+        heights = torch.tensor([image.shape[1] for image in raw], dtype=torch.int64)
+        widths = torch.tensor([image.shape[2] for image in raw], dtype=torch.int64)
+        if not raw:
+            return torch.zeros(0, int(cast(int, self.head.out_features)), device=device)
+        sizes = size_values(heights, widths, self.size).to(device)
+        everything = torch.ones(len(raw), dtype=torch.bool)
+        if self.augmentation is None:
+            return F.normalize(self._head(self._features_of(self.view, raw, everything, batch_size), sizes))
+        masks = self.augmentation.masks(heights, widths)
+        features = {}
+        for name in ("square", "whole", "padded_crop"):
+            features[name] = self._features_of(getattr(self.augmentation, name), raw, masks[name], batch_size)
+        if self.classifier is not None and bool(masks["whole"].any()):
+            categories = torch.full((len(raw),), -1)
+            categories[masks["whole"]] = self.classifier(features["whole"]).argmax(dim=1).cpu()
+            masks = self.augmentation.masks(heights, widths, categories)
+        features["padded"] = self._features_of(self.augmentation.padded, raw, masks["padded"], batch_size)
+        outputs = {
+            name: self._head(features[name], sizes[mask.to(device)]) for name, mask in masks.items() if bool(mask.any())
+        }
+        return F.normalize(self.augmentation.combine(outputs, masks))
+
+    def script(self) -> torch.jit.ScriptModule:
+        """The embedder as TorchScript, which runs without guie: the backbone traced, everything else scripted.
+
+        Shares its tensors with this one. Raises UsageError if a part is in training mode.
+        """
+        training = [name or "itself" for name, module in self.named_modules() if module.training]
+        if training:
+            raise UsageError(f"The embedder is in training mode ({training[0]}); call .eval() before scripting it.")
+        example = self.view(torch.zeros(3, 8, 8, device=self.view.mean.device)).expand(2, -1, -1, -1)
+        twin = copy.copy(self)
+        twin._modules = dict(self._modules)
+        with _quiet.torchscript(), warnings.catch_warnings(), torch.no_grad():
+            # of shapes that a network looks at: but for the batch they are fixed
+            warnings.filterwarnings("ignore", category=TracerWarning)
+            twin.backbone = torch.jit.trace(self.backbone, example, check_trace=False)
+            return cast(torch.jit.ScriptModule, torch.jit.script(twin))
+
+    def _features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.backbone(images)
+        return features.to(torch.float32)
+
+    def _head(self, features: Tensor, sizes: Tensor) -> Tensor:
+        if self.with_sizes:
+            features = torch.cat([features, sizes], dim=1)
+        output: Tensor = self.head(features)
+        return output
+
+    def _features_of(self, view: Any, images: Sequence[Tensor], mask: Tensor, batch_size: int) -> Tensor:
+        """Features [n, D] of one view of the images that `mask` [N] names."""
+        rows = mask.nonzero()[:, 0].tolist()
+        device = self.view.mean.device
+        batches = [
+            self._features(torch.stack([view(images[row].to(device)) for row in rows[start : start + batch_size]]))
+            for start in range(0, len(rows), batch_size)
+        ]
+        return torch.cat(batches) if batches else torch.zeros(0, 0, device=device)
+
+
+def _check_image(image: Tensor, batch: bool) -> Tensor:
+    shape = list(image.shape)
+    if len(shape) != (4 if batch else 3) or shape[-3] != 3 or 0 in shape or (batch and shape[0] != 1):
+        wanted = "[1, 3, height, width]" if batch else "[3, height, width]"
+        raise UsageError(f"The embedder takes one RGB image of shape {wanted}, 0..255; this one is {shape}.")
+    return image

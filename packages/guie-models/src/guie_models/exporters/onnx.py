@@ -1,0 +1,127 @@
+"""Export to ONNX."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from guie_core import GuieError
+from guie_models.embedder import Embedder
+from guie_models.exporters.parity import ExportReport, Limits, check_images, on_cpu, staged, verify
+from guie_models.views import size_values
+
+LARGEST_FILE = 2**31 - 2**24
+"""Bytes of weights that go into the .onnx file itself: protobuf ends at 2 GiB."""
+
+
+class Onnx:
+    """`model.onnx`: `images` [B, 3, h, w], preprocessed by the embedder's view, and `sizes` [B, 3] -> `embedding` [B,
+    E].
+
+    The batch is dynamic. Views and switched augmentation are left to the caller; `sizes` are `guie_models.size_values`
+    of the raw images (an input even where the head doesn't read them). One file; weights beyond 2 GB, which ONNX can't
+    hold, stand beside it as model.onnx.data. Loaded back and run by onnxruntime on the CPU, in batches of several
+    sizes, before it gets its name; beyond `max_difference` in any value, below `min_cosine` for any image, or with
+    another top-5 nothing is left and GuieError is raised, as it is without the extra `onnx` or `onnx-gpu`.
+    """
+
+    def __init__(self, max_difference: float = 1e-4, min_cosine: float = 0.9999) -> None:
+        self.limits = Limits(max_difference, min_cosine)
+        missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise GuieError(
+                f"Export to ONNX needs {', '.join(missing)}: pip install 'guie-models[onnx]', or"
+                " 'guie-models[onnx-gpu]' to run such models on an NVIDIA GPU too (not both: they share one import"
+                " name)."
+            )
+
+    @torch.no_grad()
+    def export(self, embedder: Embedder, directory: str | Path, images: Sequence[Tensor]) -> ExportReport:
+        """Writes directory/model.onnx, verified on `images`, raw ones [3, H, W] in 0..255."""
+        check_images(images, "ONNX")
+        embedder = on_cpu(embedder)
+        raw = [image.cpu().reshape(image.shape[-3:]) for image in images]
+        views = torch.stack([embedder.view(image) for image in raw])
+        sizes = torch.stack([size_values(image.shape[1], image.shape[2], embedder.size) for image in raw])
+        expected = torch.cat([embedder.embed_preprocessed(*pair) for pair in _batches(views, sizes)])
+        with staged(Path(directory)) as folder:
+            path = folder / "model.onnx"
+            _write(embedder, path, views[:1].expand(2, -1, -1, -1), sizes[:1].expand(2, -1))
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 3  # errors; the GPU build warns of a missing GPU
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+            def run() -> Tensor:
+                return torch.cat(
+                    [
+                        torch.from_numpy(session.run(["embedding"], {"images": x.numpy(), "sizes": s.numpy()})[0])
+                        for x, s in _batches(views, sizes)
+                    ]
+                )
+
+            return verify(path, Path(directory) / path.name, run, expected, self.limits, "ONNX")
+
+
+class _Preprocessed(nn.Module):
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__()
+        self.embedder = embedder
+
+    def forward(self, images: Tensor, sizes: Tensor) -> Tensor:
+        return self.embedder.embed_preprocessed(images, sizes)
+
+
+def _write(embedder: Embedder, path: Path, images: Tensor, sizes: Tensor) -> None:
+    module = _Preprocessed(embedder).eval()
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+    batch = torch.export.Dim("batch")
+    with _quiet_exporter():
+        try:
+            torch.onnx.export(
+                module,
+                (images.contiguous(), sizes.contiguous()),
+                path,
+                input_names=["images", "sizes"],
+                output_names=["embedding"],
+                dynamic_shapes={"images": {0: batch}, "sizes": {0: batch}},
+                dynamo=True,
+                external_data=weights > LARGEST_FILE,
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise GuieError(f"ONNX: torch can't export this backbone or head: {error}") from error
+
+
+def _batches(images: Tensor, sizes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """One image, then the others by eight: a file whose batch is fixed can't take both."""
+    yield images[:1], sizes[:1]
+    if len(images) > 1:
+        yield from zip(images[1:].split(8), sizes[1:].split(8), strict=True)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter reports its own steps; what matters comes as an exception or is found by the comparison."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.|copyreg|onnxscript|onnx_ir")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.|copyreg|onnxscript|onnx_ir")
+        # both inputs have the one batch
+        warnings.filterwarnings("ignore", message=".*axis name: batch will not be used", category=UserWarning)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,49 @@
+"""Export to TorchScript."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from guie_models import _quiet
+from guie_models.embedder import Embedder
+from guie_models.exporters.parity import ExportReport, Limits, check_images, on_cpu, staged, verify
+
+
+class TorchScript:
+    """`saved_model.pt`: one raw image [1, 3, H, W], float 0..255, any size -> its embedding [1, E], L2-normalised.
+
+    The whole embedder, views and switched augmentation included; `torch.jit.load` runs it without guie (the contest's
+    form of a model). It is loaded back and run on `images` before it gets its name; beyond `max_difference` in any
+    value, below `min_cosine` for any image, or with another top-5 nothing is left and GuieError is raised.
+    """
+
+    def __init__(self, max_difference: float = 1e-4, min_cosine: float = 0.9999) -> None:
+        self.limits = Limits(max_difference, min_cosine)
+
+    @torch.no_grad()
+    def export(self, embedder: Embedder, directory: str | Path, images: Sequence[Tensor]) -> ExportReport:
+        """Writes directory/saved_model.pt, verified on `images`, raw ones [3, H, W] in 0..255."""
+        check_images(images, "TorchScript")
+        embedder = on_cpu(embedder)
+        batches = [image.cpu().to(torch.float32).reshape(1, *image.shape[-3:]) for image in images]
+        expected = torch.cat([embedder(image) for image in batches])
+        with staged(Path(directory)) as folder, _quiet.torchscript():
+            path = folder / "saved_model.pt"
+            with open(path, "wb") as file:
+                torch.jit.save(embedder.script(), file)
+            loaded: Any = torch.jit.load(path, map_location="cpu")
+            for image in batches[:2]:  # the first runs compile
+                loaded(image)
+            return verify(
+                path,
+                Path(directory) / path.name,
+                lambda: torch.cat([cast(Tensor, loaded(image)) for image in batches]),
+                expected,
+                self.limits,
+                "TorchScript",
+            )
