@@ -1,0 +1,7 @@
+"""Retrieval: exact neighbours, the figures of the field, who asks whom, and an evaluation of embeddings."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,10 @@
+from .evaluation import Evaluation as Evaluation
+from .evaluation import evaluate as evaluate
+from .metrics import Metric as Metric
+from .metrics import metric as metric
+from .protocols import FirstAgainstSecond as FirstAgainstSecond
+from .protocols import LeaveOneOut as LeaveOneOut
+from .protocols import Pairs as Pairs
+from .protocols import Protocol as Protocol
+from .search import Neighbours as Neighbours
+from .search import search as search
