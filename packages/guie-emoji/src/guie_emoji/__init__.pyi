@@ -1,0 +1,3 @@
+from .dataset import STYLES as STYLES
+from .dataset import Drawing as Drawing
+from .dataset import Emoji as Emoji
