@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
@@ -37,11 +37,8 @@ _PLUGINS = [
     TiffImagePlugin.TiffImageFile,
     Jpeg2KImagePlugin.Jpeg2KImageFile,
     PpmImagePlugin.PpmImageFile,
+    AvifImagePlugin.AvifImageFile,
 ]
-with contextlib.suppress(ImportError):  # Pillow built without it
-    from PIL import AvifImagePlugin
-
-    _PLUGINS.append(AvifImagePlugin.AvifImageFile)
 
 #: The formats that are read. A list of ours, since Pillow would also hand EPS files to Ghostscript.
 FORMATS = tuple(plugin.format or "" for plugin in _PLUGINS)

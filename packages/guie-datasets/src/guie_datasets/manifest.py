@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 _METADATA = b"guie.manifest"
-_TEXT = pa.dictionary(pa.int32(), pa.string())  # few distinct values, or paths whose shard repeats
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+# no dictionary: with a file for each image all its values differ, and five million of them took a minute to open
+_PATH = pa.large_string()
 _HASH = pa.binary(16)
 
 SCHEMA = pa.schema(
     [
-        ("path", _TEXT),
+        ("path", _PATH),
         ("offset", pa.int64()),
         ("length", pa.int64()),  # -1: the whole file
         ("label", pa.int64()),
@@ -122,6 +124,8 @@ class Manifest:
         chunk = self._chunk(name)
         if chunk.type == _HASH:
             return _hex(fixed_bytes(chunk))
+        if chunk.type == _PATH:
+            return np.array(chunk.to_pylist(), dtype=object)
         if pa.types.is_dictionary(chunk.type):
             values = np.array(chunk.dictionary.to_pylist(), dtype=object)
             chosen: NDArray[Any] = values[chunk.indices.to_numpy(zero_copy_only=False)]
@@ -198,11 +202,10 @@ class _Images(Sequence[ImageRef]):
     """References made from the columns when asked for: five million of them would take 2 GB."""
 
     def __init__(self, paths: Any, offsets: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
-        self._paths, self._codes = paths.dictionary, paths.indices.to_numpy(zero_copy_only=False)
-        self._offsets, self._lengths = offsets, lengths
+        self._paths, self._offsets, self._lengths = paths, offsets, lengths
 
     def __len__(self) -> int:
-        return len(self._codes)
+        return len(self._paths)
 
     @overload
     def __getitem__(self, index: int) -> ImageRef: ...
@@ -212,8 +215,7 @@ class _Images(Sequence[ImageRef]):
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         length = int(self._lengths[index])
-        path = self._paths[int(self._codes[index])].as_py()
-        return ImageRef(path, int(self._offsets[index]), None if length < 0 else length)
+        return ImageRef(self._paths[index].as_py(), int(self._offsets[index]), None if length < 0 else length)
 
     def __iter__(self) -> Iterator[ImageRef]:
         return (self[number] for number in range(len(self)))
@@ -237,10 +239,10 @@ def _arrow(name: str, values: ArrayLike) -> Any:
         array = np.asarray(values)
         digests = [bytes.fromhex(value.decode() if isinstance(value, bytes) else value) for value in array.tolist()]
         return pa.array(digests, _HASH)
-    if name in SCHEMA.names and SCHEMA.field(name).type != _TEXT:
+    if name in SCHEMA.names and SCHEMA.field(name).type not in (_TEXT, _PATH):
         return pa.array(np.asarray(values), SCHEMA.field(name).type)
     column = pa.array(values if isinstance(values, list) else np.asarray(values))
-    return column.dictionary_encode() if pa.types.is_string(column.type) or name in SCHEMA.names else column
+    return column.dictionary_encode() if pa.types.is_string(column.type) and name != "path" else column
 
 
 def fixed_bytes(chunk: Any) -> NDArray[np.uint8]:
