@@ -39,6 +39,7 @@ def test_record_of_a_run(experiment: Experiment) -> None:
         assert read()["executions"][0]["status"] == "running"
         run.record(metrics={"mP@5": 0.5}, manifest="abc")
         run.log.info("a line")
+        run.log.debug("for the file alone")
         logging.getLogger("guie_models.heads").info("another")
         logging.getLogger("timm").info("not this")
         warnings.warn("take care", stacklevel=1)
@@ -54,6 +55,7 @@ def test_record_of_a_run(experiment: Experiment) -> None:
     assert {"plugin": "models", "distribution": "guie-models", "version": "0.1.0"} in execution["plugins"]
     log = Path("runs/toy/run.log").read_text()
     assert "INFO guie.run: a line" in log
+    assert "DEBUG guie.run: for the file alone" in log
     assert "INFO guie_models.heads: another" in log
     assert "not this" not in log
     assert "take care" in log

@@ -160,3 +160,7 @@ def _fail(message: str, code: int) -> None:
         traceback.print_exc()
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

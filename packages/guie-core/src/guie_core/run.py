@@ -33,24 +33,9 @@ SCHEMA = 1
 RECORD, LOG, LOCK = "run.json", "run.log", "run.lock"
 
 #: Packages whose versions decide what comes out.
-_RELEVANT = set(
-    [
-        "torch",
-        "torchvision",
-        "timm",
-        "open-clip-torch",
-        "numpy",
-        "pyarrow",
-        "pandas",
-        "scikit-learn",
-        "pillow",
-        "onnx",
-        "onnxruntime",
-        "onnxruntime-gpu",
-        "safetensors",
-        "mmengine",
-        "pluggy",
-    ]
+_RELEVANT = frozenset(
+    {"mmengine", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "open-clip-torch", "pandas", "pillow", "pluggy"}
+    | {"pyarrow", "safetensors", "scikit-learn", "timm", "torch", "torchvision"}
 )
 
 
@@ -155,6 +140,7 @@ class Run:
                 root.removeHandler(self._handler)
                 self._handler.close()
             root.setLevel(self._root_level)
+            self.log.setLevel(logging.NOTSET)
             logging.captureWarnings(False)
             os.close(self._lock)
 
@@ -186,7 +172,9 @@ class Run:
         with explain_os_errors(self.path / LOG):
             self._handler = logging.FileHandler(self.path / LOG, encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        self._handler.addFilter(is_wanted)
+        # what a run says of itself at level DEBUG is for its file alone
+        self._handler.addFilter(lambda record: record.name == self.log.name or is_wanted(record))
+        self.log.setLevel(logging.DEBUG)
         root = logging.getLogger()
         root.addHandler(self._handler)
         root.setLevel(min(root.level, logging.INFO) or logging.INFO)
