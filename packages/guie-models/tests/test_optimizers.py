@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor, nn
+
+from guie_core import GuieError, UsageError
+from guie_models.optimizers import SAM
+
+ADAMW = dict(type="AdamW", lr=1e-2, weight_decay=0.1)
+
+
+class Problem(nn.Module):
+    """A small classification problem, its data, and a closure over it."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)).to(dtype)
+        self.x, self.y = torch.randn(32, 6, dtype=dtype), torch.randint(0, 4, (32,))
+        self.passes = 0
+        self.factors: list[float] = []  # what the losses of the next passes are multiplied by
+
+    def loss(self) -> Tensor:
+        return nn.functional.cross_entropy(self.net(self.x), self.y)
+
+    def closure(self) -> Tensor:
+        self.passes += 1
+        factor = self.factors.pop(0) if self.factors else 1.0
+        loss = self.loss()
+        (loss * factor).backward()
+        return loss
+
+    def weights(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self.parameters()]
+
+
+def same(first: list[Tensor], second: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+class Reference:
+    """SAM over AdamW in numpy float64, written from the papers (arXiv 2010.01412, algorithm 1; 1711.05101, algorithm
+    2)."""
+
+    def __init__(self, problem: Problem, rho: float, max_norm: float | None) -> None:
+        self.problem, self.rho, self.max_norm = problem, rho, max_norm
+        self.m = [np.zeros(p.shape) for p in problem.parameters()]
+        self.v = [np.zeros(p.shape) for p in problem.parameters()]
+        self.t = 0
+
+    def gradients(self, weights: list[np.ndarray]) -> list[np.ndarray]:
+        for parameter, weight in zip(self.problem.parameters(), weights, strict=True):
+            parameter.data = torch.from_numpy(weight.copy())
+        found = torch.autograd.grad(self.problem.loss(), list(self.problem.parameters()))
+        return [gradient.numpy() for gradient in found]
+
+    def step(self, w: list[np.ndarray], lr: float = 1e-2, decay: float = 0.1) -> list[np.ndarray]:
+        g = self.gradients(w)
+        norm = math.sqrt(sum((part**2).sum() for part in g))
+        g = self.gradients([weight + self.rho * part / (norm + 1e-12) for weight, part in zip(w, g, strict=True)])
+        norm = math.sqrt(sum((part**2).sum() for part in g))
+        if self.max_norm is not None and norm > self.max_norm:
+            g = [part * self.max_norm / (norm + 1e-6) for part in g]
+        self.t += 1
+        out = []
+        for i, (weight, part) in enumerate(zip(w, g, strict=True)):
+            self.m[i] = 0.9 * self.m[i] + 0.1 * part
+            self.v[i] = 0.999 * self.v[i] + 0.001 * part**2
+            m, v = self.m[i] / (1 - 0.9**self.t), self.v[i] / (1 - 0.999**self.t)
+            out.append(weight * (1 - lr * decay) - lr * m / (np.sqrt(v) + 1e-8))
+        return out
+
+
+@pytest.mark.parametrize("max_norm", [None, 1000.0, 0.01])
+def test_steps_are_the_papers_in_float64(max_norm: float | None) -> None:
+    problem, oracle = Problem(torch.float64), Problem(torch.float64)
+    sam = SAM(problem.parameters(), base=ADAMW, rho=0.05, max_norm=max_norm)
+    reference = Reference(oracle, rho=0.05, max_norm=max_norm)
+    weights = [weight.numpy() for weight in oracle.weights()]
+    for _ in range(3):
+        sam.step(problem.closure)
+        weights = reference.step(weights)
+        for found, wanted in zip(problem.weights(), weights, strict=True):
+            np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_rho_zero_is_the_base_to_the_bit() -> None:
+    first, second = Problem(), Problem()
+    sam, base = SAM(first.parameters(), base=ADAMW, rho=0.0), torch.optim.AdamW(
+        second.parameters(), 1e-2, weight_decay=0.1
+    )
+    for _ in range(5):
+        loss = sam.step(first.closure)
+        base.zero_grad()
+        expected = second.closure()
+        base.step()
+        assert loss == expected
+    assert same(first.weights(), second.weights())
+
+
+def test_weights_come_back_to_the_bit_before_the_base_steps() -> None:
+    problem = Problem()
+    seen: list[list[Tensor]] = []
+
+    class Nothing(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            seen.append(problem.weights())
+
+    before = problem.weights()
+    SAM(problem.parameters(), base=Nothing(problem.parameters(), lr=1.0), rho=10.0).step(problem.closure)
+    assert problem.passes == 2
+    assert same(seen[0], before)
+
+
+@pytest.mark.parametrize("factor", [math.inf, math.nan])
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_a_pass_that_is_not_finite_skips_the_step(factor: float, which: str) -> None:
+    problem = Problem()
+    sam = SAM(problem.parameters(), base=ADAMW)
+    sam.step(problem.closure)
+    before, moments = problem.weights(), [value.clone() for state in sam.state.values() for value in state.values()]
+    problem.factors = [factor] if which == "first" else [1.0, factor]
+    problem.passes = 0
+    sam.step(problem.closure)
+    assert problem.passes == (1 if which == "first" else 2)
+    assert (sam.last_step_skipped, sam.skipped) == (True, 1)
+    assert same(problem.weights(), before)
+    assert same([value for state in sam.state.values() for value in state.values()], moments)
+    sam.step(problem.closure)
+    assert (sam.last_step_skipped, sam.skipped) == (False, 1)
+    assert not same(problem.weights(), before)
+
+
+def test_an_error_in_the_second_pass_leaves_the_weights() -> None:
+    problem = Problem()
+    sam = SAM(problem.parameters(), base=ADAMW)
+    before = problem.weights()
+
+    def closure() -> Tensor:
+        if problem.passes == 1:
+            raise KeyboardInterrupt
+        return problem.closure()
+
+    with pytest.raises(KeyboardInterrupt):
+        sam.step(closure)
+    assert same(problem.weights(), before)
+
+
+@pytest.mark.parametrize("max_norm", [None, 0.01])
+def test_scaled_losses_give_the_same_step(max_norm: float | None) -> None:
+    plain, scaled = Problem(), Problem()
+    first = SAM(plain.parameters(), base=ADAMW, max_norm=max_norm)
+    second = SAM(scaled.parameters(), base=ADAMW, max_norm=max_norm)
+    for _ in range(3):
+        scaled.factors = [1024.0, 1024.0]
+        first.step(plain.closure)
+        second.step(scaled.closure, grad_scale=1024.0)
+    for a, b in zip(plain.weights(), scaled.weights(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    whole = Problem()
+    sam = SAM(whole.parameters(), base=ADAMW, max_norm=1.0)
+    for _ in range(4):
+        sam.step(whole.closure)
+    whole.factors = [math.inf]
+    sam.step(whole.closure)
+    torch.save((whole.state_dict(), sam.state_dict()), tmp_path / "checkpoint.pt")
+    model, state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    moments = state["state"][0]
+    assert {"step", "exp_avg", "exp_avg_sq"} <= moments.keys()
+    resumed = Problem()
+    resumed.load_state_dict(model)
+    again = SAM(resumed.parameters(), base=ADAMW, max_norm=1.0)
+    again.load_state_dict(state)
+    assert again.skipped == 1
+    assert again.param_groups is again.base.param_groups
+    for _ in range(4):
+        sam.step(whole.closure)
+        again.step(resumed.closure)
+    assert same(whole.weights(), resumed.weights())
+
+
+def test_a_state_of_other_parameters_is_refused() -> None:
+    state = SAM(Problem().parameters(), base=ADAMW).state_dict()
+    with pytest.raises(GuieError, match="other parameters"):
+        SAM([nn.Parameter(torch.zeros(1))], base=ADAMW).load_state_dict(state)
+
+
+def test_schedulers_move_the_bases_learning_rate() -> None:
+    """timm's scheduler with the recipe's settings gives the recipe's numbers (point 7)."""
+    sam = SAM(Problem().parameters(), base=ADAMW)
+    scheduler = CosineLRScheduler(
+        sam, t_initial=1000, lr_min=1e-6, warmup_t=3, warmup_lr_init=1e-6, warmup_prefix=True  # type: ignore[arg-type]
+    )
+    rates = []
+    for epoch in (1, 2, 3, 649):
+        scheduler.step(epoch)
+        rates.append(sam.base.param_groups[0]["lr"])
+    assert rates[:3] == pytest.approx([3.334e-3, 6.667e-3, 1e-2], rel=1e-3)
+    assert rates[3] == pytest.approx(2.8e-3, rel=0.02)
+
+
+def test_new_groups_reach_the_base() -> None:
+    sam = SAM(Problem().parameters(), base=ADAMW)
+    late = nn.Parameter(torch.ones(3))
+    sam.add_param_group({"params": [late], "lr": 0.5})
+    sam.step(lambda: _backward((late**2).sum()))
+    assert late.tolist() == pytest.approx([0.45] * 3)  # 1 * (1 - .5 * .1) - .5
+
+
+def _backward(loss: Tensor) -> Tensor:
+    loss.backward()
+    return loss
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: SAM(p, base=ADAMW),
+        lambda p: SAM(p, base=torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1)),
+        lambda p: SAM(p, base=functools.partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)),
+        lambda p: SAM([{"params": p[:2]}, {"params": p[2:]}], base=ADAMW),
+        lambda p: SAM(p),
+    ],
+)
+def test_ways_to_give_the_base_agree(make: Callable[[list[nn.Parameter]], SAM]) -> None:
+    first, second = Problem(), Problem()
+    one, other = make(list(first.parameters())), SAM(second.parameters(), base=ADAMW)
+    for _ in range(2):
+        one.step(first.closure)
+        other.step(second.closure)
+    for a, b in zip(first.weights(), second.weights(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
+def test_wrong_use() -> None:
+    problem = Problem()
+    parameters = list(problem.parameters())
+    sam = SAM(parameters, base=ADAMW)
+    with pytest.raises(UsageError, match=r"call step\(closure\)"):
+        sam.step()
+    with pytest.raises(GuieError, match="left no gradients"):
+        sam.step(problem.loss)
+    with pytest.raises(UsageError, match="rho is -1"):
+        SAM(parameters, base=ADAMW, rho=-1)
+    with pytest.raises(UsageError, match="max_norm is 0"):
+        SAM(parameters, base=ADAMW, max_norm=0)
+    with pytest.raises(UsageError, match="other parameters"):
+        SAM(parameters, base=torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1))
+    with pytest.raises(UsageError, match="Did you mean AdamW"):
+        SAM(parameters, base=dict(type="AdamV"))
+    with pytest.raises(UsageError, match="weight_dekay"):
+        SAM(parameters, base=dict(type="AdamW", weight_dekay=0.1))
