@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -114,8 +115,30 @@ def test_wheel_says_what_pyproject_says(package: str, wheels: dict[str, Path]) -
     assert set(metadata.get_all("Provides-Extra", [])) == set(project.get("optional-dependencies", {}))
 
 
-def test_commands_and_plugins_of_the_wheels(installed: Path) -> None:
-    assert (installed / "guie-train").is_file()
+def test_plugins_list_shows_every_component(installed: Path) -> None:
+    plugins = {package: importlib.import_module(f"{package.replace('-', '_')}.plugin") for package in PACKAGES}
+    offered = {
+        (package, hook.removeprefix("guie_"), entry.name)
+        for package, plugin in plugins.items()
+        for hook, function in vars(plugin).items()
+        if hook.startswith("guie_") and hook != "guie_kinds"
+        for entry in function()
+    }
+    assert {package for package, _, _ in offered} == set(PACKAGES)
     listed = json.loads(_run(installed / "guie", "plugins", "list", "--format", "json", cwd=installed))
-    text = json.dumps(listed)
-    assert {package for package in PACKAGES if package not in text} == set(), listed
+    assert {plugin["distribution"]: plugin["status"] for plugin in listed["plugins"]} == dict.fromkeys(
+        PACKAGES, "loaded"
+    )
+    assert {(item["distribution"], item["kind"], item["name"]) for item in listed["components"]} == offered
+
+
+def test_components_of_the_wheels_import(installed: Path) -> None:
+    _run(installed / "guie", "plugins", "check", "train", cwd=installed)
+
+
+def test_quickstart_starts_from_the_wheels(installed: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    quickstart = tmp_path / "experiments/quickstart.py"
+    stages = _run(installed / "guie-train", quickstart, "--dry-run", cwd=tmp_path)
+    assert "prepare" in stages
+    assert "export" in stages
