@@ -145,7 +145,7 @@ class RecallAt(_At):
     label: ClassVar[str] = "Recall"
 
     def score(self, relevant: NDArray[np.bool_], n_relevant: NDArray[np.int64]) -> Values:
-        return relevant.any(1).astype(np.float64)
+        return np.asarray(relevant.any(1), np.float64)
 
 
 @dataclass(frozen=True)

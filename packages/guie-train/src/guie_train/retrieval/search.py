@@ -115,9 +115,9 @@ class _Gallery:
         # wide groups make the list of minima short, narrow ones the measuring of groups cheap
         self.width = 1 << round(math.log2(min(max(math.sqrt(rows / k) / 4, 4), 32)))
         self.groups = -(-rows // self.width)
-        wanted = tile or (1024 if device.type == "cpu" else 65536)
+        wanted = tile or (512 if device.type == "cpu" else 65536)
         self.tile = max(wanted // self.width, 1)  # in groups
-        self.chunk = int(min(max((1 << 23) // self.groups, 32), 1024 if device.type == "cpu" else 4096))
+        self.chunk = int(min(max((1 << 23) // self.groups, 32), 512 if device.type == "cpu" else 4096))
 
         # Centred and scaled to -1..1: what is rounded is small, and nothing overflows
         self.centre = index.mean(axis=0, dtype=np.float64)
