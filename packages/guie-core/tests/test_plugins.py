@@ -284,6 +284,10 @@ def test_disabled_plugins_are_not_imported(toys: Any, monkeypatch: pytest.Monkey
     assert not found.failures
     assert [owner.plugin for owner in found.disabled] == ["cars"]
     assert "dogs" in [owner.plugin for owner in found.loaded]
+    with pytest.raises(
+        UsageError, match=r"'Sedan' is not among the heads\.\n.*\nPlugin cars \(guie-cars 0\.3\) is disabled\."
+    ):
+        found.find("heads", "Sedan")
 
 
 @pytest.mark.parametrize(("value", "expected"), [("", []), ("dogs", ["dogs"]), (" dogs , cars", ["cars", "dogs"])])

@@ -24,6 +24,10 @@ class Settings:
     rate: float = 0.1
 
 
+class Opaque:
+    """A class that no experiment can write, such as a Tensor."""
+
+
 @pytest.mark.parametrize(
     ("hint", "value", "result"),
     [
@@ -51,6 +55,9 @@ class Settings:
         (frozenset[str], ["a", "a"], {"a"}),
         (Any, {"x": object}, {"x": object}),
         (Annotated[int, "a remark"], 3, 3),
+        (float | Opaque, 1, 1.0),
+        (Opaque | None, "left to the component", "left to the component"),
+        (Opaque, "left to the component", "left to the component"),
     ],
 )
 def test_values_that_fit(hint: Any, value: Any, result: Any) -> None:
@@ -71,6 +78,7 @@ def test_values_that_fit(hint: Any, value: Any, result: Any) -> None:
         (bool, "true", "here: expects True or False, got the text 'true'. Write True, without quotes."),
         (int | None, "none", "here: expects a whole number or None, got the text 'none'. Write None, without quotes."),
         (str, None, "here: expects text, got None."),
+        (float | Opaque, "fast", "here: expects a number or Opaque, got the text 'fast'."),
         (Path, 3, "here: expects a path, got the number 3."),
         (
             Literal["fast", "exact"],

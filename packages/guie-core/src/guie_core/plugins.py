@@ -150,7 +150,7 @@ class Plugins:
             lines.append(f"It belongs to {KNOWN_KINDS[kind]}. Is {KNOWN_KINDS[kind]} installed?")
         else:
             lines.append(f"Kinds: {listing(sorted(self.kinds), 30)}.")
-        raise UsageError("\n".join([*lines, *self._failure_lines()]))
+        raise UsageError("\n".join([*lines, *self._missing_lines()]))
 
     def _unknown(self, kind: str, name: str) -> str:
         entries = self.entries(kind)
@@ -164,13 +164,14 @@ class Plugins:
             lines.append(f"There are: {listing(owned)}.")
         else:
             lines.append(f"No plugin offers any {kind}.")
-        return "\n".join([*lines, *self._failure_lines()])
+        return "\n".join([*lines, *self._missing_lines()])
 
-    def _failure_lines(self) -> list[str]:
+    def _missing_lines(self) -> list[str]:
         lines = []
         for failure in self.failures:
             first = failure.reason.splitlines()[0]
             lines.append(f"Plugin {failure.owner.plugin} ({failure.owner}) did not load: {first}")
+        lines += [f"Plugin {owner.plugin} ({owner}) is disabled." for owner in self.disabled]
         return lines
 
 

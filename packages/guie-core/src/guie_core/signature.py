@@ -227,8 +227,31 @@ def _slots(hint: Any) -> bool:
     return any(_slots(inner) for inner in get_args(hint))
 
 
+def _understood(hint: Any) -> bool:
+    """Whether `convert` judges values by this hint."""
+    origin = get_origin(hint)
+    if origin in (Annotated, Union, types.UnionType, Literal) or hint is Any or hint is None:
+        return True
+    base = origin or hint
+    if not isinstance(base, type):
+        return False
+    simple = (bool, int, float, str, tuple, type(None), *_SEQUENCES)
+    return base in simple or issubclass(base, os.PathLike | Mapping) or dataclasses.is_dataclass(base)
+
+
+def _is_instance(value: Any, hint: Any) -> bool:
+    try:
+        return isinstance(value, hint)
+    except TypeError:
+        return False
+
+
 def _convert_union(members: Sequence[Any], value: Any, where: str, check_slot: CheckSlot) -> tuple[Any, list[Problem]]:
-    results = [(member, *convert(member, value, where, check_slot)) for member in members]
+    # `float | Tensor`: no experiment can write a Tensor, so the number is what is checked
+    meant = [member for member in members if _understood(member) or _is_instance(value, member)]
+    if all(member in (None, type(None)) for member in meant):
+        meant = list(members)
+    results = [(member, *convert(member, value, where, check_slot)) for member in meant]
     fitting = [(member, converted) for member, converted, problems in results if not problems]
     for member, converted in fitting:  # the exact type first: 3 is an int for `int | float`
         if type(converted) is type(value) or member is type(value):
