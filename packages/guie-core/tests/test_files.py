@@ -143,6 +143,17 @@ def test_other_errors_of_the_system_pass() -> None:
         open("/nowhere/at/all").close()
 
 
+def test_file_that_was_read_meanwhile_is_not_blamed_on_the_written_one(tmp_path: Path) -> None:
+    far = OSError(errno.EACCES, "Permission denied", "/far/away")
+    with pytest.raises(PermissionError) as error, atomic_write(tmp_path / "file"):
+        raise far
+    assert error.value is far
+    near = OSError(errno.EACCES, "Permission denied", str(tmp_path / "beside"))
+    with pytest.raises(GuieError, match="Permission is denied"), atomic_write(tmp_path / "file"):
+        raise near
+    assert os.listdir(tmp_path) == []
+
+
 def test_directory_appears_when_it_is_complete(tmp_path: Path) -> None:
     with atomic_directory(tmp_path / "a" / "folder") as folder:
         (folder / "file").write_text("x")

@@ -96,9 +96,17 @@ def explain_os_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _REMEDY:
+        if error.errno not in _REMEDY or _concerns_another(error, Path(path).absolute()):
             raise
         raise GuieError(explain(error, path)) from error
+
+
+def _concerns_another(error: OSError, path: Path) -> bool:
+    """Whether a file far from `path` is what failed, such as one that was read meanwhile."""
+    if not isinstance(error.filename, str):
+        return False
+    named = Path(error.filename).absolute()
+    return not (named.is_relative_to(path.parent) or path.is_relative_to(named))
 
 
 def explain(error: OSError, path: str | os.PathLike[str] = "") -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 
-from .progress import write
-
 
 class _Console(logging.Handler):
     """Prints records around progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        from .progress import write  # tqdm is not for `--help` to wait for
+
         try:
             text = self.format(record)
             write(text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}")
