@@ -7,18 +7,17 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import pytest
-
 
 def _use_venv(venv: Path) -> None:
     site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(venv)}))
     if not site_packages.is_dir():
-        pytest.exit(f"guie is tested against {venv}, which is not there. Make it with ./setup", returncode=3)
+        sys.exit(f"guie is tested in {venv}, which is not there. This makes it: ./setup")
     # Bare, without the .pth files of the editable installs: guie's own code must come from the sandbox.
     sys.path[:0] = [str(source) for source in sorted(Path(__file__).parent.glob("packages/*/src"))]
     sys.path.append(str(site_packages))
     os.environ["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)  # for the tests' own processes
 
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub
 if "GUIE_VENV" in os.environ and Path(sys.prefix) != Path(os.environ["GUIE_VENV"]):
     _use_venv(Path(os.environ["GUIE_VENV"]))
