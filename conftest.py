@@ -18,6 +18,5 @@ def _use_venv(venv: Path) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)  # for the tests' own processes
 
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub
 if "GUIE_VENV" in os.environ and Path(sys.prefix) != Path(os.environ["GUIE_VENV"]):
     _use_venv(Path(os.environ["GUIE_VENV"]))
