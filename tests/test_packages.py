@@ -32,7 +32,7 @@ def test_package_tells_what_it_is(package: str) -> None:
     assert (folder / "README.md").read_text().startswith(f"# {package}\n")
     assert (folder / "src" / package.replace("-", "_") / "py.typed").is_file()
     assert (folder / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
-    versions = re.findall(r"^## \[(\d[^]]*)\]", (folder / "CHANGELOG.md").read_text(), re.MULTILINE)
+    versions = re.findall(r"^## \[?(\d[\w.]*)", (folder / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert versions[:1] == [project["version"]], "the newest version in CHANGELOG.md is not pyproject.toml's"
 
 
@@ -69,5 +69,5 @@ def test_locks_hold_hashes_and_no_addresses(lock: str) -> None:
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
     command = "./pants test ::"
-    assert re.search(rf"^ *{re.escape(command)}", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert re.search(rf"^[$ ]*{re.escape(command)}", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert re.search(rf"^{re.escape(command)}$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
