@@ -1,0 +1,7 @@
+"""The report of a run: one HTML file with scores, pictures of what was retrieved, and curves."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
