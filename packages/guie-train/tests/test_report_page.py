@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -37,18 +38,18 @@ class Page(HTMLParser):
         self.close()
         assert self.open == []
 
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         if data.strip():
             self.text.append((self.open[-1], " ".join(data.split())))
 
@@ -94,7 +95,7 @@ def report() -> Report:
             result = evaluate(seen.astype(np.float32), labels, categories, pairs, ("mP@5", "MRR@5", "Recall@1"))
             systems.append(System(name, space.shape[1], augmented, result))
 
-    def image(row: int) -> np.ndarray:
+    def image(row: int) -> NDArray[np.uint8]:
         return np.repeat((digits.images[row] * 15.9).astype(np.uint8)[None], 3, axis=0)
 
     return Report(
@@ -122,7 +123,9 @@ def page(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Page:
     return Page(render(report, tmp_path_factory.mktemp("report") / "report.html").read_text(encoding="utf-8"))
 
 
-def test_shows_the_score_of_the_trained_system_and_of_the_baseline_with_the_same_views(report, page: Page) -> None:
+def test_shows_the_score_of_the_trained_system_and_of_the_baseline_with_the_same_views(
+    report: Report, page: Page
+) -> None:
     by_name = {(s.name, s.augmented): s.result.overall["mP@5"] for s in report.systems}
     assert f"mP@5 on 6 classes {by_name['trained', True]:.2f}" in page.words
     assert f"over raw features ({by_name['raw features', True]:.2f})" in page.words
@@ -130,7 +133,7 @@ def test_shows_the_score_of_the_trained_system_and_of_the_baseline_with_the_same
         assert f"{value:.3f}" in page.words
 
 
-def test_classes_are_called_unseen_only_if_training_has_none_of_them(report, tmp_path: Path) -> None:
+def test_classes_are_called_unseen_only_if_training_has_none_of_them(report: Report, tmp_path: Path) -> None:
     assert "unseen" not in Page(render(report, tmp_path / "a.html").read_text()).words
     splits = np.where(report.images.splits == "train", "other", report.images.splits)
     report = replace(report, images=replace(report.images, splits=splits))
@@ -171,7 +174,7 @@ def test_every_image_is_inside_and_described(page: Page) -> None:
     assert all("by epoch" in drawing["aria-label"] for drawing in drawings)
 
 
-def test_right_and_wrong_are_told_apart_without_colour_and_truly(report, page: Page) -> None:
+def test_right_and_wrong_are_told_apart_without_colour_and_truly(report: Report, page: Page) -> None:
     marks = Counter(text for tag, text in page.text if tag == "span" and text in "✓✗")
     items = [(a["class"].split()[0], a["title"]) for a in page.all("li")]
     labels = report.images.labels
@@ -216,7 +219,7 @@ def test_is_a_document_for_everybody(page: Page) -> None:
     assert "@media print" in styles
 
 
-def test_hostile_names_stay_text(report, tmp_path: Path) -> None:
+def test_hostile_names_stay_text(report: Report, tmp_path: Path) -> None:
     names = Images(
         report.images.labels, report.images.splits, report.images.image, lambda r: HOSTILE, lambda r: HOSTILE
     )
@@ -236,7 +239,7 @@ def test_hostile_names_stay_text(report, tmp_path: Path) -> None:
     assert next(text for tag, text in page.text if tag == "title").startswith(HOSTILE)
 
 
-def test_is_the_same_every_time(report, tmp_path: Path) -> None:
+def test_is_the_same_every_time(report: Report, tmp_path: Path) -> None:
     first, second = (render(report, tmp_path / name).read_bytes() for name in ("a.html", "b.html"))
     assert first == second
 
@@ -254,7 +257,7 @@ def test_photos_of_noise_stay_below_two_megabytes(tmp_path: Path) -> None:
     assert path.stat().st_size < 2_000_000
 
 
-def test_one_system_alone_without_curves_or_exports(report, tmp_path: Path) -> None:
+def test_one_system_alone_without_curves_or_exports(report: Report, tmp_path: Path) -> None:
     alone = Report(
         name="x", command="y", systems=report.systems[:1], images=replace(report.images, caption=lambda r: "")
     )
@@ -276,7 +279,7 @@ def test_queries_that_nobody_can_answer_make_a_page_too(tmp_path: Path) -> None:
     assert not page.all("img")
 
 
-def test_what_cannot_be_compared_is_refused(report, tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_refused(report: Report, tmp_path: Path) -> None:
     with pytest.raises(GuieError, match="one system at least"):
         render(replace(report, systems=[]), tmp_path / "report.html")
     with pytest.raises(GuieError, match=r"no metric 'mP@9'; they have mP@5, MRR@5, Recall@1"):

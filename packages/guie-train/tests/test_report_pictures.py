@@ -7,15 +7,18 @@ import io
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from guie_train.report.pictures import choose, encode, example
 from guie_train.retrieval import Evaluation, Pairs, evaluate
 
+Results = tuple[Evaluation, Evaluation, NDArray[np.int64]]
+
 
 @pytest.fixture(scope="module")
-def results() -> tuple[Evaluation, Evaluation, np.ndarray]:
+def results() -> Results:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 60, 300)
     labels[:5] = np.arange(100, 105)  # alone in their class
@@ -31,7 +34,7 @@ def results() -> tuple[Evaluation, Evaluation, np.ndarray]:
     return good, bad, labels
 
 
-def test_chooses_by_gain_by_chance_and_by_failure(results) -> None:
+def test_chooses_by_gain_by_chance_and_by_failure(results: Results) -> None:
     good, bad, labels = results
     chosen = choose(good, bad, labels, "mP@5")
     before, after = bad.per_query["mP@5"], good.per_query["mP@5"]
@@ -51,13 +54,13 @@ def test_chooses_by_gain_by_chance_and_by_failure(results) -> None:
         assert len({str(good.categories[query]) for query in group}) == 4
 
 
-def test_choice_follows_from_results_and_seed(results) -> None:
+def test_choice_follows_from_results_and_seed(results: Results) -> None:
     good, bad, labels = results
     assert choose(good, bad, labels, "mP@5", seed=1) == choose(good, bad, labels, "mP@5", seed=1)
     assert choose(good, bad, labels, "mP@5", seed=1).typical != choose(good, bad, labels, "mP@5", seed=2).typical
 
 
-def test_shows_fewer_where_there_are_fewer(results) -> None:
+def test_shows_fewer_where_there_are_fewer(results: Results) -> None:
     good, _, labels = results
     chosen = choose(good, good, labels, "mP@5", count=500)
     assert chosen.gained == []
@@ -66,7 +69,7 @@ def test_shows_fewer_where_there_are_fewer(results) -> None:
     assert choose(good, None, labels, "mP@5").gained == []
 
 
-def test_an_example_tells_what_the_evaluation_found(results) -> None:
+def test_an_example_tells_what_the_evaluation_found(results: Results) -> None:
     good, bad, labels = results
     for query in range(0, 300, 7):
         shown = example(query, [("raw", bad), ("trained", good)])
@@ -112,7 +115,7 @@ def test_the_budget_counts_every_mention_and_makes_images_smaller() -> None:
     noise = rng.integers(0, 256, (3, 100, 100)).astype(np.uint8)
     asked: list[int] = []
 
-    def image(row: int) -> np.ndarray:
+    def image(row: int) -> NDArray[np.uint8]:
         asked.append(row)
         return noise
 

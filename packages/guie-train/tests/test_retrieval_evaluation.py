@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from guie_core import GuieError, UsageError
 from guie_train.retrieval import Evaluation, LeaveOneOut, Pairs, evaluate
 from guie_train.retrieval.metrics import RPrecision
 
+Table = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.str_], np.random.Generator]
 CATEGORIES = np.array(["Animals", "Food & Drink", "<b>"])
 
 
 @pytest.fixture
-def table():
+def table() -> Table:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 40, 150)
     centres = rng.standard_normal((40, 6))
@@ -25,7 +27,7 @@ def table():
     return embeddings, labels, CATEGORIES[labels % 3], rng
 
 
-def naive_mp5(embeddings, labels, pairs: Pairs) -> dict[int, float | None]:
+def naive_mp5(embeddings: NDArray[np.float32], labels: NDArray[np.int64], pairs: Pairs) -> dict[int, float | None]:
     scores: dict[int, float | None] = {}
     for q in pairs.queries.tolist():
         others = [j for j in pairs.index.tolist() if j != q]
@@ -36,7 +38,7 @@ def naive_mp5(embeddings, labels, pairs: Pairs) -> dict[int, float | None]:
     return scores
 
 
-def test_scores_are_the_definitions_over_all_distances(table) -> None:
+def test_scores_are_the_definitions_over_all_distances(table: Table) -> None:
     embeddings, labels, categories, rng = table
     pairs = Pairs(rng.permutation(150)[:90], rng.permutation(150)[:100])  # some rows in both, some classes in one only
     expected = naive_mp5(embeddings, labels, pairs)
@@ -56,7 +58,7 @@ def test_scores_are_the_definitions_over_all_distances(table) -> None:
     assert list(result.by_category) == sorted(CATEGORIES)
 
 
-def test_neighbours_are_rows_and_never_the_query_itself(table) -> None:
+def test_neighbours_are_rows_and_never_the_query_itself(table: Table) -> None:
     embeddings, labels, categories, _ = table
     embeddings[:] = 0  # everything ties
     pairs = LeaveOneOut("test").pairs(labels, ["test"] * 150)
@@ -66,7 +68,7 @@ def test_neighbours_are_rows_and_never_the_query_itself(table) -> None:
     np.testing.assert_array_equal(result.relevant, labels[result.rows] == labels[:, None])
 
 
-def test_evaluating_a_part_and_naming_its_rows_is_evaluating_the_whole(table) -> None:
+def test_evaluating_a_part_and_naming_its_rows_is_evaluating_the_whole(table: Table) -> None:
     embeddings, labels, categories, rng = table
     rows = np.sort(rng.permutation(150)[:80])
     whole = evaluate(embeddings, labels, categories, Pairs(rows, rows))
@@ -75,7 +77,7 @@ def test_evaluating_a_part_and_naming_its_rows_is_evaluating_the_whole(table) ->
     assert part.overall == whole.overall
 
 
-def test_tensors_and_arrays_give_the_same(table) -> None:
+def test_tensors_and_arrays_give_the_same(table: Table) -> None:
     embeddings, labels, categories, _ = table
     pairs = Pairs(np.arange(150), np.arange(150))
     tensor = torch.from_numpy(embeddings).requires_grad_()
@@ -84,7 +86,7 @@ def test_tensors_and_arrays_give_the_same(table) -> None:
     )
 
 
-def test_searches_as_deep_as_the_metrics_look(table) -> None:
+def test_searches_as_deep_as_the_metrics_look(table: Table) -> None:
     embeddings, labels, categories, _ = table
     pairs = Pairs(np.arange(150), np.arange(150))
     result = evaluate(embeddings, labels, categories, pairs, metrics=("Recall@20", RPrecision()), k=3)
@@ -101,7 +103,7 @@ def test_nothing_to_answer_is_nan_and_counted() -> None:
     assert result.unanswerable_by_category == {"x": 3}
 
 
-def test_is_written_and_read_back(table, tmp_path: Path) -> None:
+def test_is_written_and_read_back(table: Table, tmp_path: Path) -> None:
     embeddings, labels, categories, _ = table
     result = evaluate(embeddings, labels, categories, Pairs(np.arange(0, 150, 2), np.arange(60)))
     result.write(tmp_path / "0", name="trained", dimension=6)
@@ -117,7 +119,7 @@ def test_is_written_and_read_back(table, tmp_path: Path) -> None:
     assert summary["by_category"]["Animals"]["queries"] == result.queries["Animals"]
 
 
-def test_damaged_and_later_files_are_explained(table, tmp_path: Path) -> None:
+def test_damaged_and_later_files_are_explained(table: Table, tmp_path: Path) -> None:
     embeddings, labels, categories, _ = table
     evaluate(embeddings, labels, categories, Pairs(np.arange(9), np.arange(60))).write(tmp_path)
     with pytest.raises(GuieError, match="cannot be read"):
@@ -131,7 +133,7 @@ def test_damaged_and_later_files_are_explained(table, tmp_path: Path) -> None:
         Evaluation.read(tmp_path)
 
 
-def test_errors_say_what_does_not_fit(table) -> None:
+def test_errors_say_what_does_not_fit(table: Table) -> None:
     embeddings, labels, categories, _ = table
     every = Pairs(np.arange(150), np.arange(150))
     with pytest.raises(GuieError, match="150 embeddings, 149 labels"):

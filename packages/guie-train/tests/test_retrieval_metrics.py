@@ -52,7 +52,9 @@ def r_precision(hits: list[bool], n: int, k: int) -> float:
     return hits[:n].count(True) / n
 
 
-DEFINITIONS: dict[Callable[[int], Metric], Callable[[list[bool], int, int], float]] = {
+Make = Callable[[int], Metric]
+Definition = Callable[[list[bool], int, int], float]
+DEFINITIONS: dict[Make, Definition] = {
     MeanPrecisionAt: mp,
     ReciprocalRankAt: mrr,
     RecallAt: recall,
@@ -74,7 +76,9 @@ def answers(draw: st.DrawFn) -> tuple[list[list[bool]], list[int]]:
 
 @pytest.mark.parametrize(("make", "definition"), DEFINITIONS.items(), ids=NAMES)
 @given(answer=answers(), k=st.integers(1, RANKS))
-def test_is_what_its_definition_says(make, definition, answer: tuple[list[list[bool]], list[int]], k: int) -> None:
+def test_is_what_its_definition_says(
+    make: Make, definition: Definition, answer: tuple[list[list[bool]], list[int]], k: int
+) -> None:
     rows, counts = answer
     found = make(k)(np.array(rows), np.array(counts))
     assert found.dtype == np.float64
@@ -86,7 +90,7 @@ def test_is_what_its_definition_says(make, definition, answer: tuple[list[list[b
 
 
 @pytest.mark.parametrize("make", DEFINITIONS, ids=NAMES)
-def test_a_perfect_answer_is_one_and_none_is_zero(make) -> None:
+def test_a_perfect_answer_is_one_and_none_is_zero(make: Make) -> None:
     for n in (1, 3, RANKS):
         score = make(5)
         assert score([[rank < n for rank in range(RANKS)]], [n]) == [1.0]

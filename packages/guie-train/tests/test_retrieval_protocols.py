@@ -26,7 +26,9 @@ def table(seed: int) -> pd.DataFrame:
     return frame.iloc[rng.permutation(len(frame))].reset_index(drop=True)
 
 
-def recipe(frame: pd.DataFrame, distractors: int, seed: int, max_index: int, max_queries: int):
+def recipe(
+    frame: pd.DataFrame, distractors: int, seed: int, max_index: int, max_queries: int
+) -> tuple[pd.Index, pd.Index]:
     """5th place, point 8, in the words of data frames."""
     select = frame[frame["split"] == "select"]
     first = select[~select["label"].duplicated()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import faiss
 import numpy as np
@@ -17,7 +18,9 @@ from guie_core import GuieError
 from guie_train.retrieval import Neighbours, search
 
 
-def oracle(queries, index, k, query_ids=None, index_ids=None):
+def oracle(
+    queries: NDArray[Any], index: NDArray[Any], k: int, query_ids: Any = None, index_ids: Any = None
+) -> Neighbours:
     """All distances in float64, then a plain sort of (distance, id, position) for each query."""
     ids = list(range(len(index))) if index_ids is None else list(index_ids)
     indices = np.full((len(queries), k), -1)
@@ -42,6 +45,7 @@ def assert_same(found: Neighbours, expected: Neighbours) -> None:
 
 
 def points(rng: np.random.Generator, kind: str, rows: int, dimension: int) -> NDArray[np.float32]:
+    values: NDArray[Any]
     if kind == "normal":
         values = rng.standard_normal((rows, dimension))
     elif kind == "grid":  # most distances tie
@@ -153,9 +157,10 @@ def test_products_are_in_full_precision_whatever_the_program_has_set(monkeypatch
     expected = oracle(asked, index, 5)
     seen = []
     product = torch.mm
+    backends: Any = torch.backends
 
-    def watched(*arguments, **options):
-        seen.append((torch.backends.mkldnn.matmul.fp32_precision, torch.is_autocast_enabled("cpu")))
+    def watched(*arguments: Any, **options: Any) -> Any:
+        seen.append((backends.mkldnn.matmul.fp32_precision, torch.is_autocast_enabled("cpu")))
         return product(*arguments, **options)
 
     monkeypatch.setattr(torch, "mm", watched)

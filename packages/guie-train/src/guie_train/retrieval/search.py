@@ -23,7 +23,7 @@ from torch import Tensor
 
 from guie_core import GuieError
 
-Matrix = NDArray[np.floating[Any]] | Tensor
+Matrix = NDArray[np.floating[Any]] | NDArray[np.integer[Any]] | Tensor
 
 UNIT = 2.0**-24  # rounding unit of float32
 BLOCK = 1 << 17  # candidates measured at once; 34 MB of float32 at E = 64
@@ -62,7 +62,7 @@ def search(
     Memory beside the arguments: a float32 copy of both, and below 300 MB whatever Q and N are.
 
     Args:
-        queries: [Q, E], numpy or torch, any float type.
+        queries: [Q, E], numpy or torch, floats or integers.
         index: [N, E].
         k: how many; where the index has fewer, the rest is -1.
         query_ids: [Q] numbers or texts. Index rows with the same id as the query are left out: this is how an image is
