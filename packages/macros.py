@@ -23,12 +23,13 @@ def guie_package(needs=()):
     python_test_utils(
         name="test_utils",
         sources=["tests/**/*.py", "!tests/**/test_*.py"],
-        skip_mypy=True,  # it takes two files called conftest.py for one module
+        skip_mypy=True,
     )
     python_tests(
         name="tests",
         sources=["tests/**/test_*.py"],
         dependencies=[":src", ":test_data", ":test_utils"],
+        skip_mypy=True,  # mypy is for what others build on
         batch_compatibility_tag=name,  # one process for a package: torch is imported once
         timeout=900,
     )
