@@ -28,7 +28,7 @@ def guie_package(needs=()):
     python_tests(
         name="tests",
         sources=["tests/**/test_*.py"],
-        dependencies=[":src", ":test_data", ":test_utils"],
+        dependencies=[":src", ":metadata", ":test_data", ":test_utils"],
         skip_mypy=True,  # mypy is for what others build on
         batch_compatibility_tag=name,  # one process for a package: torch is imported once
         timeout=900,
