@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from guie_core import GuieError
 from guie_models import _quiet
 from guie_models.embedder import Embedder
 from guie_models.exporters.parity import ExportReport, Limits, check_images, on_cpu, staged, verify
@@ -34,9 +35,14 @@ class TorchScript:
         expected = torch.cat([embedder(image) for image in batches])
         with staged(Path(directory)) as folder, _quiet.torchscript():
             path = folder / "saved_model.pt"
-            with open(path, "wb") as file:
-                torch.jit.save(embedder.script(), file)
-            loaded: Any = torch.jit.load(path, map_location="cpu")
+            try:
+                with open(path, "wb") as file:
+                    torch.jit.save(embedder.script(), file)
+                loaded: Any = torch.jit.load(path, map_location="cpu")
+            except (GuieError, OSError):
+                raise
+            except Exception as error:  # the compiler raises exceptions of half a dozen unrelated types
+                raise GuieError(f"TorchScript can't hold this embedder: {str(error).strip()}") from error
             for image in batches[:2]:  # the first runs compile
                 loaded(image)
             return verify(

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from guie_core import GuieError, UsageError, build
+from guie_models.augmentation import SwitchedAugmentation
+from guie_models.backbones import TimmBackbone
+from guie_models.embedder import Embedder
+from guie_models.exporters import Onnx, TorchScript
+from guie_models.exporters.parity import top5_agreement
+from guie_models.heads import BatchNormLinear, Linear
+from guie_models.views import Squash, size_values
+
+
+@pytest.fixture(scope="module")
+def embedder(backbone: TimmBackbone) -> Embedder:
+    torch.manual_seed(0)
+    head = BatchNormLinear(backbone.features, 16)
+    head(torch.randn(64, backbone.features + 3))
+    augmentation = SwitchedAugmentation(96, backbone.mean, backbone.std, padded_for=(0, 2))
+    view = Squash(96, backbone.mean, backbone.std)
+    return Embedder(backbone, head, view, augmentation, Linear(backbone.features, 4))
+
+
+@torch.no_grad()
+def test_torchscript_runs_where_guie_is_not(embedder: Embedder, photos: list[Tensor], tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = TorchScript().export(embedder, tmp_path / "model", photos)
+    assert report.path == tmp_path / "model" / "saved_model.pt"
+    assert [path.name for path in report.path.parent.iterdir()] == ["saved_model.pt"]
+    assert report.bytes == report.path.stat().st_size
+    assert (report.images, report.top5_agreement) == (len(photos), 1.0)
+    assert report.max_difference < 1e-5
+    assert report.min_cosine > 0.99999
+    assert report.images_per_second > 0
+    torch.save([photo[None].float() for photo in photos], tmp_path / "images.pt")
+    code = """
+import sys, warnings
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("guie_models", "guie_core", "timm", "torchvision"):
+            raise AssertionError(name + " was imported")
+sys.meta_path.insert(0, Refuse())
+warnings.simplefilter("ignore")
+import torch
+torch.set_num_threads(1)
+model = torch.jit.load(sys.argv[1])
+with torch.no_grad():
+    out = [model(image) for image in torch.load(sys.argv[2], weights_only=True)]
+assert not any(name.startswith("guie") for name in sys.modules)
+torch.save(torch.cat(out), sys.argv[3])
+"""
+    files = [str(report.path), str(tmp_path / "images.pt"), str(tmp_path / "out.pt")]
+    subprocess.run([sys.executable, "-I", "-c", code, *files], check=True, cwd=tmp_path)
+    found = torch.load(tmp_path / "out.pt", weights_only=True)
+    torch.testing.assert_close(found, torch.cat([embedder(photo[None]) for photo in photos]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("with_sizes", [True, False])
+@torch.no_grad()
+def test_onnx_takes_any_batch(
+    embedder: Embedder, backbone: TimmBackbone, photos: list[Tensor], tmp_path: Path, with_sizes: bool
+) -> None:
+    if not with_sizes:
+        embedder = Embedder(backbone, Linear(backbone.features, 16), embedder.view)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = Onnx().export(embedder, tmp_path, photos)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert report.max_difference < 1e-5
+    assert report.top5_agreement == 1.0
+    onnx.checker.check_model(report.path, full_check=True)
+    session = onnxruntime.InferenceSession(str(report.path), providers=["CPUExecutionProvider"])
+    assert [(x.name, x.shape[1:]) for x in session.get_inputs()] == [("images", [3, 96, 96]), ("sizes", [3])]
+    assert [(x.name, x.shape[1:]) for x in session.get_outputs()] == [("embedding", [16])]
+    views = torch.stack([embedder.view(photo) for photo in photos])
+    sizes = torch.stack([size_values(photo.shape[1], photo.shape[2], 96) for photo in photos])
+    for batch in (1, 2, 7, len(photos)):
+        feed = {"images": views[:batch].numpy(), "sizes": sizes[:batch].numpy()}
+        (found,) = session.run(None, feed)
+        expected = embedder.embed_preprocessed(views[:batch], sizes[:batch])
+        np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+
+
+def test_weights_beyond_what_onnx_holds_stand_beside_it(
+    embedder: Embedder, photos: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guie_models.exporters.onnx.LARGEST_FILE", 1000)
+    report = Onnx().export(embedder, tmp_path, photos[:3])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert report.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    session = onnxruntime.InferenceSession(str(report.path), providers=["CPUExecutionProvider"])
+    assert len(session.get_inputs()) == 2
+
+
+class Fickle(nn.Module):
+    """Does something else for dark images, which a trace can't see."""
+
+    features = 48
+    __module__ = "fickle"  # TorchScript takes no hyphens
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.pool(images) if bool(images.mean() < -0.5) else self.pool(images) ** 2  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("before", [None, b"the last good one"])
+def test_a_file_that_differs_is_not_left(photos: list[Tensor], tmp_path: Path, before: bytes | None) -> None:
+    embedder = Embedder(Fickle(), Linear(48, 8), Squash(32, (0.5,) * 3, (0.5,) * 3))
+    path = tmp_path / "saved_model.pt"
+    if before is not None:
+        path.write_bytes(before)
+    with pytest.raises(
+        GuieError, match=r"differs from the embedder(.|\n)*largest difference(.|\n)*No file was written"
+    ):
+        TorchScript().export(embedder, tmp_path, photos)
+    assert list(tmp_path.iterdir()) == ([] if before is None else [path])
+    assert before is None or path.read_bytes() == before
+
+
+def test_onnx_of_what_torch_cannot_export(photos: list[Tensor], tmp_path: Path) -> None:
+    embedder = Embedder(Fickle(), Linear(48, 8), Squash(32, (0.5,) * 3, (0.5,) * 3))
+    with pytest.raises(GuieError, match="torch can't export this backbone or head"):
+        Onnx().export(embedder, tmp_path, photos)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Unscriptable(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * len({*range(3)}))
+
+
+def test_what_torchscript_cannot_hold(backbone: TimmBackbone, photos: list[Tensor], tmp_path: Path) -> None:
+    embedder = Embedder(backbone, Unscriptable(64, 4), Squash(96, backbone.mean, backbone.std))
+    with pytest.raises(GuieError, match="TorchScript can't hold this embedder"):
+        TorchScript().export(embedder, tmp_path, photos[:1])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_limits_are_kept(embedder: Embedder, photos: list[Tensor], tmp_path: Path) -> None:
+    with pytest.raises(GuieError, match=r"Allowed: 0\.0001, 1\.5, all of the top-5"):
+        TorchScript(min_cosine=1.5).export(embedder, tmp_path, photos[:2])
+    with pytest.raises(GuieError, match="differs from the embedder"):
+        TorchScript(max_difference=-1.0).export(embedder, tmp_path, photos[:2])
+    assert list(tmp_path.iterdir()) == []
+
+
+class Nan(nn.Module):
+    features = 1
+    __module__ = "nan"
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(1, 2, 3)).unsqueeze(1) * torch.nan
+
+
+def test_not_a_number_is_not_equal(photos: list[Tensor], tmp_path: Path) -> None:
+    embedder = Embedder(Nan(), Linear(1, 8), Squash(32, (0.5,) * 3, (0.5,) * 3))
+    with pytest.raises(GuieError, match="differs from the embedder"):
+        TorchScript().export(embedder, tmp_path, photos[:3])
+
+
+def test_exports_need_images(embedder: Embedder, tmp_path: Path) -> None:
+    for exporter in (TorchScript(), Onnx()):
+        with pytest.raises(UsageError, match="verified on real images; none were given"):
+            exporter.export(embedder, tmp_path, [])
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
+def test_onnx_without_its_extra(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    find = importlib.util.find_spec
+
+    def find_spec(name: str, *rest: Any) -> Any:
+        return None if name == missing else find(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    with pytest.raises(GuieError, match=rf"needs {missing}: pip install 'guie-models\[onnx\]', or .*\[onnx-gpu\]"):
+        build("exporters", {"type": "Onnx"})
+
+
+def test_a_folder_that_cannot_be_written(embedder: Embedder, photos: list[Tensor], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises((GuieError, NotADirectoryError, FileExistsError)):
+        TorchScript().export(embedder, tmp_path / "file" / "model", photos[:1])
+
+
+# the top-5
+
+
+def plain_agreement(expected: np.ndarray, found: np.ndarray) -> float:
+    """Without ties: the part of shared neighbours."""
+
+    def five(x: np.ndarray, i: int) -> set[int]:
+        distances = ((x - x[i]) ** 2).sum(1)
+        distances[i] = np.inf
+        return set(np.argsort(distances)[:5].tolist())
+
+    return float(np.mean([len(five(expected, i) & five(found, i)) / 5 for i in range(len(expected))]))
+
+
+def test_agreement_counts_shared_neighbours() -> None:
+    random = np.random.default_rng(0)
+    expected = random.normal(size=(300, 8))
+    found = expected + 0.3 * random.normal(size=(300, 8))
+    agreement = top5_agreement(torch.from_numpy(expected), torch.from_numpy(found), tie=0.0)
+    assert agreement == pytest.approx(plain_agreement(expected, found))
+    assert 0.3 < agreement < 0.95
+
+
+def test_ties_agree_whichever_is_taken_and_others_do_not() -> None:
+    angle = torch.tensor([0.0, 1, -1, 2, -2, 3, -3, 9]) / 10
+    expected = torch.stack([angle.cos(), angle.sin()], dim=1)
+    nudged = angle + torch.tensor([1e-6, 0, 0, 0, 0, 0, 0, 0])
+    found = torch.stack([nudged.cos(), nudged.sin()], dim=1)
+    assert top5_agreement(expected, found, tie=1e-5) == 1.0
+    moved = torch.stack([(angle + 0.06).cos(), angle.sin()], dim=1)
+    moved[[5, 7]] = moved[[7, 5]]
+    assert top5_agreement(expected, moved, tie=1e-5) < 1.0
+    same = torch.ones(20, 3)
+    assert top5_agreement(same, same, tie=1e-5) == 1.0
+    assert top5_agreement(same[:1], same[:1], tie=1e-5) == 1.0
+    assert top5_agreement(expected[:3], expected[:3], tie=1e-5) == 1.0
