@@ -59,7 +59,7 @@ def search(
     Distances are compared in float64, as the square root of summed squared differences; rows that are equally far
     (duplicates, say) stand in the order of their ids. What comes back is rounded to float32.
 
-    Memory beside the arguments: a float32 copy of both, and below 300 MB whatever Q and N are.
+    Memory beside the arguments: a float32 copy of the index, and below 300 MB whatever Q and N are.
 
     Args:
         queries: [Q, E], numpy or torch, floats or integers.
