@@ -115,7 +115,8 @@ class _Gallery:
         # wide groups make the list of minima short, narrow ones the measuring of groups cheap
         self.width = 1 << round(math.log2(min(max(math.sqrt(rows / k) / 4, 4), 32)))
         self.groups = -(-rows // self.width)
-        wanted = tile or (512 if device.type == "cpu" else 65536)
+        # a core's share of a tile's scores fits its cache: 512 x 512 are 1 MB
+        wanted = tile or (512 * min(torch.get_num_threads(), 16) if device.type == "cpu" else 65536)
         self.tile = max(wanted // self.width, 1)  # in groups
         self.chunk = int(min(max((1 << 23) // self.groups, 32), 512 if device.type == "cpu" else 4096))
 
