@@ -139,6 +139,7 @@ def test_result_does_not_depend_on_chunks_tiles_or_threads() -> None:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             assert_same(search(asked, index, 7, query_ids=np.arange(300)), first)
+            assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
 

@@ -11,7 +11,8 @@ Shapes: queries [Q, E], index [N, E], neighbours [Q, k].
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,7 @@ def search(
     Distances are compared in float64, as the square root of summed squared differences; rows that are equally far
     (duplicates, say) stand in the order of their ids. What comes back is rounded to float32.
 
-    Memory beside the arguments: a float32 copy of the index, and below 300 MB whatever Q and N are.
+    Memory beside the arguments: a float32 copy of the index, and below 300 MB a thread whatever Q and N are.
 
     Args:
         queries: [Q, E], numpy or torch, floats or integers.
@@ -88,16 +89,21 @@ def search(
         return Neighbours(indices, distances)
 
     place = torch.device(device)
-    with _full_precision(place):
-        gallery = _Gallery(y, x, k, place, tile)
-        counts = _masked(rank, own, len(x))
-        size = chunk or gallery.chunk
-        for start in range(0, len(x), size):
-            part = slice(start, start + size)
+    gallery = _Gallery(y, x, k, place, tile)
+    counts = _masked(rank, own, len(x))
+
+    def answer(part: slice) -> None:
+        with torch.inference_mode(), torch.autocast(place.type, enabled=False):  # settings of one thread
             nearest = _Nearest(x[part], y, k, rank, own[part])
             for q, j in gallery.candidates(x[part], k + counts[part]):
                 nearest.add(q, j)
             nearest.write(indices[part], distances[part])
+
+    threads = torch.get_num_threads() if place.type == "cpu" else 1
+    size = chunk or min(gallery.chunk, max(-(-len(x) // threads), 32))
+    parts = [slice(start, start + size) for start in range(0, len(x), size)]
+    with _full_precision():
+        _for_each(answer, parts, min(threads, len(parts)))
     return Neighbours(indices, distances)
 
 
@@ -115,8 +121,8 @@ class _Gallery:
         # wide groups make the list of minima short, narrow ones the measuring of groups cheap
         self.width = 1 << round(math.log2(min(max(math.sqrt(rows / k) / 4, 4), 32)))
         self.groups = -(-rows // self.width)
-        # a core's share of a tile's scores fits its cache: 512 x 512 are 1 MB
-        wanted = tile or (512 * min(torch.get_num_threads(), 16) if device.type == "cpu" else 65536)
+        # 512 x 512 scores are 1 MB, the cache of a core
+        wanted = tile or (512 if device.type == "cpu" else 65536)
         self.tile = max(wanted // self.width, 1)  # in groups
         self.chunk = int(min(max((1 << 23) // self.groups, 32), 512 if device.type == "cpu" else 4096))
 
@@ -324,8 +330,31 @@ def _blocks(values: NDArray[Any]) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
+def _for_each(work: Callable[[slice], None], parts: list[slice], threads: int) -> None:
+    """Do the parts in threads of one core each, which need not wait for one another as the threads of an operation do.
+
+    torch's own number of threads is 1 meanwhile, for the whole program.
+    """
+    if threads == 1:
+        for part in parts:
+            work(part)
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            try:
+                for _ in pool.map(work, parts):
+                    pass
+            except BaseException:  # Ctrl-C too: what has not begun need not be done
+                pool.shutdown(cancel_futures=True)
+                raise
+    finally:
+        torch.set_num_threads(before)
+
+
 @contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
+def _full_precision() -> Iterator[None]:
     """Products of float32 are computed in float32, whatever the program has set: the error bound relies on it."""
     backends: list[Any] = [getattr(torch.backends, name).matmul for name in ("cuda", "mkldnn")]
     new = all(hasattr(backend, "fp32_precision") for backend in backends)  # torch 2.9
@@ -336,8 +365,7 @@ def _full_precision(device: torch.device) -> Iterator[None]:
     else:
         torch.set_float32_matmul_precision("highest")
     try:
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            yield
+        yield
     finally:
         if new:
             for backend, precision in zip(backends, before, strict=True):
