@@ -50,6 +50,7 @@ def test_rows(root: Path) -> None:
     dataset = ClassFolders(root)
     assert dataset.class_names() == ["Ape", "empty", "zebra", "猫"]
     rows = list(dataset.rows())
+    assert [row.name for row in rows] == [Path(row.image.path).parent.name for row in rows]
     assert [(row.label, row.image.path.removeprefix(f"{root}/")) for row in rows] == [
         (0, "Ape/10.jpg"),
         (0, "Ape/9.jpg"),

@@ -51,6 +51,7 @@ def test_columns_as_arrays(manifest: Manifest) -> None:
         "category": "|O",
         "split": "|O",
         "role": "|O",
+        "name": "|O",
         "width": "<i4",
         "height": "<i4",
         "hash": "|S32",

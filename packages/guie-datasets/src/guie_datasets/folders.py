@@ -59,7 +59,7 @@ class ClassFolders(Dataset):
             found += len(images)
             category = self.category if isinstance(self.category, str) else self.category.get(name, "")
             for path in images:
-                yield Row(ImageRef(path), label, self.source, category)
+                yield Row(ImageRef(path), label, self.source, category, name=name)
         if not found:
             folders = [item for item in left_out if item.reason == _FOLDER]
             deeper = f" Did you mean {Path(folders[0].place).parent}?" if folders else ""

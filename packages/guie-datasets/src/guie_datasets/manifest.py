@@ -42,12 +42,15 @@ SCHEMA = pa.schema(
         ("category", _TEXT),
         ("split", _TEXT),
         ("role", _TEXT),
+        ("name", _TEXT),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("hash", _HASH),
     ]
 )
-_DEFAULTS: dict[str, Any] = {"offset": 0, "length": -1, "source": "", "category": "", "split": "", "role": ""}
+_DEFAULTS: dict[str, Any] = {"offset": 0, "length": -1} | dict.fromkeys(
+    ("source", "category", "split", "role", "name"), ""
+)
 
 
 class Manifest:
@@ -57,7 +60,7 @@ class Manifest:
 
     - path (str), offset, length (int64; length -1: the whole file): where the bytes are; `images()` has them as one
     - label (int64): 0..C-1 over all images
-    - source, category, split, role (str)
+    - source, category, split, role, name (str)
     - width, height (int32): of the decoded image, after EXIF orientation
     - hash: blake2b of the encoded bytes, 16 bytes stored, 32 hexadecimal digits given ("S32")
 
@@ -76,7 +79,7 @@ class Manifest:
     @classmethod
     def from_columns(cls, columns: Mapping[str, ArrayLike], provenance: Mapping[str, Any] | None = None) -> Manifest:
         """From arrays or lists: path, label, width, height and hash (32 hexadecimal digits each), and any of
-        offset, length, source, category, split and role."""
+        offset, length, source, category, split, role and name."""
         if missing := [name for name in SCHEMA.names if name not in columns and name not in _DEFAULTS]:
             raise GuieError(f"a manifest needs the columns {', '.join(missing)}")
         rows = len(np.asarray(columns["label"]))

@@ -153,7 +153,9 @@ class _Gathered:
     def add(self, row: Row, label: int, size: tuple[int, int], digest: bytes) -> None:
         image = row.image
         length = -1 if image.length is None else image.length
-        values = (image.path, image.offset, length, label, row.source, row.category, row.split, row.role, *size, digest)
+        place = image.path, image.offset, length
+        said = label, row.source, row.category, row.split, row.role, row.name
+        values: tuple[Any, ...] = (*place, *said, *size, digest)
         for column, value in zip(self._columns.values(), values, strict=True):
             column.append(value)
         self._good += 1

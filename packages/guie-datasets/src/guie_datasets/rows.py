@@ -46,6 +46,7 @@ class Row:
     source: the data set or block it came from.
     category: what kind of thing it shows; what splits of classes are stratified by.
     split, role: only where the data set fixes them itself ("test"; "query", "index"); else "".
+    name: what people call the label, "red-apple"; for pictures and messages.
     """
 
     image: ImageRef
@@ -54,6 +55,7 @@ class Row:
     category: str = ""
     split: str = ""
     role: str = ""
+    name: str = ""
 
 
 class LeftOut(NamedTuple):

@@ -79,7 +79,8 @@ class Emoji(Dataset):
                     )
                 if drawing.style in self.styles:
                     label = drawing.emoji if self.classes == "emoji" else subgroups[drawing.subgroup]
-                    yield Row(record.image, label, source="emoji", category=drawing.group)
+                    name = drawing.name if self.classes == "emoji" else drawing.subgroup
+                    yield Row(record.image, label, source="emoji", category=drawing.group, name=name)
 
     def drawings(self) -> list[Drawing]:
         """What each row shows, in the order of `rows()`. Raises GuieError if the table is missing or damaged."""
