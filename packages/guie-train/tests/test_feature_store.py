@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from guie_core import GuieError
 from guie_train.feature_store import FeatureStore
 
@@ -59,13 +60,13 @@ def test_damage_is_named(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path, ABOUT)
     store.append(hashes(1, 2), rows(1, 2))
     (tmp_path / "00000.features.npy").write_bytes(b"\x93NUMPY junk")
-    with pytest.raises(GuieError, match="00000.features.npy is damaged.*run again"):
+    with pytest.raises(GuieError, match=r"00000\.features.npy is damaged.*run again"):
         FeatureStore(tmp_path).read(hashes(1))
     np.save(tmp_path / "00000.features.npy", rows(1))
     with pytest.raises(GuieError, match=r"has shape \(1, 5\), expected \(2, 5\)"):
         FeatureStore(tmp_path).read(hashes(1))
     (tmp_path / "store.json").write_text("{")
-    with pytest.raises(GuieError, match="store.json is damaged"):
+    with pytest.raises(GuieError, match=r"store\.json is damaged"):
         FeatureStore(tmp_path)
     with pytest.raises(GuieError, match="no features in"):
         FeatureStore(tmp_path / "elsewhere")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from guie_core import GuieError, Interrupted
 from guie_core.interrupt import Stop
 from guie_train.fitting import Fit, Training
-from torch import Tensor, nn
 
 SAM = {"type": "SAM", "rho": 0.05, "base": {"type": "AdamW", "lr": 1e-2, "weight_decay": 0.1}}
 
@@ -140,7 +141,7 @@ def test_a_loss_that_is_not_finite_keeps_the_state_before_it(tmp_path: Path) -> 
 
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     (tmp_path / "state.pt").write_bytes(b"junk")
-    with pytest.raises(GuieError, match="state.pt cannot be read.*delete it"):
+    with pytest.raises(GuieError, match=r"state\.pt cannot be read.*delete it"):
         fit(tmp_path)
 
 

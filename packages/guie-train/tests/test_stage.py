@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import pytest
+
 from guie_core import Config, GuieError, Interrupted, Slot
 from guie_core.interrupt import Stop
 from guie_core.profiles import profile

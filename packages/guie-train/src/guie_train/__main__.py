@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from guie_core.cli import run_command
-
 from guie_train.cli import train
 
 

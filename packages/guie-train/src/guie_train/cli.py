@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from guie_core.cli import plugin_option, traceback_option
 
 
@@ -19,7 +20,11 @@ from guie_core.cli import plugin_option, traceback_option
 @click.option(
     "--work-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where the run goes; runs/EXPERIMENT by default."
 )
-@click.option("--resume/--fresh", default=True, help="Go on from what is there (default), or run every stage again.")
+@click.option(
+    "--resume/--fresh",
+    default=True,
+    help="Go on in the same folder (default), or set its run aside and begin anew; finished stages are reused.",
+)
 @click.option("--dry-run", is_flag=True, help="Check the experiment and list its stages, but run none.")
 @plugin_option
 @traceback_option
@@ -35,11 +40,10 @@ def train(
 ) -> None:
     """Train EXPERIMENT, a Python file: from its data sets to a report and exported models.
 
-    What an earlier run has computed is reused. Ctrl-C stops after the current step; the same command goes on from there.
+    What an earlier run has computed is reused. Ctrl-C stops after the current step, and the same command goes on.
     """
     # here, so that --help needs neither torch nor mmengine
     from guie_core.experiment import Experiment
-
     from guie_train import runner
 
     loaded = Experiment.load(experiment, overrides=overrides, profile=profile)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from guie_core import GuieError
 from guie_core.profiles import Profile
 
@@ -22,7 +23,9 @@ def device_of(profile: Profile) -> torch.device:
         )
     capability = torch.cuda.get_device_capability()
     # kernels of the same major version and a lower minor one run as well
-    built = [divmod(int(arch.removeprefix("sm_").rstrip("a")), 10) for arch in torch.cuda.get_arch_list() if "sm_" in arch]
+    built = [
+        divmod(int(arch.removeprefix("sm_").rstrip("a")), 10) for arch in torch.cuda.get_arch_list() if "sm_" in arch
+    ]
     if not any(major == capability[0] and minor <= capability[1] for major, minor in built):
         raise GuieError(
             f"torch {torch.__version__} has no kernels for {torch.cuda.get_device_name()} "

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from guie_core import GuieError
 from guie_core.files import atomic_write
-from numpy.typing import NDArray
 
 SHARD = 4096  # images at most in a shard
 VERSION = 1

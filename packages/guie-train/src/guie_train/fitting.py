@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor, nn
+
 from guie_core import Config, GuieError, Interrupted, Slot
 from guie_core.files import atomic_write
 from guie_core.interrupt import Stop
 from guie_core.progress import bar
 from guie_core.registry import build
-from timm.scheduler import CosineLRScheduler
-from torch import Tensor, nn
 
 SAVE_SECONDS = 5.0  # between two states on disk; what a kill can cost, never what comes out
 Curve = dict[str, float]  # the figures of one epoch, by name

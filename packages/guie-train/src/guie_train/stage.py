@@ -159,6 +159,7 @@ class Workspace:
     profile: Profile
     stop: Stop
     again: frozenset[str] = frozenset()  # keys of the stages to run although their outputs are there
+    fresh: bool = False  # what unfinished runs of a stage have left is not gone on from
     on_record: Callable[[StageRecord], None] = lambda record: None
     on_start: Callable[[Stage[Any]], None] = lambda stage: None
     records: dict[str, StageRecord] = field(default_factory=dict)  # by stage name
@@ -197,9 +198,7 @@ class Workspace:
             with explain_os_errors(folder), self._lock(folder):
                 self._run(stage, folder)
         output = stage.load(folder)
-        record = StageRecord(
-            stage.name, stage.key, time.monotonic() - start, reused, stage.summary(output), folder
-        )
+        record = StageRecord(stage.name, stage.key, time.monotonic() - start, reused, stage.summary(output), folder)
         self.records[stage.name] = record
         self.on_record(record)
         return output
@@ -210,7 +209,7 @@ class Workspace:
     def _run(self, stage: Stage[Any], folder: Path) -> None:
         start = time.monotonic()
         staging = folder if stage.incremental else folder.with_name(f"{stage.key}.partial")
-        if self._again(stage):
+        if self._again(stage) or (self.fresh and not stage.incremental):
             shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True, exist_ok=True)
         self._made.add(stage.key)

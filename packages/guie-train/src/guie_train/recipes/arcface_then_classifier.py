@@ -7,24 +7,24 @@ from typing import Annotated, Any
 
 from guie_core import Config, Slot
 from guie_core.profiles import Profile
-from guie_models import SwitchedAugmentation
-
+from guie_datasets import Manifest, decode
 from guie_train.fitting import Training
-from guie_train.stage import Stage
+from guie_train.report import Images, Report
+from guie_train.stage import Stage, Workspace
 from guie_train.stages.augmentation import Switched
 from guie_train.stages.classifier import FitClassifier
 from guie_train.stages.data import Prepare, Split
-from guie_train.stages.evaluate import Evaluate
+from guie_train.stages.evaluate import RAW, TRAINED, Evaluate
 from guie_train.stages.export import Export
-from guie_train.stages.features import Features, Shape
-from guie_train.stages.head import FitHead, Selection
+from guie_train.stages.features import Features, Part, Shape
+from guie_train.stages.head import FitHead, Selection, TrainedHead
 
 ViewConfig = Annotated[Config, Slot("views", defaults=("size", "mean", "std"))]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """How images are seen: by training, by validation and retrieval, and by the classifier (5th place, point 3 and 9)."""
+    """How images are seen: by training, by validation and retrieval, and by the classifier (points 3 and 9)."""
 
     train: ViewConfig
     valid: ViewConfig
@@ -58,7 +58,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class ArcFaceThenClassifier:
-    """Frozen backbone, head with a margin loss, classifier, switched augmentation, evaluation, export (arXiv 2210.09495).
+    """Frozen backbone, margin head, classifier, switched augmentation, evaluation, export (arXiv 2210.09495).
 
     Args:
         data: data sets, united in this order.
@@ -97,11 +97,11 @@ class ArcFaceThenClassifier:
         prepare = Prepare(name="prepare", data=self.data, max_bad=self.max_bad)
         split = Split(name="split", manifest=prepare, splits=self.splits)
 
-        def features(name: str, view: Config, splits: tuple[str, ...] = (), shape: Shape = "any") -> Features:
+        def features(name: str, view: Config, part: Part = "all", shape: Shape = "any") -> Features:
             return Features(
                 name=f"features {name}",
                 manifest=split,
-                splits=splits,
+                part=part,
                 shape=shape,
                 backbone=self.backbone,
                 view=view,
@@ -109,7 +109,7 @@ class ArcFaceThenClassifier:
                 compute=profile.dtype,
             )
 
-        train = features("train", self.views.train, ("train",))
+        train = features("train", self.views.train, "rest")
         valid = features("valid", self.views.valid)
         head = FitHead(
             name="head",
@@ -125,7 +125,7 @@ class ArcFaceThenClassifier:
         stages: list[Stage[Any]] = [prepare, split, train, valid, head]
         classifier, switched = None, {}
         if self.classifier:
-            whole = features("classifier", self.views.classifier)
+            whole = features("classifier", self.views.classifier, "rest")
             classifier = FitClassifier(
                 name="classifier",
                 manifest=split,
@@ -138,8 +138,8 @@ class ArcFaceThenClassifier:
             )
             stages += [whole, classifier]
         if self.augmentation and classifier:
-            for name, (view, shape) in SwitchedAugmentation.recipes(self.augmentation.crop).items():
-                switched[name] = features(f"test {name}", view, ("test",), shape)
+            for name, view in self.augmentation.views().items():
+                switched[name] = features(f"test {name}", view, "test", "square" if name == "square" else "other")
             stages += switched.values()
         evaluate = Evaluate(
             name="evaluate",
@@ -167,3 +167,25 @@ class ArcFaceThenClassifier:
             )
             stages.append(export)
         return stages
+
+    def report(self, workspace: Workspace) -> Report:
+        """What the stages found, for a page; they are run where that hasn't happened."""
+        stages = {stage.name: stage for stage in self.stages(workspace.profile)}
+        manifest: Manifest = workspace.get(stages["split"])
+        head: TrainedHead = workspace.get(stages["head"])
+        refs, names = manifest.images(), manifest.column("name")
+        return Report(
+            systems=workspace.get(stages["evaluate"]),
+            images=Images(
+                labels=manifest.column("label"),
+                splits=manifest.column("split"),
+                image=lambda row: decode(refs[row].read()),
+                caption=lambda row: str(names[row]),
+            ),
+            baseline=RAW,
+            trained=TRAINED,
+            curves=head.curves,
+            chosen_epoch=head.epoch,
+            exports=workspace.get(stages["export"]) if "export" in stages else (),
+            seed=self.seed,
+        )

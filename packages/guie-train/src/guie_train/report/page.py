@@ -125,10 +125,10 @@ class Report:
         pictures: examples under each heading.
     """
 
-    name: str
-    command: str
     systems: Sequence[System]
     images: Images
+    name: str = ""
+    command: str = ""
     summary: str = ""
     baseline: str = "raw features"
     trained: str = "trained"

@@ -1,11 +1,16 @@
-"""Settings of switched test-time augmentation in a recipe."""
+"""Switched test-time augmentation in a recipe: its settings, and its views as components whose features are stored."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from guie_core import ExperimentError, Problem
+from guie_models import SwitchedAugmentation
+
+# for questions that need no pixels: which images are seen through which view
+_NO_PIXELS: dict[str, Any] = {"size": 1, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,20 +25,26 @@ class Switched:
     crop: float = 0.9
     padded_for: tuple[str, ...] = ()
 
+    def views(self) -> dict[str, dict[str, Any]]:
+        """The augmentation's views by name, as components of kind "views"."""
+        augmentation = SwitchedAugmentation(**_NO_PIXELS, crop=self.crop)
+        views = {name: getattr(augmentation, name) for name in SwitchedAugmentation.VIEWS}
+        return {
+            name: {"type": "Squash", "pad_to_square": view.pad_to_square, "center_crop": view.center_crop}
+            for name, view in views.items()
+        }
 
-def padded_classes(settings: Switched, categories: Sequence[str]) -> list[int]:
-    """The classifier's outputs that stand for `settings.padded_for`.
+    def build(self, categories: Sequence[str], **pixels: Any) -> SwitchedAugmentation:
+        """The augmentation for a classifier of these categories; `pixels` are its size, mean and std.
 
-    Raises:
-        ExperimentError: the classifier knows no such category.
-    """
-    unknown = [name for name in settings.padded_for if name not in categories]
-    if unknown:
-        raise ExperimentError(
-            [
-                Problem("recipe.augmentation.padded_for", f"no category {name!r}", f"The images have: {', '.join(categories)}.")
-                for name in unknown
-            ],
-            "the experiment",
-        )
-    return [list(categories).index(name) for name in settings.padded_for]
+        Raises:
+            ExperimentError: the classifier knows no category of that name.
+        """
+        unknown = [name for name in self.padded_for if name not in categories]
+        if unknown:
+            hint = f"The images have: {', '.join(categories)}."
+            raise ExperimentError(
+                [Problem("recipe.augmentation.padded_for", f"there is no category {name!r}.", hint) for name in unknown]
+            )
+        padded_for = [list(categories).index(name) for name in self.padded_for]
+        return SwitchedAugmentation(**(_NO_PIXELS | pixels), crop=self.crop, padded_for=padded_for)

@@ -9,18 +9,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from guie_core import GuieError
-from guie_core.files import atomic_write
-from guie_core.registry import build
-from guie_datasets import Manifest
 from safetensors.torch import load_file
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, nn
 
+from guie_core import GuieError
+from guie_core.files import atomic_write
+from guie_core.registry import build
+from guie_datasets import Manifest
 from guie_train.device import device_of
 from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Curve, Fit, Training
 from guie_train.stage import Stage, Workspace
+from guie_train.stages.data import TEST
 
 
 class LinearClassifier(nn.Module):
@@ -77,7 +78,7 @@ class FitClassifier(Stage[TrainedClassifier]):
         """Write the weights of the last epoch, the curves, and the state from which an interrupted run goes on."""
         manifest, store = workspace.get(self.manifest), workspace.get(self.features)
         device = device_of(workspace.profile)
-        rows = np.flatnonzero(manifest.column("split") != "test")
+        rows = np.flatnonzero(manifest.column("split") != TEST)
         categories, labels, counts = np.unique(
             manifest.column("category")[rows], return_inverse=True, return_counts=True
         )

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 import numpy as np
+
 from guie_core import Config, Slot
 from guie_core.registry import build
 from guie_datasets import Manifest, prepare, split
-
 from guie_train.stage import Stage, Workspace
+
+TEST = "test"  # the split that no choice may see
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +25,9 @@ class Prepare(Stage[Manifest]):
     max_bad: float = 0.001
 
     def run(self, folder: Path, workspace: Workspace) -> None:
-        """Write `manifest.parquet` and, if anything was left out, `quarantine.csv`."""
+        """Write `manifest.parquet`, and to `quarantine.csv` what was left out or looks wrong."""
         datasets = [build("datasets", config, where=f"recipe.data.{i}") for i, config in enumerate(self.data)]
-        manifest, quarantine = prepare(datasets, max_bad=self.max_bad)
-        quarantine.write(folder / "quarantine.csv")
+        manifest, _ = prepare(datasets, max_bad=self.max_bad, quarantine=folder / "quarantine.csv")
         manifest.write(folder / "manifest.parquet")
 
     def fingerprint(self) -> list[tuple[str, int, int]]:

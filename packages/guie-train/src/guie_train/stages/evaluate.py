@@ -9,37 +9,28 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
-from guie_core import Config, Slot
-from guie_core.registry import build
-from guie_datasets import Manifest
-from guie_models import SwitchedAugmentation
-from guie_models.heads import PCA
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from guie_core import Config, Slot
+from guie_core.registry import build
+from guie_datasets import Manifest
+from guie_models.heads import PCA
 from guie_train.feature_store import FeatureStore
+from guie_train.report import System
 from guie_train.retrieval import Evaluation, Pairs, evaluate
 from guie_train.stage import Stage, Workspace
-from guie_train.stages.augmentation import Switched, padded_classes
+from guie_train.stages.augmentation import Switched
 from guie_train.stages.classifier import TrainedClassifier
 from guie_train.stages.head import TrainedHead, head_inputs
 
-RAW, TRAINED = "raw features", "trained"  # the system that all are compared with, and the one that is exported
-
-
-@dataclass(frozen=True)
-class System:
-    """One way to embed the test images, and how well it retrieves."""
-
-    name: str
-    dimension: int
-    augmented: bool
-    result: Evaluation
+RAW, TRAINED = "raw features", "trained"  # what all are compared with, and what is exported
+Embed = Callable[[FeatureStore, NDArray[np.int64]], Tensor]  # (features, rows [N]) to an embedding [N, E]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Stage[list[System]]):
-    """Compare raw features, PCA and the trained head on the test rows, with and without switched augmentation.
+    """Compare raw features, PCA and the trained head on what was set aside, with and without switched augmentation.
 
     All embeddings are L2-normalised, so that Euclidean distance orders them as the cosine does. PCA is fitted on the
     training rows. With augmentation, the outputs of an image's views are averaged before they are normalised.
@@ -50,95 +41,75 @@ class Evaluate(Stage[list[System]]):
     valid: Stage[FeatureStore]
     head: Stage[TrainedHead]
     classifier: Stage[TrainedClassifier] | None
-    switched: Mapping[str, Stage[FeatureStore]]
     augmentation: Switched | None
+    switched: Mapping[str, Stage[FeatureStore]]  # features of the augmentation's views, by name
     protocol: Annotated[Config, Slot("protocols")]
     metrics: tuple[str, ...]
     pca: int
 
     def run(self, folder: Path, workspace: Workspace) -> None:
-        """Write a folder for each system, in order of their names' numbers."""
+        """Write a numbered folder for each system."""
         manifest, store = workspace.get(self.manifest), workspace.get(self.valid)
         split = manifest.column("split")
-        pairs = build("protocols", self.protocol, where="recipe.evaluation.protocol").pairs(
-            manifest.column("label"), split
-        )
+        protocol = build("protocols", self.protocol, where="recipe.evaluation.protocol")
+        pairs = protocol.pairs(manifest.column("label"), split)
         rows = np.unique(np.concatenate([pairs.queries, pairs.index]))
         pairs = Pairs(np.searchsorted(rows, pairs.queries), np.searchsorted(rows, pairs.index))
         labels, categories = manifest.column("label")[rows], manifest.column("category")[rows]
-        views = self._views(workspace, manifest, rows)
 
         head = workspace.get(self.head).build()
-        embeddings: dict[str, Callable[[FeatureStore, NDArray[np.int64]], Tensor]] = {
-            RAW: lambda features, at: torch.from_numpy(features.read(manifest.column("hash")[at])),
-            TRAINED: lambda features, at: head(head_inputs(head, features, manifest, at)),
-        }
+        systems: dict[str, Embed] = {RAW: lambda store, at: torch.from_numpy(store.read(manifest.column("hash")[at]))}
         if self.pca:
-            train = np.flatnonzero(split == "train")
-            pca = PCA.fit(torch.from_numpy(store.read(manifest.column("hash")[train])), self.pca)
-            embeddings[f"PCA-{self.pca}"] = lambda features, at: pca(embeddings[RAW](features, at))
+            pca = PCA.fit(systems[RAW](store, np.flatnonzero(split == "train")), self.pca)
+            systems[f"PCA-{self.pca}"] = lambda store, at: pca(systems[RAW](store, at))
+        systems[TRAINED] = lambda store, at: head(head_inputs(head, store, manifest, at))
 
-        number = 0
-        for name in (n for n in (RAW, f"PCA-{self.pca}", TRAINED) if n in embeddings):
-            for augmented in (False, True) if views else (False,):
-                with torch.inference_mode():
-                    if augmented:
-                        space = _averaged(embeddings[name], views, rows)
-                    else:
-                        space = embeddings[name](store, rows)
-                    space = nn.functional.normalize(space)
-                result = evaluate(space, labels, categories, pairs, metrics=self.metrics)
-                result.in_rows(rows).write(folder / f"{number}", name=name, dimension=space.shape[1], augmented=augmented)
-                number += 1
+        with torch.inference_mode():
+            augmented = self._augmented(workspace, manifest, rows)
+            number = 0
+            for name, embed in systems.items():
+                for switched in (False, True) if augmented else (False,):
+                    space = augmented(embed) if augmented and switched else embed(store, rows)
+                    found = evaluate(nn.functional.normalize(space), labels, categories, pairs, self.metrics)
+                    found.in_rows(rows).write(
+                        folder / str(number), name=name, dimension=space.shape[1], augmented=switched
+                    )
+                    number += 1
 
-    def _views(
+    def _augmented(
         self, workspace: Workspace, manifest: Manifest, rows: NDArray[np.int64]
-    ) -> list[tuple[FeatureStore, NDArray[np.bool_]]]:
-        """For each view of switched augmentation its features, and which of `rows` are seen through it."""
+    ) -> Callable[[Embed], Tensor] | None:
+        """A function that gives the mean [N, E] over the views of `rows` of an embedding."""
         if self.augmentation is None or self.classifier is None:
-            return []
+            return None
         stores = {name: workspace.get(stage) for name, stage in self.switched.items()}
         classifier = workspace.get(self.classifier)
+        augmentation = self.augmentation.build(classifier.categories)
         height, width = (torch.from_numpy(manifest.column(name)[rows]) for name in ("height", "width"))
-        # only images that aren't square are classified, and by their "whole" view
-        category = torch.zeros(len(rows), dtype=torch.long)
-        other = (height != width).numpy()
-        with torch.inference_mode():
-            whole = torch.from_numpy(stores["whole"].read(manifest.column("hash")[rows[other]]))
-            category[torch.from_numpy(other)] = classifier.build()(whole).argmax(1)
-        masks = SwitchedAugmentation.masks(
-            height, width, category, padded_classes(self.augmentation, classifier.categories)
-        )
-        return [(stores[name], mask.numpy()) for name, mask in masks.items()]
+        # the classifier sees the view that steers, and square images have none
+        steered = augmentation.masks(height, width)[augmentation.STEERING]
+        category = torch.full((len(rows),), -1)
+        features = stores[augmentation.STEERING].read(manifest.column("hash")[rows[steered.numpy()]])
+        category[steered] = classifier.build()(torch.from_numpy(features)).argmax(1)
+        masks = augmentation.masks(height, width, category)
+
+        def embedded(embed: Embed) -> Tensor:
+            outputs = {name: embed(stores[name], rows[mask.numpy()]) for name, mask in masks.items() if mask.any()}
+            return augmentation.combine(outputs, masks)
+
+        return embedded
 
     def load(self, folder: Path) -> list[System]:
-        """The systems in the order in which reports show them."""
-        return [_read(path) for path in sorted(folder.glob("[0-9]*"), key=lambda path: int(path.name))]
+        """The systems, in the order in which reports show them."""
+        systems = []
+        for path in sorted(folder.glob("[0-9]*"), key=lambda path: int(path.name)):
+            result, about = Evaluation.read(path)
+            systems.append(System(about["name"], about["dimension"], about["augmented"], result))
+        return systems
 
     def summary(self, output: list[System]) -> str:
-        """The first metric of the best variant of each system."""
-        metric = self.metrics[0]
+        """The first metric of each system, the better of its variants."""
         best: dict[str, float] = {}
         for system in output:
-            best[system.name] = max(best.get(system.name, 0.0), system.result.overall[metric])
-        return f"{metric} " + ", ".join(f"{score:.3f} {name}" for name, score in best.items())
-
-
-def _averaged(
-    embed: Callable[[FeatureStore, NDArray[np.int64]], Tensor],
-    views: list[tuple[FeatureStore, NDArray[np.bool_]]],
-    rows: NDArray[np.int64],
-) -> Tensor:
-    """The mean [N, E] over each image's views of what `embed` gives for them."""
-    total: Tensor | None = None
-    count = torch.zeros(len(rows), 1)
-    for store, seen in views:
-        if not seen.any():
-            continue
-        part = embed(store, rows[seen])
-        if total is None:
-            total = torch.zeros(len(rows), part.shape[1])
-        total[torch.from_numpy(seen)] += part
-        count[torch.from_numpy(seen)] += 1
-    assert total is not None  # every image has a view
-    return total / count
+            best[system.name] = max(best.get(system.name, 0.0), system.result.overall[self.metrics[0]])
+        return f"{self.metrics[0]} " + ", ".join(f"{score:.3f} {name}" for name, score in best.items())

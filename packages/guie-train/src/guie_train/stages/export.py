@@ -9,16 +9,17 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
+
 from guie_core import Config, Interrupted, Slot
 from guie_core.files import atomic_write
 from guie_core.progress import bar
 from guie_core.registry import build
 from guie_datasets import Manifest, read_images
-from guie_models import Embedder, ExportReport, SwitchedAugmentation
-
+from guie_models import Embedder, ExportReport
 from guie_train.stage import Stage, Workspace
-from guie_train.stages.augmentation import Switched, padded_classes
+from guie_train.stages.augmentation import Switched
 from guie_train.stages.classifier import TrainedClassifier
+from guie_train.stages.data import TEST
 from guie_train.stages.head import TrainedHead
 
 
@@ -39,7 +40,7 @@ class Export(Stage[list[ExportReport]]):
     view: Annotated[Config, Slot("views", defaults=("size", "mean", "std"))]
     augmentation: Switched | None
     exporters: list[Annotated[Config, Slot("exporters")]]
-    split: str = "test"
+    split: str = TEST
     images: int = 64
 
     def embedder(self, workspace: Workspace) -> Embedder:
@@ -49,8 +50,7 @@ class Export(Stage[list[ExportReport]]):
         classifier = workspace.get(self.classifier) if self.classifier else None
         augmentation = None
         if self.augmentation and classifier:
-            chosen = padded_classes(self.augmentation, classifier.categories)
-            augmentation = SwitchedAugmentation(**data, crop=self.augmentation.crop, padded_for=chosen)
+            augmentation = self.augmentation.build(classifier.categories, **data)
         embedder = Embedder(
             backbone,
             workspace.get(self.head).build(),

@@ -5,26 +5,30 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from guie_core import Config, Interrupted, Slot
-from guie_core.progress import bar
-from guie_core.registry import build
-from guie_datasets import Manifest, read_images
-from guie_models.backbones import Backbone
-from guie_models.backbones.weights import fingerprint
 from numpy.typing import NDArray
 from torch import Tensor
 
+from guie_core import Config, Interrupted, Slot
+from guie_core.progress import bar
+from guie_core.registry import build, lookup
+from guie_core.signature import signature
+from guie_datasets import Manifest, read_images
+from guie_models.backbones import Backbone
+from guie_models.backbones.weights import fingerprint
 from guie_train.device import autocast, device_of
 from guie_train.feature_store import SHARD, FeatureStore
 from guie_train.stage import NOT_IN_KEY, Stage, Workspace
+from guie_train.stages.data import TEST
 
 FLUSH_SECONDS = 30.0  # between two shards on disk; what a kill can cost
+Part = Literal["all", "test", "rest"]
 Shape = Literal["any", "square", "other"]
 
 
@@ -37,7 +41,8 @@ class Features(Stage[FeatureStore]):
 
     Args:
         manifest: of the images.
-        splits: only the images of these splits; all if empty.
+        part: "all" images, those of the "test" split, or the "rest": never a finer choice, so that another split of
+            the rest finds all its features here.
         shape: only square images, or only others; as switched augmentation needs them.
         backbone: a component of kind "backbones".
         view: a component of kind "views"; size, mean and std are the backbone's unless given.
@@ -50,7 +55,7 @@ class Features(Stage[FeatureStore]):
     slug: ClassVar[str] = "features"
     incremental: ClassVar[bool] = True
     manifest: Stage[Manifest] = field(metadata=NOT_IN_KEY)
-    splits: tuple[str, ...] = field(default=(), metadata=NOT_IN_KEY)
+    part: Part = field(default="all", metadata=NOT_IN_KEY)
     shape: Shape = field(default="any", metadata=NOT_IN_KEY)
     backbone: Annotated[Config, Slot("backbones")]
     view: Annotated[Config, Slot("views", defaults=("size", "mean", "std"))]
@@ -58,6 +63,13 @@ class Features(Stage[FeatureStore]):
     dtype: Literal["float16", "float32"] = "float16"
     compute: str = "float32"
 
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """With the defaults of backbone and view spelt out, so that two ways to write one view share features."""
+        plain = dict(super().arguments)
+        for name, kind in (("backbone", "backbones"), ("view", "views")):
+            plain[name] = signature(lookup(kind, plain[name]["type"]).load()).defaults | plain[name]
+        return plain
 
     def fingerprint(self) -> str:
         """What the weights are, as far as it shows without loading them."""
@@ -66,8 +78,8 @@ class Features(Stage[FeatureStore]):
     def rows(self, manifest: Manifest) -> NDArray[np.int64]:
         """Row numbers of the images whose features this stage provides."""
         chosen = np.ones(len(manifest), bool)
-        if self.splits:
-            chosen &= np.isin(manifest.column("split"), self.splits)
+        if self.part != "all":
+            chosen &= (manifest.column("split") == TEST) == (self.part == TEST)
         if self.shape != "any":
             square = manifest.column("width") == manifest.column("height")
             chosen &= square if self.shape == "square" else ~square
@@ -86,9 +98,7 @@ class Features(Stage[FeatureStore]):
         rows = self.rows(manifest)
         device = device_of(workspace.profile)
         backbone: Backbone = build("backbones", self.backbone, where="recipe.backbone").to(device)
-        view = build(
-            "views", self.view, where="view", size=backbone.image_size, mean=backbone.mean, std=backbone.std
-        )
+        view = build("views", self.view, where="view", size=backbone.image_size, mean=backbone.mean, std=backbone.std)
         store = FeatureStore(
             folder,
             {

@@ -9,15 +9,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
 from guie_core import Config, GuieError, Slot
 from guie_core.files import atomic_write
 from guie_core.registry import build
 from guie_datasets import Manifest
 from guie_models.views import size_values
-from numpy.typing import NDArray
-from safetensors.torch import load_file
-from torch import Tensor, nn
-
 from guie_train.device import device_of
 from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Curve, Fit, Training
@@ -101,7 +101,7 @@ class FitHead(Stage[TrainedHead]):
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write the chosen weights, checkpoints, the curves, and the state from which an interrupted run goes on."""
-        manifest, train, valid = (workspace.get(source) for source in (self.manifest, self.train, self.valid))
+        manifest, train, valid = workspace.get(self.manifest), workspace.get(self.train), workspace.get(self.valid)
         device = device_of(workspace.profile)
         split = manifest.column("split")
         rows = np.flatnonzero(split == "train")
@@ -112,9 +112,7 @@ class FitHead(Stage[TrainedHead]):
 
         torch.manual_seed(self.seed)
         head = build("heads", self.head, where="recipe.head", in_features=train.dimension)
-        loss = build(
-            "losses", self.loss, where="recipe.loss", embedding_size=head.out_features, classes=len(classes)
-        )
+        loss = build("losses", self.loss, where="recipe.loss", embedding_size=head.out_features, classes=len(classes))
         model = HeadWithLoss(head, loss).to(device)
         fit = Fit(
             model,

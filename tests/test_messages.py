@@ -1,0 +1,116 @@
+"""What a user reads when something is wrong, word for word, and the exit code."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import guie_emoji
+from guie_core.cli import run_command
+from guie_train.cli import train
+
+ROOT = Path(__file__).resolve().parent.parent
+Run = Callable[..., tuple[int, str]]
+DATA = Path(guie_emoji.__file__).parent / "data"
+
+
+@pytest.fixture
+def guie_train(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `guie-train` on the quickstart in an empty folder; gives the exit code and what went to stderr."""
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as caught:
+            run_command(train, "guie-train", ["experiments/quickstart.py", *arguments])
+        return int(caught.value.code or 0), capsys.readouterr().err
+
+    return run
+
+
+def test_a_typo_in_set(guie_train: Run) -> None:
+    code, message = guie_train("--set", "recipe.head.droput=0.2")
+    assert code == 2
+    assert message == (
+        "error: 1 problem in experiments/quickstart.py\n"
+        "  recipe.head.droput: BatchNormLinear (guie-models 0.1.0) has no argument 'droput'. Did you mean 'dropout'?\n"
+        "  It takes: in_features, out_features, dropout, size_features.\n"
+    )
+
+
+def test_several_mistakes_are_all_told(guie_train: Run) -> None:
+    code, message = guie_train(
+        "--set", "recipe.arcface.epochs='many'", "--set", "recipe.loss.type=ArcFase", "--profile", "cpux"
+    )
+    assert code == 2
+    assert message.startswith("error: 3 problems in experiments/quickstart.py\n")
+    assert "recipe.arcface.epochs: expects a whole number, got the text 'many'." in message
+    assert "Did you mean ArcFace" in message
+    assert "cpux" in message
+    assert "cpu" in message
+
+
+def test_a_typo_in_the_experiment_itself(guie_train: Run, tmp_path: Path) -> None:
+    path = tmp_path / "experiments" / "quickstart.py"
+    path.write_text(path.read_text().replace("arcface=dict(epochs=40", "arcfase=dict(epochs=40"))
+    code, message = guie_train()
+    assert code == 2
+    assert "recipe.arcfase" in message
+    assert "Did you mean 'arcface'?" in message
+
+
+def test_no_data(guie_train: Run, tmp_path: Path) -> None:
+    code, message = guie_train("--set", "recipe.data.0.root='nowhere'")
+    assert code == 1
+    assert message == "error: nowhere: no such folder. Name the folder that holds the files guie-emoji-train-*.tfrec\n"
+
+
+def test_half_the_data(guie_train: Run, tmp_path: Path) -> None:
+    shutil.copytree(DATA, tmp_path / "half")
+    for shard in sorted((tmp_path / "half").glob("*.tfrec"))[4:]:
+        shard.unlink()
+    code, message = guie_train("--set", "recipe.data.0.root='half'")
+    assert code == 1
+    assert "3,104 images" in message
+    assert "6,204" in message
+
+
+def test_a_truncated_shard(guie_train: Run, tmp_path: Path) -> None:
+    shutil.copytree(DATA, tmp_path / "cut")
+    shard = sorted((tmp_path / "cut").glob("*.tfrec"))[2]
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    code, message = guie_train("--set", "recipe.data.0.root='cut'")
+    assert code == 1
+    assert shard.name in message
+
+
+def test_a_gpu_profile_without_a_gpu(guie_train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, message = guie_train("--profile", "v100-32g")
+    assert code == 1
+    assert "profile v100-32g needs a CUDA GPU" in message
+    assert "--profile cpu" in message
+
+
+def test_more_classes_to_hold_out_than_there_are(guie_train: Run) -> None:
+    code, message = guie_train("--set", "recipe.splits.0.classes=2000")
+    assert code == 1
+    assert "2000 classes are to be held out, but there are 1034" in message
+
+
+def test_an_unknown_stage_names_all(guie_train: Run) -> None:
+    code, message = guie_train("--stage", "heads")
+    assert code == 2
+    assert "no stage 'heads'" in message
+    assert "'head'" in message
+
+
+def test_a_missing_experiment(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as caught:
+        run_command(train, "guie-train", ["experiments/quikstart.py"])
+    assert caught.value.code == 2
+    assert "Did you mean 'quickstart.py'?" in capsys.readouterr().err
