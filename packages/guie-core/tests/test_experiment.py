@@ -342,4 +342,4 @@ def test_differences_key_by_key() -> None:
         ("recipe.new", "-", "True"),
     ]
     assert differences(old, old) == []
-    assert differences([1], [1, 2]) == [("recipe", "[1]", "[1, 2]")]
+    assert differences([1], [1, 2]) == [("recipe.1", "-", "2")]

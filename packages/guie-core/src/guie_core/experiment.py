@@ -123,8 +123,9 @@ def differences(old: Any, new: Any, where: str = "recipe") -> list[tuple[str, st
             else:
                 found += differences(old[key], new[key], place)
         return found
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [d for i, pair in enumerate(zip(old, new, strict=True)) for d in differences(*pair, f"{where}.{i}")]
+    if isinstance(old, list) and isinstance(new, list):
+        # by position, so that one more element of a long list is told as just that
+        return differences(dict(enumerate(old)), dict(enumerate(new)), where)
     return [] if old == new and type(old) is type(new) else [(where, repr(old), repr(new))]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import itertools
-import logging
 import operator
 import os
 from collections import Counter
@@ -31,13 +30,18 @@ from .rows import Dataset, Row
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_log = logging.getLogger(__name__)
 
 _BATCH = 32  # rows a thread takes at once
 _CHUNK = 65_536  # rows gathered as Python objects before they become columns
 _MAX_LABEL = 2**48  # leaves room for the offsets of many data sets
 
 Kind = Literal["bad", "duplicate", "conflict", "left out"]
+_IN_WORDS: dict[Kind, str] = {
+    "bad": "bad",
+    "duplicate": "repeated",
+    "conflict": "equal to an image of another class",
+    "left out": "left out",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +87,9 @@ class Quarantine:
                 table.writerow([finding.kind, finding.place, finding.source, label, finding.reason])
 
     def __str__(self) -> str:
+        """The counts in words, "2 bad, 8 equal to an image of another class"; "" where nothing was found."""
         kinds = Counter(finding.kind for finding in self.findings)
-        return ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items())) or "nothing found"
+        return ", ".join(f"{kinds[kind]:,} {words}" for kind, words in _IN_WORDS.items() if kinds[kind])
 
 
 def prepare(
@@ -128,9 +133,6 @@ def prepare(
     if quarantine is not None:
         result.write(quarantine)
     _judge(result, max_bad, quarantine)
-    if len(result):
-        where = f"; listed in {quarantine}" if quarantine is not None else ""
-        _log.warning("%s of %s images%s", result, f"{result.images:,}", where)
     kept = table.filter(pa.array(keep))
     encoded = np.unique(kept.column("label").to_numpy(), return_inverse=True)[1]
     kept = kept.set_column(kept.column_names.index("label"), "label", pa.array(encoded, pa.int64()))

@@ -53,6 +53,8 @@ def guie_metrics() -> Iterable[Entry]:
         Entry("MRR@k", f"{metrics}:ReciprocalRankAt", "1 / rank of the first hit within k"),
         Entry("Recall@k", f"{metrics}:RecallAt", "Share of queries with a hit within k"),
         Entry("mAP@k", f"{metrics}:MeanAveragePrecisionAt", "Average precision within k"),
+        Entry("MAP@R", f"{metrics}:MeanAveragePrecisionAtR", "Average precision within the number of relevant images"),
+        Entry("R-precision", f"{metrics}:RPrecision", "Precision within the number of relevant images"),
     ]
 
 

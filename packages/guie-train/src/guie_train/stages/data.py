@@ -48,7 +48,9 @@ class Prepare(Stage[Manifest]):
     def summary(self, output: Manifest) -> str:
         """Images, classes, and how many were left out."""
         classes = len(np.unique(output.column("label")))
-        return f"{len(output):,} images of {classes:,} classes"
+        findings = output.provenance["findings"]
+        aside = f" ({findings}: see stages/prepare/quarantine.csv)" if findings else ""
+        return f"{len(output):,} images of {classes:,} classes{aside}"
 
 
 @dataclass(frozen=True, kw_only=True)
