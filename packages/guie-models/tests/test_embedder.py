@@ -40,7 +40,7 @@ def recipe(backbone: TimmBackbone, photos: list[Tensor]) -> tuple[Embedder, list
     view = Squash(SIZE, backbone.mean, backbone.std)
     with torch.no_grad():
         outputs = torch.cat([classifier(backbone(view(photo)[None])) for photo in photos])
-        classifier.linear.bias -= outputs.mean(dim=0)  # so that no class wins everywhere
+        classifier.linear.bias.sub_(outputs.mean(dim=0))  # so that no class wins everywhere
         categories = (outputs - outputs.mean(dim=0)).argmax(dim=1).tolist()
     common = [category for category, _ in Counter(categories).most_common()][::2]
     augmentation = SwitchedAugmentation(SIZE, backbone.mean, backbone.std, padded_for=common)
@@ -57,7 +57,8 @@ def by_formula(embedder: Embedder, padded_for: list[int], raw: Tensor) -> Tensor
 
     def resize(x: Tensor) -> Tensor:
         x = TF.resize(x, [SIZE, SIZE], TF.InterpolationMode.BICUBIC, antialias=True)
-        return TF.normalize(x / 255, mean, std)[None]
+        out: Tensor = TF.normalize(x / 255, mean, std)[None]
+        return out
 
     def concat(x: Tensor) -> Tensor:
         return torch.cat([x, appended], dim=1)
@@ -199,10 +200,11 @@ def test_parts_that_do_not_fit(backbone: TimmBackbone) -> None:
 
 def test_images_of_another_shape(backbone: TimmBackbone) -> None:
     embedder = Embedder(backbone, Linear(64, 4), Squash(SIZE, backbone.mean, backbone.std))
-    for shape in ((3, 8, 8), (2, 3, 8, 8), (1, 1, 8, 8), (1, 3, 0, 8)):
+    shapes: list[tuple[int, ...]] = [(3, 8, 8), (2, 3, 8, 8), (1, 1, 8, 8), (1, 3, 0, 8)]
+    for shape in shapes:
         with pytest.raises(UsageError, match=r"one RGB image of shape \[1, 3, height, width\]"):
             embedder(torch.zeros(shape))
-    for shape in ((1, 8, 8), (8, 8), (2, 3, 8, 8)):
+    for shape in [(1, 8, 8), (8, 8), (2, 3, 8, 8)]:
         with pytest.raises(UsageError, match="one RGB image of shape"):
             embedder.embed([torch.zeros(shape)])
 

@@ -19,7 +19,7 @@ from guie_models.augmentation import SwitchedAugmentation
 from guie_models.backbones import TimmBackbone
 from guie_models.embedder import Embedder
 from guie_models.exporters import Onnx, TorchScript
-from guie_models.exporters.parity import top5_agreement
+from guie_models.exporters.parity import Limits, top5_agreement, verify
 from guie_models.heads import BatchNormLinear, Linear
 from guie_models.views import Squash, size_values
 
@@ -222,16 +222,33 @@ def test_agreement_counts_shared_neighbours() -> None:
     assert 0.3 < agreement < 0.95
 
 
+def circle(*angles: float) -> Tensor:
+    angle = torch.tensor(angles, dtype=torch.float64) / 10
+    return torch.stack([angle.cos(), angle.sin()], dim=1)
+
+
 def test_ties_agree_whichever_is_taken_and_others_do_not() -> None:
-    angle = torch.tensor([0.0, 1, -1, 2, -2, 3, -3, 9]) / 10
-    expected = torch.stack([angle.cos(), angle.sin()], dim=1)
-    nudged = angle + torch.tensor([1e-6, 0, 0, 0, 0, 0, 0, 0])
-    found = torch.stack([nudged.cos(), nudged.sin()], dim=1)
+    expected = circle(0, 1, -1, 2, -2, 3, -3 - 1e-5, 9)
+    found = circle(0, 1, -1, 2, -2, 3 + 1e-5, -3, 9)  # the first one's fifth neighbour is another
     assert top5_agreement(expected, found, tie=1e-5) == 1.0
-    moved = torch.stack([(angle + 0.06).cos(), angle.sin()], dim=1)
-    moved[[5, 7]] = moved[[7, 5]]
-    assert top5_agreement(expected, moved, tie=1e-5) < 1.0
+    assert top5_agreement(expected, found, tie=0.0) == pytest.approx(1 - 1 / 40)
+    assert top5_agreement(expected, expected[[0, 1, 2, 3, 4, 7, 6, 5]], tie=1e-5) < 1.0
+
+
+def test_agreement_of_few_or_equal_embeddings() -> None:
     same = torch.ones(20, 3)
     assert top5_agreement(same, same, tie=1e-5) == 1.0
     assert top5_agreement(same[:1], same[:1], tie=1e-5) == 1.0
-    assert top5_agreement(expected[:3], expected[:3], tie=1e-5) == 1.0
+    assert top5_agreement(circle(0, 1, 5), circle(0, 1, 5), tie=1e-5) == 1.0
+    assert top5_agreement(circle(0, 1, 5), circle(5, 1, 0), tie=1e-5) == 1.0  # there are no others to choose
+
+
+def test_another_top5_alone_is_refused(tmp_path: Path) -> None:
+    """Every value is within the limit, yet enough of them together change who is near."""
+    torch.manual_seed(0)
+    expected = torch.randn(40, 256) * 0.02
+    found = expected + 0.01 * torch.sign(torch.randn_like(expected))
+    with pytest.raises(GuieError, match="the top-5 agree to"):
+        verify(tmp_path / "file", tmp_path / "file", lambda: found, expected, Limits(0.0101, 0.0), "Test")
+    with pytest.raises(GuieError, match=r"shape \[40, 9\], the embedder \[40, 256\]"):
+        verify(tmp_path / "file", tmp_path / "file", lambda: found[:, :9], expected, Limits(1.0, 0.0), "Test")

@@ -112,7 +112,7 @@ def test_weights_come_back_to_the_bit_before_the_base_steps() -> None:
     seen: list[list[Tensor]] = []
 
     class Nothing(torch.optim.SGD):
-        def step(self, closure: Any = None) -> None:
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
             seen.append(problem.weights())
 
     before = problem.weights()
@@ -200,9 +200,7 @@ def test_a_state_of_other_parameters_is_refused() -> None:
 def test_schedulers_move_the_bases_learning_rate() -> None:
     """timm's scheduler with the recipe's settings gives the recipe's numbers (point 7)."""
     sam = SAM(Problem().parameters(), base=ADAMW)
-    scheduler = CosineLRScheduler(
-        sam, t_initial=1000, lr_min=1e-6, warmup_t=3, warmup_lr_init=1e-6, warmup_prefix=True  # type: ignore[arg-type]
-    )
+    scheduler = CosineLRScheduler(sam, t_initial=1000, lr_min=1e-6, warmup_t=3, warmup_lr_init=1e-6, warmup_prefix=True)
     rates = []
     for epoch in (1, 2, 3, 649):
         scheduler.step(epoch)

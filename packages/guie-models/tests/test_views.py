@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 
 def normalised(pixels: Tensor) -> Tensor:
-    return TF.normalize(pixels / 255, list(MEAN), list(STD))
+    out: Tensor = TF.normalize(pixels / 255, list(MEAN), list(STD))
+    return out
 
 
 def by_torchvision(image: Tensor, size: int, *, pad: bool, crop: float) -> Tensor:
@@ -200,7 +202,7 @@ def test_size_values() -> None:
         (dict(std=(0.5, 0.5, 0.0)), "each value is above 0"),
     ],
 )
-def test_wrong_arguments(arguments: dict[str, object], message: str) -> None:
+def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Squash(**{"size": 32, "mean": MEAN, "std": STD, **arguments})
 
