@@ -99,10 +99,10 @@ def test_built_in_plugin_cannot_be_disabled(
     [
         (GuieError("no data"), 1, "error: no data\n"),
         (UsageError("wrong"), 2, "error: wrong\n"),
-        (Interrupted("stopped after epoch 3"), 130, "error: stopped after epoch 3\n"),
+        (Interrupted("after epoch 3"), 130, "stopped: after epoch 3\n"),
         (ExperimentError([Problem("recipe.a", "is b.")], "x.py"), 2, "error: 1 problem in x.py\n  recipe.a: is b.\n"),
-        (KeyboardInterrupt(), 130, "error: interrupted\n"),
-        (click.Abort(), 130, "error: interrupted\n"),
+        (KeyboardInterrupt(), 130, "stopped: at once\n"),
+        (click.Abort(), 130, "stopped: at once\n"),
         (FileNotFoundError(2, "No such file or directory", "a.txt"), 1, "error: No such file or directory: a.txt\n"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from .errors import GuieError
+from .errors import GuieError, Interrupted
 from .plugins import load_plugin_files, plugins
 from .registry import lookup
 from .wording import did_you_mean
@@ -127,6 +127,8 @@ def run_command(command: click.Command, prog_name: str, args: Sequence[str] | No
     try:
         result: Any = command.main(None if args is None else list(args), prog_name, standalone_mode=False)
         sys.stdout.flush()
+    except Interrupted as error:
+        _fail(str(error), error.exit_code, "stopped")
     except GuieError as error:
         _fail(str(error), error.exit_code)
     except click.UsageError as error:
@@ -135,7 +137,7 @@ def run_command(command: click.Command, prog_name: str, args: Sequence[str] | No
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130)
+        _fail("at once", 130, "stopped")
     except BrokenPipeError:  # `guie plugins list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -155,10 +157,10 @@ def run_command(command: click.Command, prog_name: str, args: Sequence[str] | No
     sys.exit(result if isinstance(result, int) else 0)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int, what: str = "error") -> None:
     if os.environ.get("GUIE_TRACEBACK", "") not in ("", "0"):
         traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
+    print(f"{what}: {message}", file=sys.stderr)
     sys.exit(code)
 
 

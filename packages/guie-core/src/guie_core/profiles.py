@@ -80,7 +80,7 @@ def _restore(values: dict[str, Any]) -> Profile:
 # Micro-batches: "features" is what goes through a frozen ViT-H-14 at 224 px, the largest backbone of the recipes, with
 # room to spare; "finetune" is what the same network can train with (16 on 24 GB and mixed precision is published).
 CPU = Profile(
-    "cpu", "Any machine without a GPU: float32", device="cpu", batch={"features": 32, "finetune": 4}, workers=2
+    "cpu", "Any machine without a GPU: float32", device="cpu", batch={"features": 16, "finetune": 4}, workers=2
 )
 V100_32G = Profile(
     "v100-32g",

@@ -15,7 +15,7 @@ from typing import Any
 import click
 import numpy as np
 
-from guie_core import UsageError
+from guie_core import Interrupted, UsageError
 from guie_core.experiment import Experiment
 from guie_core.interrupt import interruptible
 from guie_core.registry import build
@@ -79,8 +79,11 @@ def train(
             _link(record, folder)
 
         workspace = Workspace(folder.parent / "store", experiment.profile, stop, again, fresh, on_record=show)
-        for each in stages:
-            workspace.get(each)
+        try:
+            for each in stages:
+                workspace.get(each)
+        except Interrupted as stopped:
+            raise Interrupted(f"{stopped}. The same command goes on from there") from None
         run.record(stages=[_as_dict(record) for record in workspace.records.values()])
         if stage is None:
             report = replace(

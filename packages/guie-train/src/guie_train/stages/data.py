@@ -49,7 +49,7 @@ class Prepare(Stage[Manifest]):
         """Images, classes, and how many were left out."""
         classes = len(np.unique(output.column("label")))
         findings = output.provenance["findings"]
-        aside = f" ({findings}: see stages/prepare/quarantine.csv)" if findings else ""
+        aside = f"; quarantine.csv: {findings}" if findings else ""
         return f"{len(output):,} images of {classes:,} classes{aside}"
 
 
