@@ -15,7 +15,8 @@ def _use_venv(venv: Path) -> None:
     # Bare, without the .pth files of the editable installs: guie's own code must come from the sandbox.
     sys.path[:0] = [str(source) for source in sorted(Path(__file__).parent.glob("packages/*/src"))]
     sys.path.append(str(site_packages))
-    # for the tests' own processes
+    # the tests' own processes run as they would outside
+    sys.executable = f"{venv}/bin/python"
     os.environ["PATH"] = os.pathsep.join([f"{venv}/bin", os.environ.get("PATH", os.defpath)])
     os.environ["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
 

@@ -1,8 +1,11 @@
 # What the BUILD files of the packages share. Pants calls these; nothing imports them.
 
 
-def guie_package(needs=()):
-    """One package: sources, wheel and tests. needs: the siblings it builds on, "core" for packages/guie-core."""
+def guie_package(needs=(), tests_need=()):
+    """One package: sources, wheel and tests.
+
+    needs: the siblings it builds on, "core" for packages/guie-core. tests_need: those that its tests use besides.
+    """
     name = build_file_dir().name
     resources(name="data", sources=["src/**/*", "!src/**/*.py", "!src/**/*.pyi"])
     python_sources(
@@ -28,7 +31,10 @@ def guie_package(needs=()):
     python_tests(
         name="tests",
         sources=["tests/**/test_*.py"],
-        dependencies=[":src", ":metadata", ":test_data", ":test_utils"],
+        dependencies=[
+            *(":src", ":metadata", ":test_data", ":test_utils"),
+            *(f"packages/guie-{other}:src" for other in tests_need),
+        ],
         skip_mypy=True,  # mypy is for what others build on
         batch_compatibility_tag=name,  # one process for a package: torch is imported once
         timeout=900,
