@@ -13,15 +13,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# the quickstart, smaller: two styles, few epochs, no exports
+# the quickstart, smaller: two styles, a backbone of toy size with random weights, few epochs, no exports
 SMALL = [
     "recipe.data.0.styles=['google', 'twitter']",
     "recipe.splits.0.classes=100",
+    "recipe.backbone.type=timm/test_resnet",
+    "recipe.backbone.weights=none",
     "recipe.backbone.image_size=32",
-    "recipe.arcface.epochs=8",
+    "recipe.arcface.epochs=6",
     "recipe.classifier.training.epochs=4",
     "recipe.exports=[]",
 ]
+
+
+# one thread: the same bits on every machine, and quick where processes share the cores
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def command(work_dir: Path) -> list[str]:
@@ -32,7 +38,7 @@ def command(work_dir: Path) -> list[str]:
 
 def finish(work_dir: Path) -> dict[str, str]:
     """Run to the end; digests of everything that was learnt."""
-    done = subprocess.run(command(work_dir), capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(command(work_dir), capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     return {
         str(path.relative_to(work_dir.parent / "store")): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -54,7 +60,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_ctrl_c_in_the_stage_after(stage: str, tmp_path: Path, uninterrupted: dict[str, str]) -> None:
     work_dir = tmp_path / "runs" / "small"
     with subprocess.Popen(
-        command(work_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        command(work_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=ENVIRONMENT
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -72,7 +78,7 @@ def test_ctrl_c_in_the_stage_after(stage: str, tmp_path: Path, uninterrupted: di
 def test_killed_in_the_stage_after(stage: str, tmp_path: Path, uninterrupted: dict[str, str]) -> None:
     work_dir = tmp_path / "runs" / "small"
     with subprocess.Popen(
-        command(work_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        command(work_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=ENVIRONMENT
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -86,9 +92,11 @@ def test_a_full_disk_is_one_message_and_nothing_is_lost(tmp_path: Path, uninterr
     work_dir = tmp_path / "runs" / "small"
 
     def no_large_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))  # a shard of features is larger
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))  # a shard of features is larger
 
-    done = subprocess.run(command(work_dir), capture_output=True, text=True, cwd=ROOT, preexec_fn=no_large_files)
+    done = subprocess.run(
+        command(work_dir), capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, preexec_fn=no_large_files
+    )
     assert done.returncode == 1
     assert "error: " in done.stderr
     assert ".features.npy could not be written" in done.stderr
@@ -103,7 +111,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     else:
         tmp_path.chmod(0o500)
         work_dir = tmp_path / "runs"
-    done = subprocess.run(command(work_dir), capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(command(work_dir), capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "--work-dir" in done.stderr

@@ -70,3 +70,12 @@ def test_damage_is_named(tmp_path: Path) -> None:
         FeatureStore(tmp_path)
     with pytest.raises(GuieError, match="no features in"):
         FeatureStore(tmp_path / "elsewhere")
+
+
+def test_a_full_disk_is_told_as_that_and_loses_nothing(tmp_path: Path, small_files: None) -> None:
+    store = FeatureStore(tmp_path, ABOUT)
+    store.append(hashes(1), rows(1))
+    many = range(100, 400)
+    with pytest.raises(GuieError, match=r"features\.npy could not be written"):
+        store.append(hashes(*many), rows(*many))
+    np.testing.assert_array_equal(FeatureStore(tmp_path).read(hashes(1)), rows(1))

@@ -150,3 +150,8 @@ def test_checkpoints_are_kept_every_so_many_epochs(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("epoch-*")) == [
         f"epoch-{epoch:04d}.safetensors" for epoch in (2, 4, 6)
     ]
+
+
+def test_a_full_disk_is_told_as_that(tmp_path: Path, small_files: None) -> None:
+    with pytest.raises(GuieError, match=r"state\.pt could not be written"):
+        fit(tmp_path).save()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from functools import cached_property
@@ -129,9 +130,15 @@ class FeatureStore:
         if features.shape != (len(hashes), self.dimension):
             raise ValueError(f"features {features.shape} for {len(hashes)} images of dimension {self.dimension}")
         number = 1 + max((int(p.name.split(".")[0]) for p in self.folder.glob("*.hashes.npy")), default=-1)
-        with atomic_write(self.folder / f"{number:05d}.features.npy") as file:
-            np.save(file, features.astype(self.about["dtype"], copy=False))
-        with atomic_write(self.folder / f"{number:05d}.hashes.npy") as file:
-            np.save(file, np.asarray(hashes).astype("S32"))
+        _save(self.folder / f"{number:05d}.features.npy", features.astype(self.about["dtype"], copy=False))
+        _save(self.folder / f"{number:05d}.hashes.npy", np.asarray(hashes).astype("S32"))
         self.__dict__.pop("_shards", None)
         self.__dict__.pop("_lookup", None)
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    # by way of memory: numpy's own writing to a file forgets why it failed, and a full disk is to be told as that
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    with atomic_write(path) as file:
+        file.write(buffer.getbuffer())

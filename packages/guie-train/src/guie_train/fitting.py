@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -202,8 +203,10 @@ class Fit:
         }
         if self.features.is_cuda:
             state["cuda_rng"] = torch.cuda.get_rng_state(self.features.device)
+        buffer = io.BytesIO()  # torch's own writing to a file forgets why it failed, such as a full disk
+        torch.save(state, buffer)
         with atomic_write(self.folder / "state.pt") as file:
-            torch.save(state, file)
+            file.write(buffer.getbuffer())
         self._saved = time.monotonic()
 
     def _load(self) -> None:
