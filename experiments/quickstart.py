@@ -32,5 +32,6 @@ recipe.update(
     classifier=dict(training=dict(epochs=20), every=5),
     # nothing to crop off: the images end where the drawing ends
     augmentation=dict(crop=1.0, padded_for=("Objects", "Food & Drink")),
+    evaluation=dict(protocol=dict(type="LeaveOneOut", split="test"), metrics=("mP@5", "MRR@5", "Recall@1"), pca=64),
 )
 profile = "cpu"

@@ -69,7 +69,7 @@ def test_ctrl_c_in_the_stage_after(stage: str, tmp_path: Path, uninterrupted: di
         errors = process.stderr.read() if process.stderr else ""
     assert process.returncode == 130, errors
     assert "stopped: " in errors
-    assert "The same command goes on from there" in errors
+    assert "Go on with: guie-train" in errors
     assert "Traceback" not in errors
     assert finish(work_dir) == uninterrupted
 

@@ -50,7 +50,10 @@ recipe = dict(
         every=20,
     ),
     augmentation=dict(crop=0.9, padded_for=("apparel", "packaged", "toys")),
-    evaluation=dict(protocol=dict(type="LeaveOneOut", split="test"), metrics=("mP@5", "MRR@5", "Recall@1"), pca=64),
+    # float32 as the original; on disk in 16 bits
+    features=dict(compute="float32", dtype="float16"),
+    # reported on by the contest's own hidden test; an experiment that sets classes aside says so here
+    evaluation=None,
     exports=[dict(type="TorchScript"), dict(type="Onnx")],
 )
 profile = "auto"

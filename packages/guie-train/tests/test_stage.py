@@ -11,10 +11,12 @@ from typing import Annotated, Any, ClassVar
 
 import pytest
 
-from guie_core import Config, GuieError, Interrupted, Slot
+from guie_core import Config, GuieError, Interrupted, Slot, UsageError
 from guie_core.interrupt import Stop
 from guie_core.profiles import profile
-from guie_train.stage import NOT_IN_KEY, Stage, StageRecord, Workspace
+from guie_train.fitting import Training
+from guie_train.runner import _plan
+from guie_train.stage import NOT_IN_KEY, Stage, StageRecord, Workspace, _components
 
 RUNS: list[str] = []
 
@@ -96,6 +98,13 @@ def test_the_key_depends_on_arguments_and_owners_but_not_on_names() -> None:
     assert headed.versions.keys() == {"guie-models"}  # Number itself belongs to no plugin
 
 
+def test_components_within_components_have_owners_too() -> None:
+    training = Training(epochs=1, batch_size=2, optimizer={"type": "SAM", "base": {"type": "AdamW"}})
+    hints = dict(_components(Training, training))
+    assert hints == {"optimizers": {"type": "AdamW"}}
+    assert [kind for kind, _ in _components(Training, training)] == ["optimizers", "optimizers"]
+
+
 def test_records_say_what_was_reused(tmp_path: Path) -> None:
     records: list[StageRecord] = []
     workspace(tmp_path).get(three())
@@ -112,17 +121,35 @@ def test_an_interrupted_stage_goes_on_in_its_folder_and_nothing_half_done_counts
     assert (workspace(tmp_path).folder(three()) / "sum").read_text() == "3 True"
 
 
-def test_again_runs_from_the_start_once_and_keeps_the_old_result_until_then(tmp_path: Path) -> None:
+def test_again_runs_from_the_start_and_an_interruption_of_it_goes_on(tmp_path: Path) -> None:
     stage = three()
     workspace(tmp_path).get(stage)
-    Sum.fail.append(GuieError("no"))
-    again = workspace(tmp_path, again=frozenset([stage.key]))
-    with pytest.raises(GuieError):
-        again.get(stage)
-    assert workspace(tmp_path).complete(stage)
+    Sum.fail.append(Interrupted("stopped"))
+    with pytest.raises(Interrupted):
+        workspace(tmp_path, again=frozenset([stage.key])).get(stage)
+    assert not workspace(tmp_path).complete(stage)  # else the plain command would take the old result
+    assert workspace(tmp_path).get(stage) == 3
+    assert (workspace(tmp_path).folder(stage) / "sum").read_text() == "3 True"
     again = workspace(tmp_path, again=frozenset([stage.key]))
     assert again.get(stage) == 3
     assert (again.folder(stage) / "sum").read_text() == "3 False"
+
+
+def test_again_means_a_stage_and_what_depends_on_it() -> None:
+    stage = three()
+    stages = [stage.one, *stage.others.values(), stage]
+    assert _plan(stages, None, "two") == (stages, frozenset([stage.others["two"].key, stage.key]))
+    assert _plan(stages, "one", None) == ([stage.one], frozenset())
+    with pytest.raises(UsageError, match="no stage 'three'; its stages are: 'one', 'two', 'sum'"):
+        _plan(stages, "one", "three")
+
+
+def test_ctrl_c_between_stages_is_heard(tmp_path: Path) -> None:
+    space = workspace(tmp_path)
+    space.stop.request()
+    with pytest.raises(Interrupted, match="before stage 'one'"):
+        space.get(three())
+    assert RUNS == []
 
 
 def test_two_processes_do_not_make_the_same_result(tmp_path: Path) -> None:

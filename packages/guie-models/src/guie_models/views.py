@@ -146,6 +146,8 @@ class RandomSquareCrop(nn.Module):
     into it. Raises UsageError for another shape.
     """
 
+    random = True  # other views give the same whatever the seed
+
     def __init__(
         self,
         size: int,

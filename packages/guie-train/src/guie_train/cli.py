@@ -48,6 +48,6 @@ def train(
 
     loaded = Experiment.load(experiment, overrides=overrides, profile=profile)
     if dry_run:
-        runner.show_plan(loaded, work_dir=work_dir)
+        runner.show_plan(loaded, work_dir=work_dir, stage=stage, start=start)
     else:
         runner.train(loaded, work_dir=work_dir, stage=stage, start=start, fresh=not resume)

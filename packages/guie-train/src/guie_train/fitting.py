@@ -36,7 +36,7 @@ class Training:
         warmup_epochs: epochs in which the rate climbs linearly from `warmup_lr`, ahead of the cosine's own clock.
         warmup_lr: learning rate of the first epoch.
         max_norm: gradients whose norm is larger are scaled down to it.
-        keep_every: a checkpoint is kept every so many epochs; 0 keeps none but the chosen one and the last.
+        keep_every: a checkpoint is kept every so many epochs; 0 keeps none of them.
     """
 
     epochs: int
@@ -47,6 +47,11 @@ class Training:
     warmup_lr: float = 1e-6
     max_norm: float = 1000.0
     keep_every: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in {"epochs": 1, "batch_size": 1, "warmup_epochs": 0, "keep_every": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is {least} or more.")
 
 
 class Fit:
@@ -130,6 +135,7 @@ class Fit:
                     self.step += 1
                     progress.advance(1)
                     if stop:
+                        self._check_finite(float(self.total))
                         self.save()
                         raise Interrupted(f"{self.name}: saved at epoch {self.epoch}, step {self.step}")
                 self._end_of_epoch(after_epoch)
@@ -164,12 +170,10 @@ class Fit:
 
     def _end_of_epoch(self, after_epoch: Callable[[int], Curve] | None) -> None:
         loss = float(self.total) / self.steps
-        if not math.isfinite(loss):
-            raise GuieError(
-                f"{self.name}: the loss of epoch {self.epoch + 1} is {loss}; the state before it is kept in "
-                f"{self.folder}. Lower the learning rate, or look for features that are not finite"
-            )
+        self._check_finite(loss)
         curve = {"epoch": self.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], "loss": loss}
+        if skipped := getattr(self.optimizer, "skipped", 0):
+            curve["skipped steps"] = skipped
         self.epoch, self.step = self.epoch + 1, 0
         if after_epoch is not None:
             self.model.eval()
@@ -181,6 +185,13 @@ class Fit:
             self.write_checkpoint(f"epoch-{self.epoch:04d}")
         if self.epoch == self.training.epochs or time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
+
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise GuieError(
+                f"{self.name}: the loss of epoch {self.epoch + 1} is {loss}; the state before it is kept in "
+                f"{self.folder}. Lower the learning rate, or look for features that are not finite"
+            )
 
     def write_checkpoint(self, name: str) -> None:
         """Write the model's tensors to `<name>.safetensors` in the folder."""
@@ -217,13 +228,13 @@ class Fit:
             state = torch.load(path, map_location=self.features.device, weights_only=True)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.epoch, self.step = state["epoch"], state["step"]
+            self.total, self.curves = state["total"], state["curves"]
+            torch.set_rng_state(state["rng"].cpu())
+            if self.features.is_cuda and "cuda_rng" in state:  # not if it was begun on the CPU
+                torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.features.device)
         except Exception as error:  # torch raises a dozen kinds for a damaged file
             raise GuieError(f"{path} cannot be read ({error}); delete it to train from the start") from error
-        self.epoch, self.step = state["epoch"], state["step"]
-        self.total, self.curves = state["total"], state["curves"]
-        torch.set_rng_state(state["rng"].cpu())
-        if self.features.is_cuda:
-            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.features.device)
         if self.step:
             self.model.train()
 

@@ -9,6 +9,7 @@ import shlex
 import time
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from guie_core.experiment import Experiment
 from guie_core.interrupt import interruptible
 from guie_core.registry import build
 from guie_core.run import Run, versions
+from guie_core.wording import shown
+from guie_datasets import Manifest
 from guie_train.device import device_of
 from guie_train.report import Report, StageLine, render
 from guie_train.stage import Stage, StageRecord, Workspace
@@ -54,43 +57,35 @@ def train(
         Interrupted: after Ctrl-C; the same call goes on from there.
         GuieError: what the stages raise.
     """
-    folder = work_dir or default_folder(experiment)
+    folder = (work_dir or default_folder(experiment)).absolute()
     recipe = build("recipes", experiment.recipe, where="recipe")
-    stages = recipe.stages(experiment.profile)
-    if stage is not None:
-        stages = stages[: _position(stages, stage) + 1]
-    first = len(stages) if start is None else _position(stages, start)
-    again = frozenset(s.key for s in stages[first:])
-
+    stages, again = _plan(recipe.stages(experiment.profile), stage, start)
     device_of(experiment.profile)  # before anything is done for it
     begin = time.monotonic()
     with Run.open(folder, experiment, fresh=fresh) as run, interruptible() as stop:
-        click.echo(f"{experiment.name} on {experiment.profile.name} -> {folder}")
-        width = max(len(s.name) for s in stages)
-        digits = len(str(len(stages)))
-        order = {s.name: number for number, s in enumerate(stages, 1)}
-
-        def show(record: StageRecord) -> None:
-            number = order.get(record.name, 0)
-            took = "reused" if record.reused else f"{record.seconds:.1f} s"
-            line = f" {number:{digits}}/{len(stages)} {record.name:{width}}  {took:>8}  {record.summary}"
-            click.echo(line)
-            run.log.debug("stage %s %s: %s, %s", record.name, record.key, took, record.summary)
-            _link(record, folder)
-
+        click.echo(f"{experiment.name} on {experiment.profile.name} -> {shown(folder)}")
+        show = partial(_show, run, [each.name for each in stages])
         workspace = Workspace(folder.parent / "store", experiment.profile, stop, again, fresh, on_record=show)
         try:
+            checked = False
             for each in stages:
-                workspace.get(each)
+                if not checked and not each.cheap:
+                    for later in stages:
+                        later.check(workspace)
+                    checked = True
+                output = workspace.get(each)
+                if isinstance(output, Manifest):
+                    run.record(manifest=output.digest)
+            report = None if stage else recipe.report(workspace)
         except Interrupted as stopped:
-            raise Interrupted(f"{stopped}. The same command goes on from there") from None
-        run.record(stages=[_as_dict(record) for record in workspace.records.values()])
-        if stage is None:
+            command = shlex.join([*_command(experiment), *(("--work-dir", str(work_dir)) if work_dir else ())])
+            raise Interrupted(f"{stopped}. Go on with: {command}") from None
+        if report is not None:
             report = replace(
-                recipe.report(workspace),
+                report,
                 name=experiment.name,
                 summary=experiment.doc.partition("\n")[0],
-                command=_command(experiment),
+                command=shlex.join(_command(experiment)),
                 stages=[StageLine(r.name, r.seconds, r.reused, r.summary) for r in workspace.records.values()],
                 profile=experiment.profile.name,
                 machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
@@ -100,31 +95,72 @@ def train(
             )
             run.record(scores=_scores(report))
             page = render(report, folder / "report.html")
-            click.echo(f"\n{_table(report)}\n\nreport: {page}")
+            click.echo(f"\n{_table(report)}\n\nreport: {shown(page)}")
     return folder
 
 
-def show_plan(experiment: Experiment, *, work_dir: Path | None = None) -> None:
-    """Print the stages of `experiment` and which of them an earlier run has done; runs none."""
-    folder = work_dir or default_folder(experiment)
-    stages = build("recipes", experiment.recipe, where="recipe").stages(experiment.profile)
-    click.echo(f"{experiment.name} on {experiment.profile.name} -> {folder} (dry run)")
+def _show(run: Run, names: list[str], record: StageRecord) -> None:
+    """Print a line for a stage that is done, and keep it in the run."""
+    took = "reused" if record.reused else f"{record.seconds:.1f} s"
+    width, digits = max(map(len, names)), len(str(len(names)))
+    number = names.index(record.name) + 1 if record.name in names else 0
+    click.echo(f" {number:{digits}}/{len(names)} {record.name:{width}}  {took:>8}  {record.summary}")
+    run.log.debug("stage %s %s: %s, %s", record.name, record.key, took, record.summary)
+    about = {
+        "name": record.name,
+        "key": record.key,
+        "seconds": round(record.seconds, 2),
+        "reused": record.reused,
+        "summary": record.summary,
+    }
+    earlier = [each for each in run.records.get("stages", []) if each["name"] != record.name]
+    run.record(stages=[*earlier, about])
+    # a relative link, so that run and store can be moved together
+    link = run.path / "stages" / record.name.replace(" ", "-")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(record.folder, link.parent))
+
+
+def show_plan(
+    experiment: Experiment, *, work_dir: Path | None = None, stage: str | None = None, start: str | None = None
+) -> None:
+    """Print the stages that `train` would go through and which of them are done already; runs none."""
+    folder = (work_dir or default_folder(experiment)).absolute()
+    recipe = build("recipes", experiment.recipe, where="recipe")
+    stages, again = _plan(recipe.stages(experiment.profile), stage, start)
+    click.echo(f"{experiment.name} on {experiment.profile.name} -> {shown(folder)} (dry run)")
     with interruptible() as stop:
         workspace = Workspace(folder.parent / "store", experiment.profile, stop)
         width = max(len(s.name) for s in stages)
         done: set[str] = set()
-        for number, stage in enumerate(stages, 1):
+        for number, each in enumerate(stages, 1):
             # looked at in order: whether a stage's outputs are there is only known once its inputs' are
-            there = all(source.name in done for source in stage.inputs()) and workspace.complete(stage)
-            if there:
-                done.add(stage.name)
-            state = "done before" if there else "to do"
-            click.echo(f" {number:2}/{len(stages)} {stage.name:{width}}  {state:11}  {workspace.folder(stage)}")
+            there = all(source.key in done for source in each.inputs()) and workspace.complete(each)
+            if there and each.key not in again:
+                done.add(each.key)
+            state = "done before" if each.key in done else "again" if there else "to do"
+            click.echo(f" {number:2}/{len(stages)} {each.name:{width}}  {state:11}  {shown(workspace.folder(each))}")
 
 
-def _command(experiment: Experiment) -> str:
+def _plan(stages: list[Stage[Any]], last: str | None, start: str | None) -> tuple[list[Stage[Any]], frozenset[str]]:
+    """The stages up to `last`, and the keys of those to run again: `start` and what depends on it.
+
+    Features are found by the image's content, so they are computed again only if `start` names them.
+    """
+    chosen = stages if last is None else stages[: _position(stages, last) + 1]
+    again: set[str] = set()
+    if start is not None:
+        again.add(stages[_position(stages, start)].key)
+        for each in stages:
+            if not each.incremental and any(source.key in again for source in each.inputs()):
+                again.add(each.key)
+    return chosen, frozenset(again)
+
+
+def _command(experiment: Experiment) -> list[str]:
     overrides = [part for override in experiment.overrides for part in ("--set", override)]
-    return shlex.join(["guie-train", str(experiment.path), *overrides])
+    return ["guie-train", shown(experiment.path), *overrides]
 
 
 def _scores(report: Report) -> list[dict[str, Any]]:
@@ -158,21 +194,3 @@ def _position(stages: list[Stage[Any]], name: str) -> int:
         if stage.name == name:
             return number
     raise UsageError(f"this recipe has no stage {name!r}; its stages are: {', '.join(repr(s.name) for s in stages)}")
-
-
-def _link(record: StageRecord, folder: Path) -> None:
-    """Point `stages/<name>` of the run at the stage's outputs, by a relative link so that both can be moved."""
-    link = folder / "stages" / record.name.replace(" ", "-")
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(Path("../..") / record.folder.relative_to(folder.parent))
-
-
-def _as_dict(record: StageRecord) -> dict[str, Any]:
-    return {
-        "name": record.name,
-        "key": record.key,
-        "seconds": round(record.seconds, 2),
-        "reused": record.reused,
-        "summary": record.summary,
-    }

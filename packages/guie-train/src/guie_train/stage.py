@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from types import UnionType
 from typing import (
@@ -27,10 +28,11 @@ from typing import (
     get_type_hints,
 )
 
-from guie_core import Config, GuieError, Slot
+from guie_core import Config, GuieError, Interrupted, Slot
 from guie_core.files import atomic_write, digest, explain_os_errors
 from guie_core.plugins import plugins
 from guie_core.registry import lookup
+from guie_core.signature import signature
 
 if TYPE_CHECKING:
     from guie_core.interrupt import Stop
@@ -51,6 +53,8 @@ class Stage(ABC, Generic[T]):
 
     slug: ClassVar[str]  # the stage's folder in the store
     incremental: ClassVar[bool] = False  # outputs are added to in place instead of being renamed when all are there
+    cheap: ClassVar[bool] = False  # takes seconds, so that it runs ahead of the checks of the others
+    needs: ClassVar[tuple[str, ...]] = ()  # distributions whose versions matter, besides those of the components
     name: str = field(metadata=NOT_IN_KEY)  # how people call it
 
     @abstractmethod
@@ -68,6 +72,9 @@ class Stage(ABC, Generic[T]):
     def fingerprint(self) -> object:
         """What the outputs depend on besides inputs and arguments, such as files on disk; JSON-able."""
         return None
+
+    def check(self, workspace: Workspace) -> None:
+        """Raise what would stop this stage, as far as it shows once the cheap stages are done; hours may be saved."""
 
     def inputs(self) -> list[Stage[Any]]:
         """The stages in the fields."""
@@ -97,7 +104,8 @@ class Stage(ABC, Generic[T]):
         for f in fields(self):
             for kind, config in _components(hints[f.name], getattr(self, f.name)):
                 owners.append(lookup(kind, config["type"]).owner)
-        return {owner.distribution: owner.version for owner in owners if owner is not None}
+        found = {owner.distribution: owner.version for owner in owners if owner is not None}
+        return found | {distribution: version(distribution) for distribution in self.needs}
 
 
 def _plain(value: Any) -> Any:
@@ -120,7 +128,11 @@ def _components(hint: Any, value: Any) -> Iterator[tuple[str, Config]]:
     if get_origin(hint) is Annotated:
         slots = [extra for extra in hint.__metadata__ if isinstance(extra, Slot)]
         if slots and isinstance(value, Mapping):
-            yield slots[0].kind, value
+            kind = slots[0].kind
+            yield kind, value
+            inner = signature(lookup(kind, value["type"]).load()).hints  # SAM's base is a component as well
+            for name in value.keys() & inner.keys():
+                yield from _components(inner[name], value[name])
         return
     if hasattr(hint, "__dataclass_fields__") and isinstance(value, hint):
         nested = get_type_hints(hint, include_extras=True)
@@ -161,7 +173,6 @@ class Workspace:
     again: frozenset[str] = frozenset()  # keys of the stages to run although their outputs are there
     fresh: bool = False  # what unfinished runs of a stage have left is not gone on from
     on_record: Callable[[StageRecord], None] = lambda record: None
-    on_start: Callable[[Stage[Any]], None] = lambda stage: None
     records: dict[str, StageRecord] = field(default_factory=dict)  # by stage name
     _outputs: dict[tuple[str, str], Any] = field(default_factory=dict)
     _made: set[str] = field(default_factory=set)  # keys that were run in this workspace
@@ -193,10 +204,14 @@ class Workspace:
         if not reused:
             for source in stage.inputs():  # first, so that their time isn't counted as this stage's
                 self.get(source)
+            if self.stop:
+                raise Interrupted(f"before stage {stage.name!r}")
             start = time.monotonic()
-            self.on_start(stage)
             with explain_os_errors(folder), self._lock(folder):
-                self._run(stage, folder)
+                # another process may have made it since
+                reused = not self._again(stage) and self.complete(stage)
+                if not reused:
+                    self._run(stage, folder)
         output = stage.load(folder)
         record = StageRecord(stage.name, stage.key, time.monotonic() - start, reused, stage.summary(output), folder)
         self.records[stage.name] = record
@@ -209,6 +224,8 @@ class Workspace:
     def _run(self, stage: Stage[Any], folder: Path) -> None:
         start = time.monotonic()
         staging = folder if stage.incremental else folder.with_name(f"{stage.key}.partial")
+        if self._again(stage):
+            shutil.rmtree(folder, ignore_errors=True)
         if self._again(stage) or (self.fresh and not stage.incremental):
             shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True, exist_ok=True)
@@ -224,8 +241,7 @@ class Workspace:
         with atomic_write(staging / "stage.json", "w") as file:
             json.dump(about, file, indent=2)
         if staging != folder:
-            # only now does an older result of the same key go
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)  # damaged: it has no stage.json
             staging.rename(folder)
 
     @contextmanager

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from guie_core import Config, Slot
 from guie_core.profiles import Profile
 from guie_datasets import Manifest, decode
+from guie_datasets.splits import TRAIN
 from guie_train.fitting import Training
 from guie_train.report import Images, Report
 from guie_train.stage import Stage, Workspace
@@ -32,6 +33,21 @@ class Views:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stored:
+    """How features are computed and kept.
+
+    Args:
+        compute: dtype of the backbone's arithmetic; "profile" leaves it to the hardware, which is faster, and gives
+            features that differ in their last digits from one machine to another.
+        dtype: on disk. The features of these backbones are of the order of 1, which float16 holds to three digits;
+            training and evaluation compute in float32.
+    """
+
+    compute: Literal["float32", "profile"] = "float32"
+    dtype: Literal["float16", "float32"] = "float16"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Classifier:
     """How the classifier is trained, and what it is measured on (5th place, point 9)."""
 
@@ -40,13 +56,18 @@ class Classifier:
     split_seed: int = 2021
     every: int = 20
 
+    def __post_init__(self) -> None:
+        for name, least in {"folds": 2, "every": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is {least} or more.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What is reported, on classes that no choice has seen.
 
     Args:
-        protocol: which images ask and which answer.
+        protocol: which images ask and which answer; they are in its `split`, which nothing else uses.
         metrics: figures to report.
         pca: dimensions of the untrained baseline; 0 leaves it out.
     """
@@ -71,7 +92,8 @@ class ArcFaceThenClassifier:
         selection: which checkpoint is kept.
         classifier: None leaves it out, and switched augmentation with it.
         augmentation: None evaluates and exports a single view.
-        evaluation: what is reported.
+        features: how they are computed and kept.
+        evaluation: what is reported; None reports nothing, where all is left to somebody else's test.
         exports: formats to write.
         seed: of initialisation, order, dropout and random crops.
         max_bad: the share of images that may be left out as unreadable.
@@ -87,13 +109,15 @@ class ArcFaceThenClassifier:
     selection: Selection
     classifier: Classifier | None
     augmentation: Switched | None
-    evaluation: Evaluation
+    evaluation: Evaluation | None
+    features: Stored = Stored()
     exports: list[Annotated[Config, Slot("exporters")]] = field(default_factory=list)
     seed: int = 0
     max_bad: float = 0.001
 
     def stages(self, profile: Profile) -> list[Stage[Any]]:
         """The stages, each after its inputs."""
+        reported = self.evaluation.protocol.get("split", "test") if self.evaluation else ""
         prepare = Prepare(name="prepare", data=self.data, max_bad=self.max_bad)
         split = Split(name="split", manifest=prepare, splits=self.splits)
 
@@ -102,11 +126,13 @@ class ArcFaceThenClassifier:
                 name=f"features {name}",
                 manifest=split,
                 part=part,
+                reported=reported,
                 shape=shape,
                 backbone=self.backbone,
                 view=view,
                 seed=self.seed,
-                compute=profile.dtype,
+                compute=profile.dtype if self.features.compute == "profile" else self.features.compute,
+                dtype=self.features.dtype,
             )
 
         train = features("train", self.views.train, "rest")
@@ -131,29 +157,32 @@ class ArcFaceThenClassifier:
                 manifest=split,
                 features=whole,
                 training=self.classifier.training,
+                reported=reported,
                 folds=self.classifier.folds,
                 split_seed=self.classifier.split_seed,
                 every=self.classifier.every,
                 seed=self.seed,
             )
             stages += [whole, classifier]
-        if self.augmentation and classifier:
+        if self.augmentation and classifier and self.evaluation:
             for name, view in self.augmentation.views().items():
-                switched[name] = features(f"test {name}", view, "test", "square" if name == "square" else "other")
+                switched[name] = features(f"test {name}", view, "reported", "square" if name == "square" else "other")
             stages += switched.values()
-        evaluate = Evaluate(
-            name="evaluate",
-            manifest=split,
-            valid=valid,
-            head=head,
-            classifier=classifier,
-            switched=switched,
-            augmentation=self.augmentation,
-            protocol=self.evaluation.protocol,
-            metrics=self.evaluation.metrics,
-            pca=self.evaluation.pca,
-        )
-        stages.append(evaluate)
+        if self.evaluation:
+            evaluate = Evaluate(
+                name="evaluate",
+                manifest=split,
+                valid=valid,
+                head=head,
+                classifier=classifier,
+                switched=switched,
+                augmentation=self.augmentation,
+                protocol=self.evaluation.protocol,
+                reported=reported,
+                metrics=self.evaluation.metrics,
+                pca=self.evaluation.pca,
+            )
+            stages.append(evaluate)
         if self.exports:
             export = Export(
                 name="export",
@@ -164,12 +193,15 @@ class ArcFaceThenClassifier:
                 view=self.views.valid,
                 augmentation=self.augmentation,
                 exporters=self.exports,
+                split=reported or TRAIN,
             )
             stages.append(export)
         return stages
 
-    def report(self, workspace: Workspace) -> Report:
-        """What the stages found, for a page; they are run where that hasn't happened."""
+    def report(self, workspace: Workspace) -> Report | None:
+        """What the stages found, for a page; they are run where that hasn't happened. None without an evaluation."""
+        if self.evaluation is None:
+            return None
         stages = {stage.name: stage for stage in self.stages(workspace.profile)}
         manifest: Manifest = workspace.get(stages["split"])
         head: TrainedHead = workspace.get(stages["head"])

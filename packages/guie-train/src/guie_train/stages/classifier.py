@@ -21,7 +21,6 @@ from guie_train.device import device_of
 from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Curve, Fit, Training
 from guie_train.stage import Stage, Workspace
-from guie_train.stages.data import TEST
 
 
 class LinearClassifier(nn.Module):
@@ -57,9 +56,10 @@ class TrainedClassifier:
 
 @dataclass(frozen=True, kw_only=True)
 class FitClassifier(Stage[TrainedClassifier]):
-    """Train a linear classifier of categories on all images that are not set aside as "test" (5th place, point 9).
+    """Train a linear classifier of categories on all images but the reported ones (5th place, point 9).
 
     Args:
+        reported: name of the split that no choice may see.
         folds: one part in so many is held out to measure accuracy, stratified by category.
         split_seed: of that.
         every: epochs between two measurements.
@@ -69,29 +69,40 @@ class FitClassifier(Stage[TrainedClassifier]):
     manifest: Stage[Manifest]
     features: Stage[FeatureStore]
     training: Training
+    reported: str = "test"
     folds: int = 20
     split_seed: int = 2021
     every: int = 20
     seed: int = 0
 
+    def check(self, workspace: Workspace) -> None:
+        """Raise GuieError if there are too few categories, or images of one."""
+        manifest = workspace.get(self.manifest)
+        rest = manifest.column("category")[manifest.column("split") != self.reported]
+        categories, counts = np.unique(rest, return_counts=True)
+        if len(categories) < 2:
+            there = f"all have {str(categories[0])!r}" if categories.any() else "they have none"
+            raise GuieError(
+                f"recipe.classifier: the images need two categories at least, and {there}; give the data sets a "
+                "category, or leave the classifier out: classifier=None, augmentation=None"
+            )
+        if counts.min() < self.folds:
+            raise GuieError(
+                f"recipe.classifier: category {str(categories[counts.argmin()])!r} has {counts.min()} images; "
+                f"lower recipe.classifier.folds from {self.folds}, or leave the classifier out"
+            )
+        if len(rest) * (self.folds - 1) // self.folds < self.training.batch_size:
+            raise GuieError(
+                f"recipe.classifier: {len(rest):,} images do not fill one batch of {self.training.batch_size}; "
+                "lower recipe.classifier.training.batch_size, or leave the classifier out"
+            )
+
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write the weights of the last epoch, the curves, and the state from which an interrupted run goes on."""
         manifest, store = workspace.get(self.manifest), workspace.get(self.features)
         device = device_of(workspace.profile)
-        rows = np.flatnonzero(manifest.column("split") != TEST)
-        categories, labels, counts = np.unique(
-            manifest.column("category")[rows], return_inverse=True, return_counts=True
-        )
-        if len(categories) < 2:
-            raise GuieError(
-                f"the classifier needs at least two categories, the images have {categories.tolist()}; "
-                "give the data sets a category, or set recipe.classifier=None and recipe.augmentation=None"
-            )
-        if counts.min() < self.folds:
-            rare = categories[counts.argmin()]
-            raise GuieError(
-                f"category {rare!r} has {counts.min()} images, too few for recipe.classifier.folds={self.folds}"
-            )
+        rows = np.flatnonzero(manifest.column("split") != self.reported)
+        categories, labels = np.unique(manifest.column("category")[rows], return_inverse=True)
         folds = StratifiedKFold(self.folds, shuffle=True, random_state=self.split_seed)
         train, valid = next(folds.split(rows, labels))
         features = torch.from_numpy(store.read(manifest.column("hash")[rows])).to(device)

@@ -13,14 +13,14 @@ from guie_core.registry import build
 from guie_datasets import Manifest, prepare, split
 from guie_train.stage import Stage, Workspace
 
-TEST = "test"  # the split that no choice may see
-
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare(Stage[Manifest]):
     """Data sets to one manifest: labels united, sizes and hashes read, bad images set apart (5th place, point 1)."""
 
     slug: ClassVar[str] = "prepare"
+    cheap: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("guie-datasets",)
     data: list[Annotated[Config, Slot("datasets")]]
     max_bad: float = 0.001
 
@@ -58,6 +58,7 @@ class Split(Stage[Manifest]):
     """Who may be used for what: each split takes its rows from those that are left; the rest is "train"."""
 
     slug: ClassVar[str] = "split"
+    cheap: ClassVar[bool] = True
     manifest: Stage[Manifest]
     splits: list[Annotated[Config, Slot("splits")]]
 

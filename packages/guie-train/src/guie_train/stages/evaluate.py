@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from guie_core import Config, Slot
-from guie_core.registry import build
 from guie_datasets import Manifest
+from guie_datasets.splits import TRAIN
 from guie_models.heads import PCA
 from guie_train.feature_store import FeatureStore
 from guie_train.report import System
@@ -22,7 +22,7 @@ from guie_train.retrieval import Evaluation, Pairs, evaluate
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.augmentation import Switched
 from guie_train.stages.classifier import TrainedClassifier
-from guie_train.stages.head import TrainedHead, head_inputs
+from guie_train.stages.head import TrainedHead, answerable_pairs, head_inputs
 
 RAW, TRAINED = "raw features", "trained"  # what all are compared with, and what is exported
 Embed = Callable[[FeatureStore, NDArray[np.int64]], Tensor]  # (features, rows [N]) to an embedding [N, E]
@@ -44,15 +44,23 @@ class Evaluate(Stage[list[System]]):
     augmentation: Switched | None
     switched: Mapping[str, Stage[FeatureStore]]  # features of the augmentation's views, by name
     protocol: Annotated[Config, Slot("protocols")]
+    reported: str
     metrics: tuple[str, ...]
     pca: int
+
+    def check(self, workspace: Workspace) -> None:
+        """Raise GuieError if there is nothing to report on, or the augmentation names a category that there is not."""
+        manifest = workspace.get(self.manifest)
+        answerable_pairs(self.protocol, "recipe.evaluation.protocol", manifest)
+        if self.augmentation and self.classifier:
+            reported = manifest.column("split") == self.reported
+            self.augmentation.build(np.unique(manifest.column("category")[~reported]).tolist())
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write a numbered folder for each system."""
         manifest, store = workspace.get(self.manifest), workspace.get(self.valid)
         split = manifest.column("split")
-        protocol = build("protocols", self.protocol, where="recipe.evaluation.protocol")
-        pairs = protocol.pairs(manifest.column("label"), split)
+        pairs = answerable_pairs(self.protocol, "recipe.evaluation.protocol", manifest)
         rows = np.unique(np.concatenate([pairs.queries, pairs.index]))
         pairs = Pairs(np.searchsorted(rows, pairs.queries), np.searchsorted(rows, pairs.index))
         labels, categories = manifest.column("label")[rows], manifest.column("category")[rows]
@@ -60,7 +68,7 @@ class Evaluate(Stage[list[System]]):
         head = workspace.get(self.head).build()
         systems: dict[str, Embed] = {RAW: lambda store, at: torch.from_numpy(store.read(manifest.column("hash")[at]))}
         if self.pca:
-            pca = PCA.fit(systems[RAW](store, np.flatnonzero(split == "train")), self.pca)
+            pca = PCA.fit(systems[RAW](store, np.flatnonzero(split == TRAIN)), self.pca)
             systems[f"PCA-{self.pca}"] = lambda store, at: pca(systems[RAW](store, at))
         systems[TRAINED] = lambda store, at: head(head_inputs(head, store, manifest, at))
 

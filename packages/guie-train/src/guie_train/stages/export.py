@@ -19,7 +19,6 @@ from guie_models import Embedder, ExportReport
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.augmentation import Switched
 from guie_train.stages.classifier import TrainedClassifier
-from guie_train.stages.data import TEST
 from guie_train.stages.head import TrainedHead
 
 
@@ -40,7 +39,7 @@ class Export(Stage[list[ExportReport]]):
     view: Annotated[Config, Slot("views", defaults=("size", "mean", "std"))]
     augmentation: Switched | None
     exporters: list[Annotated[Config, Slot("exporters")]]
-    split: str = TEST
+    split: str = "test"
     images: int = 64
 
     def embedder(self, workspace: Workspace) -> Embedder:

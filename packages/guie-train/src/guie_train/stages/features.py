@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from guie_core import Config, Interrupted, Slot
+from guie_core import Config, GuieError, Interrupted, Slot
 from guie_core.progress import bar
 from guie_core.registry import build, lookup
 from guie_core.signature import signature
@@ -25,10 +25,9 @@ from guie_models.backbones.weights import fingerprint
 from guie_train.device import autocast, device_of
 from guie_train.feature_store import SHARD, FeatureStore
 from guie_train.stage import NOT_IN_KEY, Stage, Workspace
-from guie_train.stages.data import TEST
 
 FLUSH_SECONDS = 30.0  # between two shards on disk; what a kill can cost
-Part = Literal["all", "test", "rest"]
+Part = Literal["all", "reported", "rest"]
 Shape = Literal["any", "square", "other"]
 
 
@@ -41,8 +40,9 @@ class Features(Stage[FeatureStore]):
 
     Args:
         manifest: of the images.
-        part: "all" images, those of the "test" split, or the "rest": never a finer choice, so that another split of
-            the rest finds all its features here.
+        part: "all" images, those of the split "reported" on, or the "rest": never a finer choice, so that another
+            split of the rest finds all its features here.
+        reported: the name of that split.
         shape: only square images, or only others; as switched augmentation needs them.
         backbone: a component of kind "backbones".
         view: a component of kind "views"; size, mean and std are the backbone's unless given.
@@ -54,8 +54,10 @@ class Features(Stage[FeatureStore]):
 
     slug: ClassVar[str] = "features"
     incremental: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("guie-datasets",)  # which decodes
     manifest: Stage[Manifest] = field(metadata=NOT_IN_KEY)
     part: Part = field(default="all", metadata=NOT_IN_KEY)
+    reported: str = field(default="test", metadata=NOT_IN_KEY)
     shape: Shape = field(default="any", metadata=NOT_IN_KEY)
     backbone: Annotated[Config, Slot("backbones")]
     view: Annotated[Config, Slot("views", defaults=("size", "mean", "std"))]
@@ -68,7 +70,10 @@ class Features(Stage[FeatureStore]):
         """With the defaults of backbone and view spelt out, so that two ways to write one view share features."""
         plain = dict(super().arguments)
         for name, kind in (("backbone", "backbones"), ("view", "views")):
-            plain[name] = signature(lookup(kind, plain[name]["type"]).load()).defaults | plain[name]
+            target = lookup(kind, plain[name]["type"]).load()
+            plain[name] = signature(target).defaults | plain[name]
+        if not getattr(target, "random", False):
+            plain["seed"] = 0  # of a view that draws nothing
         return plain
 
     def fingerprint(self) -> str:
@@ -79,7 +84,7 @@ class Features(Stage[FeatureStore]):
         """Row numbers of the images whose features this stage provides."""
         chosen = np.ones(len(manifest), bool)
         if self.part != "all":
-            chosen &= (manifest.column("split") == TEST) == (self.part == TEST)
+            chosen &= (manifest.column("split") == self.reported) == (self.part == "reported")
         if self.shape != "any":
             square = manifest.column("width") == manifest.column("height")
             chosen &= square if self.shape == "square" else ~square
@@ -122,15 +127,22 @@ class Features(Stage[FeatureStore]):
             out: Tensor = view(torch.from_numpy(image), self.seed)
             return out
 
-        batch_size = workspace.profile.batch.get("features", 64)
+        batch_size = workspace.profile.micro_batch("features", 64)
         images = read_images(refs, workers=workspace.profile.workers, transform=seen)
         with bar(len(refs), self.name, unit="image") as progress, torch.inference_mode(), closing(images):
-            pending: list[NDArray[np.float32]] = []
+            pending: list[NDArray[Any]] = []
             written, due = 0, time.monotonic() + FLUSH_SECONDS
             for start in range(0, len(refs), batch_size):
                 with progress.waiting():
                     batch = list(islice(images, batch_size))
-                pending.append(_embed(backbone, batch, batch_size, device, self.compute))
+                features = _embed(backbone, batch, batch_size, device, self.compute).astype(self.dtype)
+                if not np.isfinite(features).all():
+                    bad = refs[start + int(np.flatnonzero(~np.isfinite(features).all(1))[0])]
+                    raise GuieError(
+                        f"{self.name}: the features of {bad} are not finite, computed in {self.compute} and kept in "
+                        f"{self.dtype}; set recipe.features to dict(compute='float32', dtype='float32')"
+                    )
+                pending.append(features)
                 done = start + len(batch)
                 progress.advance(len(batch))
                 # whole batches only: the ones that follow are then the same whether or not this run goes on
@@ -145,8 +157,8 @@ class Features(Stage[FeatureStore]):
         return FeatureStore(folder)
 
     def summary(self, output: FeatureStore) -> str:
-        """How many images of how many features."""
-        return f"{len(output):,} images, {output.dimension} features each"
+        """What is in the store, which other stages may share."""
+        return f"{output.dimension} features an image; the store has {len(output):,} images"
 
 
 def _embed(
@@ -154,7 +166,7 @@ def _embed(
 ) -> NDArray[np.float32]:
     """Features [n, D] of n <= batch_size images; the batch is padded, so that a row never depends on n."""
     images = torch.stack(batch + [torch.zeros_like(batch[0])] * (batch_size - len(batch)))
-    images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+    images = images.to(device, memory_format=torch.channels_last)
     with autocast(device, compute):
         features: Tensor = backbone(images)[: len(batch)]
     result: NDArray[np.float32] = features.float().cpu().numpy()

@@ -17,6 +17,7 @@ from guie_core import Config, GuieError, Slot
 from guie_core.files import atomic_write
 from guie_core.registry import build
 from guie_datasets import Manifest
+from guie_datasets.splits import TRAIN
 from guie_models.views import size_values
 from guie_train.device import device_of
 from guie_train.feature_store import FeatureStore
@@ -42,6 +43,10 @@ class Selection:
     every: int = 10
     normalise: bool = False
     keep: Literal["best", "last"] = "best"
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every is {self.every}; it is 1 or more.")
 
 
 class HeadWithLoss(nn.Module):
@@ -99,14 +104,23 @@ class FitHead(Stage[TrainedHead]):
     selection: Selection
     seed: int = 0
 
+    def check(self, workspace: Workspace) -> None:
+        """Raise GuieError if there is nothing to train on or to choose by."""
+        manifest = workspace.get(self.manifest)
+        images = int((manifest.column("split") == TRAIN).sum())
+        if images < self.training.batch_size:
+            raise GuieError(
+                f"recipe.arcface: {images:,} training images do not fill one batch of {self.training.batch_size}; "
+                "lower recipe.arcface.batch_size or add images"
+            )
+        answerable_pairs(self.selection.protocol, "recipe.selection.protocol", manifest)
+
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write the chosen weights, checkpoints, the curves, and the state from which an interrupted run goes on."""
         manifest, train, valid = workspace.get(self.manifest), workspace.get(self.train), workspace.get(self.valid)
         device = device_of(workspace.profile)
         split = manifest.column("split")
-        rows = np.flatnonzero(split == "train")
-        if not len(rows):
-            raise GuieError("no image is left for training: the splits in recipe.splits take them all")
+        rows = np.flatnonzero(split == TRAIN)
         # classes of the training split alone, so that no centre stands for a class without images
         classes, labels = np.unique(manifest.column("label")[rows], return_inverse=True)
 
@@ -124,9 +138,7 @@ class FitHead(Stage[TrainedHead]):
             name=self.name,
         )
 
-        pairs = build("protocols", self.selection.protocol, where="recipe.selection.protocol").pairs(
-            manifest.column("label"), split
-        )
+        pairs = answerable_pairs(self.selection.protocol, "recipe.selection.protocol", manifest)
         asked = np.unique(np.concatenate([pairs.queries, pairs.index]))
         pairs = Pairs(np.searchsorted(asked, pairs.queries), np.searchsorted(asked, pairs.index))
         asked_labels, asked_categories = manifest.column("label")[asked], manifest.column("category")[asked]
@@ -145,16 +157,17 @@ class FitHead(Stage[TrainedHead]):
             metrics = tuple(dict.fromkeys((self.selection.metric, "MRR@5")))
             curve = dict(evaluate(embedding.cpu(), asked_labels, asked_categories, pairs, metrics=metrics).overall)
             if seen_inputs is not None:
-                # accuracy and loss on margin-penalised logits, as the original logs them
-                logits = loss.margin_logits(head(seen_inputs), seen_labels)
-                curve["valid loss"] = float(nn.functional.cross_entropy(logits, seen_labels))
-                curve["valid accuracy"] = float((logits.argmax(1) == seen_labels).float().mean())
+                curve |= _validate(head, loss, seen_inputs, seen_labels, self.training.batch_size)
+                for name, sign in (("valid loss", -1), ("valid accuracy", 1)):
+                    if all(sign * curve[name] > sign * c[name] for c in fit.curves if name in c):
+                        fit.write_checkpoint(f"best-{name.replace(' ', '-')}")
             best = max((c.get(self.selection.metric, -1.0) for c in fit.curves), default=-1.0)
             if last if self.selection.keep == "last" else curve[self.selection.metric] > best:
                 fit.write_checkpoint("chosen")
             return curve
 
         curves = fit.run(workspace.stop, score)
+        fit.write_checkpoint("last")
         with atomic_write(folder / "curves.json", "w") as file:
             json.dump({"in_features": train.dimension, "chosen": self.chosen(curves), "curves": curves}, file, indent=1)
 
@@ -172,6 +185,35 @@ class FitHead(Stage[TrainedHead]):
 
     def summary(self, output: TrainedHead) -> str:
         """Which epoch was chosen, and its score."""
-        curve = output.curves[output.epoch - 1]
-        figure = f", {self.selection.metric} {curve[self.selection.metric]:.3f} on unseen classes"
-        return f"epoch {output.epoch} of {len(output.curves)} chosen{figure if self.selection.metric in curve else ''}"
+        metric, curve = self.selection.metric, output.curves[output.epoch - 1]
+        return f"epoch {output.epoch} of {len(output.curves)} chosen, {metric} {curve[metric]:.3f} on unseen classes"
+
+
+def _validate(head: nn.Module, loss: Any, inputs: Tensor, labels: Tensor, batch_size: int) -> Curve:
+    """Loss and accuracy on margin-penalised logits, as the original logs them; in batches, since logits are [N, C]."""
+    total, right = 0.0, 0
+    for x, y in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
+        logits = loss.margin_logits(head(x), y)
+        total += float(nn.functional.cross_entropy(logits, y, reduction="sum"))
+        right += int((logits.argmax(1) == y).sum())
+    return {"valid loss": total / len(labels), "valid accuracy": right / len(labels)}
+
+
+def answerable_pairs(protocol: Config, where: str, manifest: Manifest) -> Pairs:
+    """Who asks and who answers by a protocol of this experiment.
+
+    Raises:
+        GuieError: nobody asks, or no query has a right answer.
+    """
+    label = manifest.column("label")
+    pairs: Pairs = build("protocols", protocol, where=where).pairs(label, manifest.column("split"))
+    classes, counts = np.unique(label[pairs.index], return_counts=True)
+    # a query in the index does not answer itself
+    relevant = dict(zip(classes.tolist(), counts.tolist(), strict=True))
+    own = np.isin(pairs.queries, pairs.index)
+    if not any(relevant.get(int(label[row]), 0) > itself for row, itself in zip(pairs.queries, own, strict=True)):
+        raise GuieError(
+            f"{where}: none of {len(pairs.queries):,} queries has another image of its class to find; "
+            "the classes need two images at least"
+        )
+    return pairs
