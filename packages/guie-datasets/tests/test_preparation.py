@@ -216,7 +216,7 @@ def test_duplicates_are_kept_once_and_conflicts_kept(files: list[Path]) -> None:
     assert reasons[1] == f"the same image as {b}, which has another label"
     assert [ref.path for ref in manifest.images()] == [str(path) for path in (a, b, c, b)]
     assert manifest.column("label").tolist() == [0, 0, 1, 2]
-    assert str(quarantine) == "3 repeated, 1 equal to an image of another class"
+    assert str(quarantine) == "3 repeated, 1 kept though equal to an image of another class"
     everything, again = prepare([dataset], keep_duplicates=True)
     assert len(everything) == 7
     assert list(again) == list(quarantine)

@@ -140,7 +140,7 @@ def test_again_means_a_stage_and_what_depends_on_it() -> None:
     stages = [stage.one, *stage.others.values(), stage]
     assert _plan(stages, None, "two") == (stages, frozenset([stage.others["two"].key, stage.key]))
     assert _plan(stages, "one", None) == ([stage.one], frozenset())
-    with pytest.raises(UsageError, match="no stage 'three'; its stages are: 'one', 'two', 'sum'"):
+    with pytest.raises(UsageError, match=r"no stage 'three'\. Its stages are: 'one', 'two', 'sum'"):
         _plan(stages, "one", "three")
 
 

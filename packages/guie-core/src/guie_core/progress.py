@@ -50,7 +50,7 @@ class Bar:
                 initial=initial,
                 file=self._file,
                 **_width(self._file),
-                leave=True,
+                leave=False,  # what came out is said by whoever shows the bar
                 smoothing=0.1,
                 bar_format=(
                     "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}{postfix}]"
@@ -73,7 +73,7 @@ class Bar:
         if self._bar is not None:
             self._bar.set_postfix_str(self._wait_text(), refresh=False)
             self._bar.update(count)
-        elif self._clock() - self._last_line >= LINE_INTERVAL:
+        elif self.count != self.total and self._clock() - self._last_line >= LINE_INTERVAL:
             self._last_line = self._clock()
             print(self.line(), file=self._file, flush=True)
 

@@ -188,7 +188,12 @@ def _now() -> str:
 def _acquire(path: Path) -> int:
     """Lock the directory against other processes until the descriptor is closed."""
     with explain_os_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # below /proc, for one
+            raise UsageError(
+                f"the folder {shown(path)} cannot be made ({error.strerror}).\nChoose another with --work-dir."
+            ) from error
         while True:
             lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:

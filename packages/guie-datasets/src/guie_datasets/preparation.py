@@ -39,7 +39,7 @@ Kind = Literal["bad", "duplicate", "conflict", "left out"]
 _IN_WORDS: dict[Kind, str] = {
     "bad": "bad",
     "duplicate": "repeated",
-    "conflict": "equal to an image of another class",
+    "conflict": "kept though equal to an image of another class",
     "left out": "left out",
 }
 
@@ -87,7 +87,7 @@ class Quarantine:
                 table.writerow([finding.kind, finding.place, finding.source, label, finding.reason])
 
     def __str__(self) -> str:
-        """The counts in words, "2 bad, 8 equal to an image of another class"; "" where nothing was found."""
+        """The counts in words, "2 bad, 1 repeated"; "" where nothing was found."""
         kinds = Counter(finding.kind for finding in self.findings)
         return ", ".join(f"{kinds[kind]:,} {words}" for kind, words in _IN_WORDS.items() if kinds[kind])
 

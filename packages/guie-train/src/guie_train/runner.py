@@ -21,7 +21,7 @@ from guie_core.experiment import Experiment
 from guie_core.interrupt import interruptible
 from guie_core.registry import build
 from guie_core.run import Run, versions
-from guie_core.wording import shown
+from guie_core.wording import did_you_mean, shown
 from guie_datasets import Manifest
 from guie_train.device import device_of
 from guie_train.report import Report, StageLine, render
@@ -86,7 +86,7 @@ def train(
                 name=experiment.name,
                 summary=experiment.doc.partition("\n")[0],
                 command=shlex.join(_command(experiment)),
-                stages=[StageLine(r.name, r.seconds, r.reused, r.summary) for r in workspace.records.values()],
+                stages=[StageLine(r.name, r.made_in, r.reused, r.summary) for r in workspace.records.values()],
                 profile=experiment.profile.name,
                 machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
                 finished=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
@@ -96,6 +96,8 @@ def train(
             run.record(scores=_scores(report))
             page = render(report, folder / "report.html")
             click.echo(f"\n{_table(report)}\n\nreport: {shown(page)}")
+            for export in report.exports:
+                click.echo(f"model:  {shown(folder / 'stages' / 'export' / export.path.name)}")
     return folder
 
 
@@ -160,7 +162,7 @@ def _plan(stages: list[Stage[Any]], last: str | None, start: str | None) -> tupl
 
 def _command(experiment: Experiment) -> list[str]:
     overrides = [part for override in experiment.overrides for part in ("--set", override)]
-    return ["guie-train", shown(experiment.path), *overrides]
+    return ["guie-train", shown(experiment.path), "--profile", experiment.profile.name, *overrides]
 
 
 def _scores(report: Report) -> list[dict[str, Any]]:
@@ -193,4 +195,6 @@ def _position(stages: list[Stage[Any]], name: str) -> int:
     for number, stage in enumerate(stages):
         if stage.name == name:
             return number
-    raise UsageError(f"this recipe has no stage {name!r}; its stages are: {', '.join(repr(s.name) for s in stages)}")
+    names = [each.name for each in stages]
+    listed = ", ".join(map(repr, names))
+    raise UsageError(f"this recipe has no stage {name!r}.{did_you_mean(name, names)} Its stages are: {listed}")

@@ -154,7 +154,8 @@ class StageRecord:
 
     name: str
     key: str
-    seconds: float
+    seconds: float  # in this run
+    made_in: float  # seconds that making the outputs took, in whichever run it was
     reused: bool
     summary: str
     folder: Path
@@ -213,7 +214,9 @@ class Workspace:
                 if not reused:
                     self._run(stage, folder)
         output = stage.load(folder)
-        record = StageRecord(stage.name, stage.key, time.monotonic() - start, reused, stage.summary(output), folder)
+        made_in = json.loads((folder / "stage.json").read_text())["seconds"]
+        took = time.monotonic() - start
+        record = StageRecord(stage.name, stage.key, took, made_in, reused, stage.summary(output), folder)
         self.records[stage.name] = record
         self.on_record(record)
         return output

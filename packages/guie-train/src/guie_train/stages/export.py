@@ -73,7 +73,7 @@ class Export(Stage[list[ExportReport]]):
                 exporter = build("exporters", config, where=f"recipe.exports.{i}")
                 reports.append(exporter.export(embedder, folder, images))
                 progress.advance(1)
-                if workspace.stop:
+                if workspace.stop and i + 1 < len(self.exporters):
                     raise Interrupted(f"{self.name}: {i + 1} of {len(self.exporters)} formats are written")
         with atomic_write(folder / "exports.json", "w") as file:
             json.dump([asdict(report) | {"path": Path(report.path).name} for report in reports], file, indent=1)

@@ -149,7 +149,7 @@ class Features(Stage[FeatureStore]):
                 if workspace.stop or done == len(refs) or done - written >= SHARD or time.monotonic() > due:
                     store.append(hashes[written:done], np.concatenate(pending))
                     pending, written, due = [], done, time.monotonic() + FLUSH_SECONDS
-                if workspace.stop:
+                if workspace.stop and done < len(refs):
                     raise Interrupted(f"{self.name}: {done:,} of {len(refs):,} images are done and kept")
 
     def load(self, folder: Path) -> FeatureStore:

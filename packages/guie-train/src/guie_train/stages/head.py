@@ -186,7 +186,7 @@ class FitHead(Stage[TrainedHead]):
     def summary(self, output: TrainedHead) -> str:
         """Which epoch was chosen, and its score."""
         metric, curve = self.selection.metric, output.curves[output.epoch - 1]
-        return f"epoch {output.epoch} of {len(output.curves)} chosen, {metric} {curve[metric]:.3f} on unseen classes"
+        return f"epoch {output.epoch} of {len(output.curves)} chosen: {metric} {curve[metric]:.3f} in selection"
 
 
 def _validate(head: nn.Module, loss: Any, inputs: Tensor, labels: Tensor, batch_size: int) -> Curve:
