@@ -16,7 +16,10 @@ from guie_datasets import decode
 from guie_emoji import Emoji
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+BLOCKS, TRAIN_BLOCKS = (
+    re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    for page in ("README.md", "packages/guie-train/README.md")
+)
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -46,6 +49,7 @@ def test_your_own_images(photos: Path) -> None:
     assert len(list(photos.glob("runs/mine-*/report.html"))) == 1
 
 
-def test_one_package_in_another_project() -> None:
-    done = subprocess.run([sys.executable, "-c", BLOCKS[1]], capture_output=True, text=True, env=ENVIRONMENT)
+@pytest.mark.parametrize("code", [BLOCKS[1], *TRAIN_BLOCKS])
+def test_one_package_in_another_project(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
