@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import torch._dynamo  # loads triton, which crashes when TensorFlow was loaded before it
 from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
