@@ -52,7 +52,7 @@ def finish(work_dir: Path) -> dict[str, str]:
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Digests of what a run learns that nobody disturbs."""
     learnt = finish(tmp_path_factory.mktemp("whole") / "runs" / "small")
-    assert len(learnt) == 4
+    assert len(learnt) == 5
     return learnt
 
 
