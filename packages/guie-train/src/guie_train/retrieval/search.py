@@ -356,7 +356,7 @@ def _for_each(work: Callable[[slice], None], parts: list[slice], threads: int) -
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """Products of float32 are computed in float32, whatever the program has set: the error bound relies on it."""
-    backends: list[Any] = [getattr(torch.backends, name).matmul for name in ("cuda", "mkldnn")]
+    backends: list[Any] = [getattr(getattr(torch.backends, name), "matmul", None) for name in ("cuda", "mkldnn")]
     new = all(hasattr(backend, "fp32_precision") for backend in backends)  # torch 2.9
     before = [backend.fp32_precision for backend in backends] if new else [torch.get_float32_matmul_precision()]
     if new:
