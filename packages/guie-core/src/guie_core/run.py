@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .errors import Interrupted, UsageError
+from .errors import GuieError, Interrupted, UsageError
 from .experiment import Experiment, differences
 from .files import atomic_write, explain_os_errors
 from .logs import is_wanted
@@ -191,7 +191,7 @@ def _acquire(path: Path) -> int:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError as error:  # below /proc, for one
-            raise UsageError(
+            raise GuieError(
                 f"the folder {shown(path)} cannot be made ({error.strerror}).\nChoose another with --work-dir."
             ) from error
         while True:
