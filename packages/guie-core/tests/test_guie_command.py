@@ -192,6 +192,7 @@ def test_listing_as_json(toys: Any, capsys: pytest.CaptureFixture[str]) -> None:
             "summary": "Any model of timm",
             "target": "toy_parts:Backbone",
             "licence": "",
+            "origin": None,
             "requires": [],
             "plugin": "models",
             "distribution": "guie-models",

@@ -1,5 +1,6 @@
 from .entry import Entry as Entry
 from .entry import Kind as Kind
+from .entry import Origin as Origin
 from .entry import Owner as Owner
 from .errors import ExperimentError as ExperimentError
 from .errors import GuieError as GuieError

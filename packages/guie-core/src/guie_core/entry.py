@@ -28,6 +28,20 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where data or weights come from, and what their owner allows."""
+
+    url: str  #: the page where they are to be had
+    citation: str = ""  #: as their authors want to be named
+    size: str = ""  #: for people: "12,000 images, 1.3 GB"
+    commercial: bool | None = None  #: whether commercial use is allowed; None: not known, which is no permission
+
+    def __post_init__(self) -> None:
+        if not self.url.strip():
+            raise ValueError("an origin needs the address of the page where the data are to be had")
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A component by name, listed without importing what it stands for.
 
@@ -42,6 +56,7 @@ class Entry:
     target: str  #: "package.module:attribute", imported when the component is first used
     summary: str  #: one line
     licence: str = ""  #: of data or weights, as an SPDX expression
+    origin: Origin | None = None  #: of data or weights; None: they are the user's own
     requires: tuple[str, ...] = ()  #: extras that the target needs, such as "guie-models[onnx]"
     overrides: str = ""  #: "plugin:name" of an entry of the same kind that this one replaces
     kind: str = ""  #: filled by the loader

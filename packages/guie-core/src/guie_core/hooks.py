@@ -21,6 +21,7 @@ KNOWN_KINDS = {
     "profiles": "guie-core",
     "commands": "guie-core",
     "datasets": "guie-datasets",
+    "filters": "guie-datasets",
     "splits": "guie-datasets",
     "samplers": "guie-datasets",
     "backbones": "guie-models",

@@ -15,12 +15,14 @@ from guie_core import GuieError
 class ImageRef:
     """Where an image's bytes are: a whole file, or `length` bytes from `offset` on inside a shard.
 
+    compression: "" or how the shard is packed, "gzip" or "zlib"; `offset` and `length` count unpacked bytes then.
     `str(ref)` is the place as messages name it: the path, with `@offset+length` for a part of a file.
     """
 
     path: str
     offset: int = 0
     length: int | None = None
+    compression: str = ""
 
     def read(self) -> bytes:
         """The encoded bytes. Raises GuieError if the file is missing, unreadable or shorter than the reference says."""

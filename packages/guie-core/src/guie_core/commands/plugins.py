@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def _as_json(found: Plugins, entries: list[Entry]) -> dict[str, Any]:
                 "summary": entry.summary,
                 "target": entry.target,
                 "licence": entry.licence,
+                "origin": asdict(entry.origin) if entry.origin else None,
                 "requires": list(entry.requires),
                 **(described(entry.owner) if entry.owner else {}),
             }
