@@ -83,7 +83,7 @@ class Experiment:
         if "recipe" not in plain:
             problems.append(Problem("", "it names no recipe.", 'Write recipe = dict(type="...", ...).'))
         for override in overrides:
-            _override(plain, override, problems)
+            apply_override(plain, override, problems)
         chosen = profile if profile is not None else plain.get("profile", "auto")
         found = None
         try:
@@ -346,18 +346,20 @@ def _plain(value: Any, where: str, problems: list[Problem]) -> Any:
 # --- overriding ---
 
 
-def _override(values: dict[str, Any], override: str, problems: list[Problem]) -> None:
-    """Apply "key=value" to the plain values."""
+def apply_override(values: dict[str, Any], override: str, problems: list[Problem], keys: Sequence[str] = KEYS) -> None:
+    """Apply "key=value" to plain values, in place; what is wrong with it is added to `problems`.
+
+    The key's first part is one of `keys`. Whether the component takes the value is for `check` to say.
+    """
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
-        problems.append(
-            Problem("", f"--set {override!r} is not of the form key=value.", "For example: --set recipe.seed=1")
-        )
+        message = f"--set {override!r} is not of the form key=value."
+        problems.append(Problem("", message, f"For example: --set {keys[0]}.seed=1"))
         return
-    if path[0] not in KEYS:
-        near = did_you_mean(path[0], KEYS)
-        problems.append(Problem(key, f"--set can change what is below recipe or profile.{near}"))
+    if path[0] not in keys:
+        near = did_you_mean(path[0], keys)
+        problems.append(Problem(key, f"--set can change what is below {' or '.join(keys)}.{near}"))
         return
     if path[0] == "profile" and len(path) > 1 and not isinstance(values.get("profile"), dict):
         values["profile"] = {"type": values.get("profile", "auto")}
