@@ -37,3 +37,8 @@ def guie_splits() -> list[Entry]:
         Entry("UnseenClasses", "guie_datasets.splits:UnseenClasses", "A fold of the classes, stratified by category"),
         Entry("StratifiedImages", "guie_datasets.splits:StratifiedImages", "A fold of the images of each class"),
     ]
+
+
+@hookimpl
+def guie_commands() -> list[Entry]:
+    return [Entry("data", "guie_datasets.commands.data:data", "Fetch, prepare, look at, check and export data sets")]
