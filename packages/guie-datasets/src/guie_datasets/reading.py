@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar, overload
 
 from guie_core import GuieError
 
+from .compressed import PackedFiles
 from .decoding import BadImage, decode
 from .rows import ImageRef
 
@@ -98,6 +99,7 @@ class Reader:
         self._open_files = open_files
         self._local = threading.local()
         self._all: list[OrderedDict[str, IO[bytes]]] = []
+        self._packed = PackedFiles()
 
     def __enter__(self) -> Reader:
         return self
@@ -109,6 +111,8 @@ class Reader:
 
     def read(self, ref: ImageRef) -> bytes:
         """As `ref.read()`."""
+        if ref.compression:
+            return self._packed.read(ref)
         if ref.length is None:
             return ref.read()  # a file of its own: nothing to keep open
         try:

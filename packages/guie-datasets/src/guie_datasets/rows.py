@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from guie_core import GuieError
 
@@ -26,6 +26,10 @@ class ImageRef:
 
     def read(self) -> bytes:
         """The encoded bytes. Raises GuieError if the file is missing, unreadable or shorter than the reference says."""
+        if self.compression:
+            from . import compressed
+
+            return compressed.read(self)
         try:
             with open(self.path, "rb") as file:
                 file.seek(self.offset)
@@ -60,15 +64,18 @@ class Row:
     name: str = ""
 
 
-class LeftOut(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LeftOut:
     """Something that a data set passed over, and why.
 
     bad: it should have been an image, and counts as one that went bad; otherwise it was not meant to be one.
+    count: of how many images, where it is the rest of a file.
     """
 
     place: str
     reason: str
     bad: bool = False
+    count: int = 1
 
 
 class Dataset(ABC):
