@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from guie_core import UsageError
 from guie_datasets import BadImage, decode, decoding, header_size
 from guie_datasets.decoding import examine
 
@@ -46,7 +47,8 @@ def check_shape(data: bytes, width: int, height: int) -> np.ndarray:
     array = decode(data)
     assert array.dtype == np.uint8
     assert array.shape == (3, height, width)
-    assert array.flags.c_contiguous
+    assert array.flags.writeable  # torch takes no others without a warning
+    assert array.transpose(1, 2, 0).flags.c_contiguous  # what torch calls channels last, and resizes fastest
     assert header_size(data) == examine(data) == (width, height)
     return array
 
@@ -111,6 +113,17 @@ def test_cmyk_jpeg_is_not_inverted() -> None:
     with Image.open(io.BytesIO(data)) as opened:
         assert opened.mode == "CMYK"
     assert distance(check_shape(data, WIDTH, HEIGHT), planes(photo())) <= 16
+
+
+def test_ycck_jpeg() -> None:
+    """Adobe's transform 2: cyan, magenta and yellow stored as if they were red, green and blue, in YCbCr."""
+    cyan, magenta, yellow, black = photo().convert("CMYK").split()
+    stored = Image.merge("RGB", [cyan, magenta, yellow]).convert("YCbCr").split()
+    # as the inks of a CMYK file, which Pillow inverts when it writes them; then the file is said to be YCCK
+    inks = [Image.eval(plane, lambda value: 255 - value) for plane in stored]
+    data = bytearray(saved(Image.merge("CMYK", [*inks, black]), "JPEG", quality=100))
+    data[data.index(b"Adobe") + 11] = 2
+    assert distance(check_shape(bytes(data), WIDTH, HEIGHT), planes(photo())) <= 16
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P"])
@@ -204,6 +217,65 @@ def test_of_an_animation_the_first_frame_is_taken(format: str) -> None:
     with Image.open(io.BytesIO(data)) as opened:
         assert opened.n_frames == 3
     assert np.array_equal(check_shape(data, 8, 6), planes(frames[0]))
+
+
+# --- scaled decoding
+
+
+@pytest.mark.parametrize(
+    ("size", "target", "scaled"),
+    [
+        ((1024, 768), 224, (512, 384)),
+        ((768, 1024), 224, (384, 512)),
+        ((1000, 673), 224, (500, 337)),  # an odd side is rounded up
+        ((1000, 670), 224, (1000, 670)),  # 335 would be under 336
+        ((1024, 768), 128, (256, 192)),
+        ((1024, 768), 64, (128, 96)),
+        ((1024, 768), 8, (128, 96)),  # an eighth is the smallest
+        ((1024, 100), 64, (1024, 100)),
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_scaled_decoding_leaves_one_and_a_half_times_the_target(
+    size: tuple[int, int], target: int, scaled: tuple[int, int], mode: str
+) -> None:
+    data = saved(photo(*size).convert(mode), "JPEG", quality=95)
+    array = decode(data, "scaled", target)
+    assert array.shape == (3, scaled[1], scaled[0])
+    assert array.flags.writeable
+    assert distance(array, planes(photo(*size).resize(scaled, Image.Resampling.BOX))) <= (16 if mode != "L" else 255)
+    assert header_size(data) == size  # of the image as it is, which manifests hold
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_scaled_decoding_turns_the_image_too(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(photo(320, 192), "JPEG", quality=95, exif=exif)
+    full, scaled = decode(data), decode(data, "scaled", 64)
+    assert [side // 2 for side in full.shape[1:]] == list(scaled.shape[1:])
+    assert distance(scaled, planes(Image.fromarray(full.transpose(1, 2, 0)).reduce(2))) <= 8
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
+def test_other_formats_are_decoded_in_full(format: str) -> None:
+    data = saved(photo(320, 192), format)
+    assert np.array_equal(decode(data, "scaled", 16), decode(data))
+
+
+def test_methods_that_are_none() -> None:
+    data = saved(photo(), "JPEG")
+    with pytest.raises(UsageError, match="no decoding method 'half'; it is one of full, scaled, tensorflow"):
+        decode(data, "half")  # type: ignore[arg-type]
+    for target in (None, 0):
+        with pytest.raises(UsageError, match="needs a target"):
+            decode(data, "scaled", target)
+
+
+@pytest.mark.parametrize("part", [0.99, 0.5])
+def test_scaled_decoding_refuses_truncated_images(part: float) -> None:
+    data = saved(noise(640, 480), "JPEG")
+    assert reason(lambda data: decode(data, "scaled", 64), data[: int(len(data) * part)]).startswith("JPEG")
 
 
 # --- what is refused

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import (
@@ -19,7 +19,9 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from guie_core import GuieError
+from guie_core import GuieError, UsageError
+
+from . import jpeg
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,6 +29,13 @@ if TYPE_CHECKING:
 
 #: Larger images are refused before they are decoded: decoding one of this size takes about 0.5 GB.
 MAX_PIXELS = 100_000_000
+
+#: How an image is decoded; see `decode`.
+Method = Literal["full", "scaled", "tensorflow"]
+METHODS: tuple[Method, ...] = ("full", "scaled", "tensorflow")
+
+#: A scaled decode leaves both sides at least so many times the target, for the resize that follows to be a real one.
+MARGIN = 1.5
 
 _PLUGINS = [
     JpegImagePlugin.JpegImageFile,
@@ -52,6 +61,7 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNED = (5, 6, 7, 8)  # orientations that swap the sides
 
 
 class BadImage(GuieError):  # noqa: N818  it names the thing, and is a row of the quarantine as often as it is raised
@@ -65,8 +75,8 @@ class BadImage(GuieError):  # noqa: N818  it names the thing, and is a row of th
         super().__init__(f"{place}: {reason}" if place else reason)
 
 
-def decode(data: bytes) -> NDArray[np.uint8]:
-    """Decodes an image to RGB, uint8 [3, H, W], C-contiguous.
+def decode(data: bytes, method: Method = "full", target: int | None = None) -> NDArray[np.uint8]:
+    """Decodes an image to RGB, uint8 [3, H, W].
 
     - EXIF (or XMP) orientation is applied: H and W are those of the image as it is looked at.
     - Alpha and transparent palette colours are blended over white.
@@ -74,49 +84,92 @@ def decode(data: bytes) -> NDArray[np.uint8]:
     - Of 16 bits the upper 8 count, as in libpng; 12-bit TIFFs likewise.
     - Of animations the first frame is taken.
 
+    In memory the three values of a pixel lie side by side, as decoders write them and as torch resizes fastest: the
+    array is a view, not C-contiguous, with values equal to those of one that is.
+
+    Methods:
+
+    - "full": every pixel, the same on every machine.
+    - "scaled": JPEGs at 1/8, 1/4 or 1/2 of their sides, the smallest that leaves both at least `MARGIN` times `target`
+      pixels: 1024 x 768 for 224 becomes 512 x 384. Most of the inverse cosine transform, and of the resize that
+      follows, is left out; pixels change a little (mean difference about .3 of 255 after the resize to 224), hence
+      embeddings as well: `benchmarks/decoding.py` prints by how much. H and W become those of the smaller image. Other
+      formats, and images that are small already, are decoded in full.
+    - "tensorflow": by TensorFlow, for those who must match its pixels (`guie_datasets.tensorflow`).
+
     Raises BadImage: not an image of `FORMATS`, truncated, damaged, over `MAX_PIXELS`, or with pixels whose range is not
-    known (floating point, 32-bit integers).
+    known (floating point, 32-bit integers). UsageError: an unknown method, or "scaled" without a target.
     """
+    if method == "tensorflow":
+        from .tensorflow import tensorflow_decode
+
+        return tensorflow_decode(data)
+    check_method(method, target)
     image = _open(data)
     orientation = _orientation(image)
     with _described(image):
+        if method == "scaled" and target and isinstance(image, JpegImagePlugin.JpegImageFile):
+            _scale(image, target)
         rgb = _rgb(image)
         if orientation in _TRANSPOSE:
             rgb = rgb.transpose(_TRANSPOSE[orientation])
-        return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+        return np.array(rgb).transpose(2, 0, 1)
+
+
+def check_method(method: Method, target: int | None) -> None:
+    """Raises UsageError unless `decode` would take these."""
+    if method not in METHODS:
+        raise UsageError(f"There is no decoding method {method!r}; it is one of {', '.join(METHODS)}.")
+    if method == "scaled" and (target is None or target < 1):
+        raise UsageError("A scaled decode needs a target: the side, in pixels, that images are resized to afterwards.")
+
+
+def _scale(image: JpegImagePlugin.JpegImageFile, target: int) -> None:
+    """Has the image decoded at the smallest scale that leaves its sides well over `target` pixels."""
+    width, height = image.size
+    for scale in (8, 4, 2):
+        if min(-(-width // scale), -(-height // scale)) >= MARGIN * target:
+            image.draft(None, (width // scale, height // scale))
+            return
 
 
 def header_size(data: bytes) -> tuple[int, int]:
     """(width, height) of the decoded image, i.e. after EXIF orientation, from the header alone. Raises BadImage."""
-    image = _open(data)
-    return _size(image)
+    return _jpeg_size(data) or _size(_open(data))
 
 
 def examine(data: bytes) -> tuple[int, int]:
     """As `header_size`, and BadImage if the image is not whole.
 
-    JPEG, WebP and GIF are examined for their end, PNG for the checksums of its chunks; other formats, and images whose
-    end is not where it should be, are decoded. Damage inside a JPEG that its decoder tolerates is not found.
+    JPEGs are examined for their end, PNGs for the checksums of their chunks, which costs little; images of other
+    formats, and JPEGs that don't end where they should, are decoded. Not found is damage inside a JPEG that shows only
+    in decoding, or that its decoder tolerates; the former stops nobody (see `reading.read_images`).
     """
+    size = _jpeg_size(data)
+    if size and _ends_well(data):
+        return size
     image = _open(data)
     size = _size(image)
     if image.format == "PNG":
         with _described(image):
             image.verify()
-    elif not _ends_well(image.format or "", data):
+    elif image.format not in ("JPEG", "MPO") or not _ends_well(data):
         decode(data)
     return size
 
 
-def _ends_well(format: str, data: bytes) -> bool:
-    """Whether the end of the data is an image's end; a few bytes after it are common and harmless."""
-    if format in ("JPEG", "MPO"):
-        return b"\xff\xd9" in data[-32:]
-    if format == "GIF":
-        return data[-32:].rstrip(b"\0")[-1:] == b";"
-    if format == "WEBP":
-        return int.from_bytes(data[4:8], "little") + 8 <= len(data)
-    return False
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a JPEG whose header is in order and within the limit."""
+    found = jpeg.header(data)
+    if found is None or found[0] * found[1] > MAX_PIXELS:
+        return None
+    width, height, orientation = found
+    return (height, width) if orientation in _TURNED else (width, height)
+
+
+def _ends_well(data: bytes) -> bool:
+    """Whether the end of a JPEG is an image's end; a few bytes after it are common and harmless."""
+    return b"\xff\xd9" in data[-32:]
 
 
 def _open(data: bytes) -> ImageFile:
@@ -172,7 +225,7 @@ def _orientation(image: ImageFile) -> int:
 
 def _size(image: ImageFile) -> tuple[int, int]:
     width, height = image.size
-    return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
+    return (height, width) if _orientation(image) in _TURNED else (width, height)
 
 
 def _rgb(image: ImageFile) -> Image.Image:
