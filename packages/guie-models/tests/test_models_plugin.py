@@ -27,11 +27,14 @@ def test_every_kind_and_name() -> None:
         ("views", "RandomSquareCrop"),
         ("heads", "BatchNormLinear"),
         ("heads", "Linear"),
+        ("heads", "PCA"),
         ("losses", "ArcFace"),
         ("optimizers", "SAM"),
         ("optimizers", "AdamW"),
         ("exporters", "TorchScript"),
         ("exporters", "Onnx"),
+        ("exporters", "Safetensors"),
+        ("commands", "models"),
     }
 
 

@@ -42,6 +42,7 @@ def guie_heads() -> list[Entry]:
     return [
         Entry("BatchNormLinear", "guie_models.heads:BatchNormLinear", "Batch norm, dropout, linear (5th place)"),
         Entry("Linear", "guie_models.heads:Linear", "Dropout, linear (UniFEx)"),
+        Entry("PCA", "guie_models.heads:PCA", "Leading principal components, fitted on features"),
     ]
 
 
@@ -68,4 +69,14 @@ def guie_exporters() -> list[Entry]:
             "model.onnx: preprocessed images and size values in, dynamic batch",
             requires=("guie-models[onnx]",),
         ),
+        Entry(
+            "Safetensors",
+            "guie_models.exporters:Safetensors",
+            "embedder.safetensors and its model card, which guie_models.load reads back",
+        ),
     ]
+
+
+@hookimpl
+def guie_commands() -> list[Entry]:
+    return [Entry("models", "guie_models.commands.models:models", "Read models that others have trained")]

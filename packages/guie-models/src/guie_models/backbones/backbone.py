@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ class Backbone(nn.Module):
     std: tuple[float, float, float]  #: divided by
     licence: str  #: of the weights; "" where it isn't known
     digest: str  #: of the weights and the architecture, the same wherever the weights came from; for keys of features
+    config: Mapping[str, Any]  #: dict(type=..., ...) that builds the same architecture again, without weights
 
     def __init__(
         self,
@@ -30,6 +31,7 @@ class Backbone(nn.Module):
         *,
         name: str,
         architecture: str,
+        config: Mapping[str, Any],
         features: int,
         image_size: int,
         mean: Sequence[float],
@@ -39,6 +41,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.network = network
         self.name = name
+        self.config = {"type": name, **config}
         self.features = features
         self.image_size = image_size
         self.mean = (float(mean[0]), float(mean[1]), float(mean[2]))

@@ -51,6 +51,7 @@ class OpenClipBackbone(Backbone):
             network,
             name=where,
             architecture=f"open_clip/{model}",
+            config={"image_size": image_size},
             features=int(config["embed_dim"]),
             image_size=image_size or native,
             mean=published.get("mean") or OPENAI_DATASET_MEAN,

@@ -50,6 +50,7 @@ class TimmBackbone(Backbone):
             network,
             name=where,
             architecture=where.partition(".")[0],
+            config={"image_size": image_size},
             features=int(getattr(network, "head_hidden_size", None) or network.num_features),
             image_size=image_size or int(config["input_size"][-1]),
             mean=config["mean"],

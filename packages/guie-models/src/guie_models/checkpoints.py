@@ -1,0 +1,238 @@
+"""Tensors out of other people's checkpoints, of which nothing is executed.
+
+A checkpoint of torch is a pickle, and a pickle is a program. Here its instructions are followed with every name that it
+calls for replaced by an inert stand-in: what would have built a Python object builds a record of its name. Tensors are
+put together from the archive's own storages. So files that `torch.load(weights_only=True)` refuses, because a config
+library or a trainer left objects in them (Lightning, mmengine), give up their tensors and nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guie_core import GuieError
+from guie_core.wording import did_you_mean, listing
+
+#: Of storages, by the class that the pickle names.
+_DTYPES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+_PICKLE_BYTES = 256 * 2**20  # of the program itself, tensors not counted: real ones have some kB
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    tensors: by their dotted place in it, "state_dict.model.classifier.0.weight". values: plain numbers and texts
+    likewise. objects: the Python classes and functions that it calls for, none of which was imported.
+    """
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    values: Mapping[str, Any] = field(default_factory=dict)
+    objects: tuple[str, ...] = ()
+
+    def take(self, mapping: Mapping[str, str]) -> dict[str, Tensor]:
+        """The tensors whose place begins with a key of `mapping`, that beginning replaced by the key's value.
+
+        `{"model.neck.0.": "norm.", "model.neck.1.": "linear."}`; the longest beginning that fits decides. Raises
+        GuieError for a key with which no place begins, and where two tensors would get one name.
+        """
+        found: dict[str, Tensor] = {}
+        used: set[str] = set()
+        for place, tensor in self.tensors.items():
+            for beginning in sorted((b for b in mapping if place.startswith(b)), key=len, reverse=True)[:1]:
+                name = mapping[beginning] + place[len(beginning) :]
+                if name in found:
+                    raise GuieError(f"{self.path}: two of its tensors would be named {name!r}.")
+                found[name] = tensor
+                used.add(beginning)
+        if unused := [beginning for beginning in mapping if beginning not in used]:
+            near = did_you_mean(unused[0], {place.rpartition(".")[0] + "." for place in self.tensors})
+            raise GuieError(
+                f"{self.path}: no tensor's place begins with {unused[0]!r}.{near}\nIt holds: {listing(self.tensors)}"
+            )
+        return found
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads a checkpoint of torch (the zip form, which torch.save writes since 1.6) or a safetensors file.
+
+    Tensors are on the CPU; those that share memory in the file share it here. Raises GuieError where the file is
+    missing, truncated, of torch's old form, or not a checkpoint at all.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise GuieError(f"{path}: no such file.")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        try:
+            return Checkpoint(path, load_file(path))
+        except Exception as error:  # safetensors has no common class of errors
+            raise GuieError(f"{path}: not a safetensors file, or a damaged one: {error}") from error
+    if not zipfile.is_zipfile(path):
+        raise GuieError(
+            f"{path} ({path.stat().st_size} bytes) is no checkpoint of torch 1.6 or later: it is no zip archive, or it"
+            " was cut short. Fetch it again; a file of an older torch has to be saved anew: torch.save(torch.load(path,"
+            " weights_only=True), path)."
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            root, objects = _unpickled(archive)
+    except GuieError as error:
+        raise GuieError(f"{path}: {error}") from error
+    except Exception as error:  # what damaged bytes lead to is anything
+        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise GuieError(f"{path}: damaged, or no checkpoint of torch: {reason}") from error
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    for place, value in _flat(root):
+        if isinstance(value, Tensor):
+            tensors[place] = value
+        else:
+            values[place] = value
+    if not tensors:
+        raise GuieError(f"{path}: it holds no tensors. It names {listing(sorted(objects))}.")
+    return Checkpoint(path, tensors, values, tuple(sorted(objects)))
+
+
+class _Inert:
+    """Stands for an object that is not built: takes any arguments, any state, any items, and does nothing."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+    def __call__(self, *arguments: Any, **named: Any) -> _Inert:
+        return self
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def append(self, item: Any) -> None: ...
+
+    def extend(self, items: Any) -> None: ...
+
+    def add(self, item: Any) -> None: ...
+
+
+class _Dict(dict[Any, Any]):
+    """An OrderedDict, which keeps no attributes (state dictionaries have their metadata there)."""
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Storage:
+    data: Tensor  # [n], of the storage's dtype
+
+
+class _Unpickler(pickle._Unpickler):
+    """Follows a pickle; finds stand-ins for all names, and storages in `archive`.
+
+    Python's own implementation and not the one in C, which a few bytes can make ask for gigabytes (LONG_BINPUT).
+    """
+
+    def __init__(self, program: bytes, archive: zipfile.ZipFile, prefix: str) -> None:
+        super().__init__(io.BytesIO(program))
+        self.objects: set[str] = set()
+        self._archive, self._prefix = archive, prefix
+        self._storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "collections" and name == "OrderedDict":
+            return _Dict
+        if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_parameter"):
+            return _tensor if name == "_rebuild_tensor_v2" else _parameter
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        self.objects.add(f"{module}.{name}")
+        return type(name, (_Inert,), {})  # a class of its own, since NEWOBJ asks for one
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        _, dtype, key, _, count = pid
+        if not isinstance(dtype, torch.dtype):
+            raise GuieError(f"storage {key} is of a type that is not read")
+        key = str(key)
+        if key not in self._storages:
+            data = self._archive.read(f"{self._prefix}data/{key}")  # checked by the archive's CRC
+            wanted = int(count) * dtype.itemsize
+            if len(data) != wanted:
+                raise GuieError(f"storage {key} has {len(data)} bytes, not {wanted}")
+            self._storages[key] = _Storage(
+                torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            )
+        return self._storages[key]
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *ignored: Any) -> Tensor:
+    """A tensor [*size] over a storage, which must hold all of it: torch itself doesn't look."""
+    if not isinstance(storage, _Storage):
+        raise GuieError("a tensor without a storage")
+    shape, steps = [int(n) for n in size], [int(n) for n in stride]
+    if len(shape) != len(steps) or min([int(offset), *shape, *steps], default=0) < 0:
+        raise GuieError(f"a tensor of shape {shape} and strides {steps}")
+    last = int(offset) + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
+    if math.prod(shape) and last >= len(storage.data):
+        raise GuieError(f"a tensor of shape {shape} reaches beyond its storage of {len(storage.data)} values")
+    # a stride of 0 would let a few bytes stand for any amount of memory
+    if math.prod(shape) > max(len(storage.data), 1):
+        raise GuieError(f"a tensor of shape {shape} over a storage of {len(storage.data)} values")
+    return storage.data.as_strided(shape, steps, int(offset))
+
+
+def _parameter(data: Any, *ignored: Any) -> Any:
+    return data
+
+
+def _unpickled(archive: zipfile.ZipFile) -> tuple[Any, set[str]]:
+    programs = [info for info in archive.infolist() if info.filename.rpartition("/")[2] == "data.pkl"]
+    if len(programs) != 1:
+        raise GuieError("a zip archive, but not a checkpoint of torch: it has no data.pkl")
+    if programs[0].file_size > _PICKLE_BYTES:
+        raise GuieError(f"its pickle alone has {programs[0].file_size} bytes, far more than names and shapes need")
+    prefix = programs[0].filename.removesuffix("data.pkl")
+    byteorder = f"{prefix}byteorder"
+    if byteorder in archive.namelist() and archive.read(byteorder) != b"little":
+        raise GuieError("it was written on a big-endian machine; save it anew on a little-endian one")
+    unpickler = _Unpickler(archive.read(programs[0]), archive, prefix)
+    return unpickler.load(), unpickler.objects
+
+
+def _flat(root: Any) -> Iterator[tuple[str, Any]]:
+    """(dotted place, tensor or plain value) of everything in nested dictionaries, lists and tuples."""
+    seen: set[int] = set()
+    pending: list[tuple[str, Any]] = [("", root)]
+    while pending:
+        place, value = pending.pop()
+        if isinstance(value, Mapping | list | tuple):
+            if id(value) in seen:  # once: a pickle can refer to itself, and to one list a million times
+                continue
+            seen.add(id(value))
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            pending += [(f"{place}.{key}" if place else str(key), item) for key, item in reversed(list(items))]
+        elif isinstance(value, Tensor | int | float | str | bool):
+            yield place, value

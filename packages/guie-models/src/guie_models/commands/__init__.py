@@ -1,0 +1,1 @@
+"""The commands of guie-models, one module each."""
