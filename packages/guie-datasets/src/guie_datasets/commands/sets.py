@@ -69,8 +69,8 @@ def info(name: str) -> None:
         click.echo(table([("licence", "that of your own images"), ("commercial use", "yours to say")]))
     if found.options:
         click.echo("\nOptions (in an experiment: arguments; of guie data prepare: --set OPTION=VALUE):")
-        rows = [(o.name, o.takes, "required" if o.required else f"default {o.default}") for o in found.options]
-        click.echo(table(rows, wrap=1))
+        options = [(o.name, o.takes, "required" if o.required else f"default {o.default}") for o in found.options]
+        click.echo(table(options, wrap=1))
     if found.place:
         click.echo("\nOn disk:\n" + textwrap.indent(found.place, "  "))
     click.echo()

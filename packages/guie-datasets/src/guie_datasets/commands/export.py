@@ -1,0 +1,76 @@
+"""``guie data export``: a manifest's images in other layouts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from guie_core.wording import plural, shown
+
+from .options import max_bad_option, workers_option
+
+_FORMATS = ("png", "folder", "csv", "tfrecord", "webdataset")  # of guie_datasets.exporting, which is slow to import
+
+
+@click.command()
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Choice(_FORMATS), required=True, help="The layout.")
+@click.option("--output", "-o", type=click.Path(), metavar="DIR", required=True, help="A new folder for it.")
+@click.option("--split", metavar="NAME", help="Only the images of this split.")
+@click.option(
+    "--decode",
+    "method",
+    type=click.Choice(["full", "tensorflow"]),
+    default="full",
+    show_default=True,
+    help="How --to png decodes: tensorflow has the pixels of the 5th place's tfrec2png.py.",
+)
+@click.option(
+    "--per-shard",
+    type=click.IntRange(1),
+    default=5_000,
+    show_default=True,
+    metavar="N",
+    help="Images in each shard of tfrecord and webdataset.",
+)
+@click.option("--link", is_flag=True, help="--to folder makes hard links to images that are files of their own.")
+@max_bad_option
+@workers_option
+def export(
+    manifest: Path,
+    to: str,
+    output: str,
+    split: str | None,
+    method: str,
+    per_shard: int,
+    link: bool,
+    max_bad: float,
+    workers: int | None,
+) -> None:
+    """Write the images of MANIFEST in another layout. What was stopped goes on when the command is repeated.
+
+    \b
+    png         PNG files and label-noresize.csv, as the 5th place's tfrec2png.py leaves them
+    folder      a folder for each class, with the images' own bytes
+    csv         label.csv: path, label, category, ...; no image is read
+    tfrecord    TFRecord shards of encoded images and labels
+    webdataset  tar shards of encoded images, labels (.cls) and what else is known (.json)
+    """
+    from guie_datasets import Manifest
+    from guie_datasets.exporting import export as export_
+
+    found = export_(
+        Manifest.read(manifest),
+        to,  # type: ignore[arg-type]
+        output,
+        split=split,
+        method=method,  # type: ignore[arg-type]
+        per_shard=per_shard,
+        link=link,
+        max_bad=max_bad,
+        workers=workers,
+    )
+    click.echo(f"{shown(Path(output).expanduser())}: {plural(found.images - found.count('bad'), 'image')} as {to}.")
+    if found:
+        click.echo(f"{found}; listed in {shown(Path(output).expanduser() / 'quarantine.csv')}.")

@@ -1,0 +1,151 @@
+"""``guie data prepare``: data sets and one's own images to a manifest."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from guie_core import GuieError, UsageError, build
+from guie_core.interrupt import interruptible
+from guie_core.tables import table
+from guie_core.wording import plural, shown
+
+from .options import data_folder_option, max_bad_option, workers_option
+
+if TYPE_CHECKING:
+    from guie_datasets import Manifest
+
+
+@click.command()
+@click.argument("what", nargs=-1, required=True, metavar="NAME|PATH...")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The manifest [default: NAME.parquet here; of several data sets ONE+OTHER.parquet].",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of a data set (see guie data info NAME). Of several data sets: NAME.KEY=VALUE, or 0.KEY=VALUE for "
+    "the first. May be repeated.",
+)
+@max_bad_option
+@click.option("--keep-duplicates", is_flag=True, help="Keep images that are there more than once in one class.")
+@click.option("--min-images", type=click.IntRange(1), metavar="N", help="Leave out classes with fewer images.")
+@click.option("--max-images", type=click.IntRange(1), metavar="N", help="Keep at most so many images of a class.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Chooses the images that --max-images keeps.")
+@workers_option
+@data_folder_option
+@click.option("--force", is_flag=True, help="Replace FILE even if it was made by another command.")
+def prepare(
+    what: tuple[str, ...],
+    output: Path | None,
+    overrides: tuple[str, ...],
+    max_bad: float,
+    keep_duplicates: bool,
+    min_images: int | None,
+    max_images: int | None,
+    seed: int,
+    workers: int | None,
+    force: bool,
+) -> None:
+    """Make a manifest: every image is read once, checked, measured and hashed; what is wrong is listed.
+
+    A data set is named (guie data list), or is a path: a folder of class folders, a CSV or Parquet table, TFRecord
+    files or tar shards or a folder of them, or a manifest. Several become one, in this order, with labels of their own.
+
+    \b
+    guie data prepare pictures
+    guie data prepare cars.csv --set root=photos --min-images 3
+    guie data prepare products10k glr2021 --set glr2021.drop_classes=2000
+    """
+    from guie_datasets import Manifest
+    from guie_datasets import prepare as prepare_
+    from guie_datasets.recognition import datasets, named_settings
+
+    settings = named_settings(what, overrides)
+    path = output or Path(f"{'+'.join(_plain_names(what, settings))}.parquet")
+    quarantine = path.with_suffix(".quarantine.csv")
+    filters: list[dict[str, Any]] = []
+    if min_images is not None:
+        filters.append({"type": "MinImages", "images": min_images})
+    if max_images is not None:
+        filters.append({"type": "MaxImages", "images": max_images, "seed": seed})
+    command = {"data": list(settings.values()), "filters": filters, "keep_duplicates": keep_duplicates}
+    _may_be_written(path, what, command, force)
+    with interruptible():
+        manifest, found = prepare_(
+            datasets(settings), max_bad=max_bad, keep_duplicates=keep_duplicates, workers=workers, quarantine=quarantine
+        )
+    images = len(manifest)
+    for each in filters:
+        manifest = build("filters", each).apply(manifest)
+    Manifest(manifest.table, {**manifest.provenance, "command": command}).write(path)
+
+    click.echo(f"{shown(path)}: {_counts(manifest)}")
+    click.echo(table([(name, plural(count, "image"), _classes(labels)) for name, count, labels in _sources(manifest)]))
+    if filters:
+        limits = [f"--min-images {min_images}"] * bool(min_images) + [f"--max-images {max_images}"] * bool(max_images)
+        click.echo(f"{' and '.join(limits)} left out {plural(images - len(manifest), 'image')}.")
+    click.echo(f"Found: {found}; listed in {shown(quarantine)}." if found else "Nothing was found wrong.")
+    name = shlex.quote(shown(path))
+    click.echo(f"\nLook at it:        guie data stats {name}\n                   guie data show {name}")
+    click.echo(f'In an experiment:  data=[dict(type="manifest", path="{shown(path)}")]')
+
+
+def _plain_names(what: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+    """What the data sets are called, for the name of the file."""
+    return [
+        Path(argument).expanduser().resolve().stem if values.get("type") != argument else argument.replace("/", "-")
+        for argument, values in zip(what, settings.values(), strict=True)
+    ]
+
+
+def _may_be_written(path: Path, what: Sequence[str], command: Mapping[str, Any], force: bool) -> None:
+    """Raises UsageError if the file is one of the data themselves, or something that another command has made."""
+    import json
+
+    from guie_datasets import Manifest
+
+    if path.is_dir():
+        raise UsageError(f"--output {path} is a folder; name a file, such as {path / 'images.parquet'}")
+    if path.exists() and any(Path(argument).exists() and path.samefile(argument) for argument in what):
+        raise UsageError(f"the manifest would replace {shown(path)}, which it is made of. Choose another --output")
+    if not path.exists() or force:
+        return
+    try:
+        made_by = Manifest.read(path).provenance.get("command")
+    except GuieError:
+        made_by = None
+    if made_by != json.loads(json.dumps(command)):
+        raise UsageError(
+            f"{shown(path)} is there already, and was not made by this command. "
+            "Choose another --output, or add --force to replace it"
+        )
+
+
+def _sources(manifest: Manifest) -> list[tuple[str, int, int]]:
+    """(source, images, classes) of each source, in order of appearance."""
+    grouped = manifest.table.group_by("source", use_threads=False).aggregate(
+        [("label", "count"), ("label", "count_distinct")]
+    )
+    columns = (grouped.column(name).to_pylist() for name in ("source", "label_count", "label_count_distinct"))
+    return list(zip(*columns, strict=True))
+
+
+def _counts(manifest: Manifest) -> str:
+    import pyarrow.compute as pc
+
+    return f"{plural(len(manifest), 'image')} of {_classes(pc.count_distinct(manifest.table.column('label')).as_py())}"
+
+
+def _classes(count: int) -> str:
+    return f"{count:,} class{'' if count == 1 else 'es'}"
