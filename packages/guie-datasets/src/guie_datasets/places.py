@@ -1,11 +1,130 @@
-"""Where data lie on this machine."""
+"""Where data sets lie, and which paths stay within a folder."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from guie_core import GuieError
+from guie_core.wording import listing
 
 
 def data_folder() -> Path:
-    """The folder that data sets lie in: $GUIE_DATA, or `data` in the working directory."""
+    """The folder that named data sets lie in: `$GUIE_DATA`, or `data` below the working directory."""
     return Path(os.environ.get("GUIE_DATA") or "data").expanduser().absolute()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one of the named sets lies, however deep its archive was unpacked.
+
+    entry: its name as a data set. folders: what its folder may be called, the usual name first. holds: a pattern that
+    something in the folder matches, "images/*". inside: folders within it that people may take for the whole.
+    """
+
+    entry: str
+    folders: tuple[str, ...]
+    holds: str
+    inside: tuple[str, ...] = ()
+
+    def find(self, root: Path | None) -> Path:
+        """The set's folder: `root` (default: the data folder), or the set's folder in it, nested once or not.
+
+        Raises GuieError if it is in none of these: what was looked for and where, what is there, where to fetch it.
+        """
+        start = data_folder() if root is None else root
+        candidates = [] if root is None else [start]
+        for name in self.folders:
+            candidates += [start / name, start / name / name]
+        if root is not None and start.name in self.inside and start.is_dir():
+            candidates.append(start.parent)
+        for folder in candidates:
+            if _holds(folder, self.holds):
+                return folder
+        raise GuieError(self._missing(start, candidates))
+
+    def _missing(self, start: Path, candidates: Sequence[Path]) -> str:
+        try:
+            there = sorted(entry.name for entry in os.scandir(start))
+            found = f"{start} holds {listing(there, 8)}"
+        except OSError as error:
+            found = f"{start}: {error.strerror or error}"
+        looked = "\n".join(f"  {folder / self.holds}" for folder in candidates)
+        return (
+            f"the data set {self.entry!r} is not there. Looked for\n{looked}\n{found}.\n"
+            f"Fetch it from {_page(self.entry)} with `guie data download {self.entry}`, or give the folder as root"
+        )
+
+
+class Inside:
+    """Resolves paths below a folder, and refuses those that leave it, by "..", by a link, or as absolute paths.
+
+    Folders are looked at once each, so that millions of paths cost little.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = os.path.abspath(root)
+        self._real = os.path.realpath(root)
+        self._folders: dict[str, bool] = {}
+
+    def resolve(self, path: str) -> str:
+        """The absolute path of `path`, which is relative to the folder or absolute.
+
+        Raises ValueError, in words, if it leaves the folder or can be no path. Whether it exists is not asked.
+        """
+        check_path(path)
+        whole = os.path.normpath(os.path.join(self.root, path))
+        if not whole.startswith(self.root.rstrip("/") + "/"):
+            raise ValueError(f"{path!r} leads out of the folder {self.root}")
+        folder = os.path.dirname(whole)
+        if folder not in self._folders:
+            self._folders[folder] = self._contains(folder)
+        if not self._folders[folder] or (os.path.islink(whole) and not self._contains(whole)):
+            raise ValueError(f"{path!r} is a link, or lies behind one, that leads out of the folder {self.root}")
+        return whole
+
+    def _contains(self, path: str) -> bool:
+        real = os.path.realpath(path)
+        return real == self._real or real.startswith(self._real.rstrip("/") + "/")
+
+
+def check_path(path: str) -> None:
+    """Raises ValueError, in words, if `path` can be none."""
+    if not path:
+        raise ValueError("it has no path")
+    if "\0" in path or not is_text(path):
+        raise ValueError(f"{path!r} is no path")
+
+
+def printable(name: str) -> str:
+    """`name` without the bytes that are no UTF-8, for messages and tables."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8, as manifests and tables must be."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """`path` made absolute, with "~" for the home folder."""
+    return Path(path).expanduser().absolute()
+
+
+def _holds(folder: Path, pattern: str) -> bool:
+    try:
+        return next(folder.glob(pattern), None) is not None
+    except OSError:  # not a folder, or not readable
+        return False
+
+
+def _page(entry: str) -> str:
+    from .plugin import guie_datasets  # which names the pages once, for `guie data info` and for messages
+
+    return next(each.origin.url for each in guie_datasets() if each.name == entry and each.origin)

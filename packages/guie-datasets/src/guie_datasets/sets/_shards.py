@@ -1,0 +1,43 @@
+"""What the two sets of TFRecord shards have in common."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from .. import tfrecord
+from ..places import Place, absolute, data_folder
+from ..rows import LeftOut, Row
+from ..shards import TFRecordDataset
+
+
+class NamedShards(TFRecordDataset):
+    """TFRecord shards `guie-<set>-train-<shard>-<images>.tfrec`, with labels that are global over their author's sets.
+
+    A gap between the shards' numbers is an error; whether the last ones are there, only `left_out()` tells.
+    """
+
+    place: ClassVar[Place]
+    all_labels: ClassVar[tuple[int, int]]
+    all_shards: ClassVar[int]
+
+    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+        name = self.place.entry
+        folder = data_folder() if root is None else root
+        super().__init__(folder, source=name, category=name, pattern=self.place.holds, labels=self.all_labels)
+        self.root = None if root is None else absolute(root)
+
+    def shards(self) -> list[Path]:
+        """The files in their order. Raises GuieError if there are none, or as `tfrecord.shards` does."""
+        return tfrecord.shards(self.place.find(self.root), self.pattern)
+
+    def sources(self) -> Sequence[Path]:
+        return tfrecord.shards(self.place.find(self.root), self.pattern, check=False)
+
+    def rows(self) -> Iterator[Row]:
+        yield from super().rows()
+        there = self.sources()
+        if len(there) != self.all_shards:
+            self._left_out.append(LeftOut(str(there[0].parent), f"{len(there)} of the set's {self.all_shards} shards"))

@@ -1,0 +1,147 @@
+"""Food-101: photos of dishes, 1,000 of each kind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar, Literal, get_args
+
+from guie_core import GuieError, UsageError
+
+from ..download import Download, HttpArchive
+from ..places import Place, absolute, is_text, printable
+from ..rows import Dataset, ImageRef, LeftOut, Row
+from ._folders import images_in
+
+Which = Literal["all", "train", "test", "own"]
+
+_PLACE = Place("food101", ("food-101", "food101"), "images/*/*", inside=("images", "meta"))
+
+
+class Food101(Dataset):
+    """Food-101: 101 dishes with 1,000 photos each, `images/<class>/<id>.jpg`.
+
+    label: the class's number in the order of their names, 0..100. source and category: "food101". name: the class, as
+    "apple_pie". Rows come class by class, in the order of the file names. Images that `meta/` names and that are not
+    there are bad rows.
+
+    root: the folder that holds `images`, `images` itself, or the folder that it lies in; default: the data folder.
+    split: "all" images, without a split, so that the recipe's own splits deal with them; only those of its authors'
+    "train" or "test"; or "own": all, with the split that the authors gave each. All but "all" need `meta/`.
+    max_images: at most so many of each class, `pandas.Series(paths).sample(max_images, random_state=seed)` over the
+    sorted paths of each class that has more, in the order that this gives. The recipe takes 30.
+
+    Source: Bossard et al., Food-101, ECCV 2014.
+    """
+
+    downloads: ClassVar[tuple[Download, ...]] = (
+        HttpArchive(
+            "https://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
+            "food-101",
+            holds="images/*/*.jpg",
+            md5="85eeb15f3717b99a5da872d97d918f87",
+            page="https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
+        ),
+    )
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        *,
+        max_images: int | None = None,
+        seed: int = 0,
+        split: Which = "all",
+    ) -> None:
+        if max_images is not None and max_images < 1:
+            raise UsageError(f"food101: max_images must be 1 or more, not {max_images}")
+        if split not in get_args(Which):
+            raise UsageError(f"food101: split must be one of {', '.join(get_args(Which))}, not {split!r}")
+        self.root = None if root is None else absolute(root)
+        self.max_images = max_images
+        self.seed = seed
+        self.split = split
+        self._left_out: list[LeftOut] = []
+
+    def rows(self) -> Iterator[Row]:
+        self._left_out = left_out = []
+        for label, name, images, others in self._classes():
+            left_out += others
+            for path, split in self._capped(images):
+                row_split = "" if self.split == "all" else split
+                yield Row(ImageRef(path), label, "food101", "food101", row_split, name=name)
+            if len(images) > (self.max_images or len(images)):
+                reason = f"{len(images) - (self.max_images or 0)} of its images are more than max_images allows"
+                left_out.append(LeftOut(os.path.dirname(images[0][0]), reason))
+
+    def left_out(self) -> Sequence[LeftOut]:
+        return self._left_out
+
+    def count(self) -> int:
+        return sum(
+            min(len(images), self.max_images or len(images)) + sum(item.bad for item in others)
+            for _, _, images, others in self._classes()
+        )
+
+    def sources(self) -> Sequence[Path]:
+        folder = _PLACE.find(self.root)
+        meta = [path for path in (folder / "meta" / "train.txt", folder / "meta" / "test.txt") if path.is_file()]
+        return meta + [Path(path) for _, _, images, _ in self._classes() for path, _ in images]
+
+    def _classes(self) -> Iterator[tuple[int, str, list[tuple[str, str]], list[LeftOut]]]:
+        """(label, name, [(path, its authors' split)], what else is there) of each class."""
+        folder = _PLACE.find(self.root) / "images"
+        splits = self._splits(folder.parent / "meta")
+        try:
+            on_disk = {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")}
+        except OSError as error:
+            raise GuieError(f"{folder}: cannot be listed: {error.strerror or error}") from error
+        for label, name in enumerate(sorted(on_disk | set(splits))):
+            if not is_text(name):
+                yield label, printable(name), [], [LeftOut(printable(f"{folder}/{name}"), "no UTF-8", bad=True)]
+                continue
+            entries, others = images_in(folder / name) if name in on_disk else ([], [])
+            named, images = splits.get(name, {}), []
+            for entry in entries:
+                split = named.pop(os.path.splitext(entry.name)[0], "")
+                if self.split in ("all", split) or (self.split == "own" and split):
+                    images.append((entry.path, split))
+                elif not split:
+                    others.append(LeftOut(entry.path, "neither meta/train.txt nor meta/test.txt names it"))
+            for key, split in sorted(named.items()):
+                if self.split in ("all", "own", split):
+                    others.append(
+                        LeftOut(f"{folder}/{name}/{key}.jpg", f"not there, but in meta/{split}.txt", bad=True)
+                    )
+            yield label, name, images, others
+
+    def _capped(self, images: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        if self.max_images is None or len(images) <= self.max_images:
+            return images
+        import pandas as pd
+
+        chosen = pd.Series(range(len(images))).sample(n=self.max_images, random_state=self.seed)
+        return [images[number] for number in chosen]
+
+    def _splits(self, meta: Path) -> dict[str, dict[str, str]]:
+        """The authors' split of each image, by class and id; {} where there is no meta folder and no need of one."""
+        splits: dict[str, dict[str, str]] = {}
+        for split in ("train", "test"):
+            path = meta / f"{split}.txt"
+            try:
+                lines = path.read_text(encoding="utf-8").splitlines()
+            except FileNotFoundError:
+                if self.split == "all":
+                    continue
+                raise GuieError(
+                    f"{path}: not there, and split={self.split!r} needs it. "
+                    "Unpack the whole archive, or use split='all'"
+                ) from None
+            except (OSError, ValueError) as error:
+                raise GuieError(f"{path}: cannot be read: {error}. Unpack the archive again") from error
+            for line in filter(None, map(str.strip, lines)):
+                name, slash, key = line.partition("/")
+                if not (name and slash and key):
+                    raise GuieError(f"{path}: {line!r} is not of the form class/id. Unpack the archive again")
+                splits.setdefault(name, {})[key] = split
+        return splits
