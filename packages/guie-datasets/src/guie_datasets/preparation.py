@@ -103,7 +103,8 @@ def prepare(
     """The union of data sets as a manifest, in the order of the data sets and of their rows.
 
     - Labels: those of each data set are offset by the highest one before it plus 1, so that no two data sets share a
-      label; then all are encoded as 0..C-1 in ascending order (5th place, point 1).
+      label; then all are encoded as 0..C-1 in ascending order (5th place, point 1). The extra column `original_label`
+      has those of the data sets.
     - Sizes come from the headers. Images are not decoded, except where the end of the file looks wrong or the format
       does not tell (see `decoding.examine`); each is read and hashed once, by `workers` threads (default: one a core,
       at most 8).
@@ -136,6 +137,7 @@ def prepare(
     kept = table.filter(pa.array(keep))
     encoded = np.unique(kept.column("label").to_numpy(), return_inverse=True)[1]
     kept = kept.set_column(kept.column_names.index("label"), "label", pa.array(encoded, pa.int64()))
+    kept = kept.append_column("original_label", pa.array((labels - offsets[origin])[keep], pa.int64()))
     provenance = {"made_by": f"guie-datasets {version('guie-datasets')}", "datasets": about, "findings": str(result)}
     return Manifest(kept, provenance), result
 
