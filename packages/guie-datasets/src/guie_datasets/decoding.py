@@ -74,6 +74,9 @@ class BadImage(GuieError):  # noqa: N818  it names the thing, and is a row of th
         self.reason, self.place = reason, place
         super().__init__(f"{place}: {reason}" if place else reason)
 
+    def __reduce__(self) -> tuple[type[BadImage], tuple[str, str]]:
+        return type(self), (self.reason, self.place)
+
 
 def decode(data: bytes, method: Method = "full", target: int | None = None) -> NDArray[np.uint8]:
     """Decodes an image to RGB, uint8 [3, H, W].
