@@ -2,6 +2,14 @@ from . import tfrecord as tfrecord
 from .decoding import BadImage as BadImage
 from .decoding import decode as decode
 from .decoding import header_size as header_size
+from .filters import DropClasses as DropClasses
+from .filters import DropSources as DropSources
+from .filters import Filter as Filter
+from .filters import KeepSources as KeepSources
+from .filters import MaxImages as MaxImages
+from .filters import MinImages as MinImages
+from .filters import SampleClasses as SampleClasses
+from .filters import apply_filters as apply_filters
 from .folders import ClassFolders as ClassFolders
 from .manifest import Manifest as Manifest
 from .preparation import Finding as Finding

@@ -160,6 +160,10 @@ class Manifest:
             return Manifest(self.table.set_column(self.table.column_names.index(name), name, column), self.provenance)
         return Manifest(self.table.append_column(name, column), self.provenance)
 
+    def with_provenance(self, provenance: Mapping[str, Any]) -> Manifest:
+        """With another account of where it comes from."""
+        return Manifest(self.table, provenance)
+
     def to_pandas(self) -> pd.DataFrame:
         """A data frame; hashes as text, repeated text as categories."""
         table = self.table.set_column(

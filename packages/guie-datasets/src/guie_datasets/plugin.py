@@ -1,4 +1,4 @@
-"""What guie-datasets offers: the kinds "datasets" and "splits", data sets of general form, and the recipe's splits."""
+"""What guie-datasets offers: data sets, filters and splits, those of the 5th-place recipe among them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ _UNKNOWN = "LicenseRef-unknown"  # that of the images, which only their owner kn
 def guie_kinds() -> list[Kind]:
     return [
         Kind("datasets", "Collections of labelled images on disk"),
+        Kind("filters", "Which images of the data sets are used at all"),
         Kind("splits", "Ways to set images aside for validation, selection and test"),
     ]
 
@@ -93,6 +94,18 @@ def guie_datasets() -> list[Entry]:
                 commercial=None,
             ),
         ),
+    ]
+
+
+@hookimpl
+def guie_filters() -> list[Entry]:
+    return [
+        Entry("MinImages", "guie_datasets.filters:MinImages", "Classes with at least so many images"),
+        Entry("MaxImages", "guie_datasets.filters:MaxImages", "At most so many images of each class, by a seed"),
+        Entry("DropClasses", "guie_datasets.filters:DropClasses", "All but so many classes, by a seed"),
+        Entry("SampleClasses", "guie_datasets.filters:SampleClasses", "So many classes, or a share of them, by a seed"),
+        Entry("KeepSources", "guie_datasets.filters:KeepSources", "Images of these sources only"),
+        Entry("DropSources", "guie_datasets.filters:DropSources", "Images of all sources but these"),
     ]
 
 
