@@ -8,24 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guie_core import GuieError
-from guie_core.files import atomic_write
-from guie_core.wording import size
+from guie_datasets.pages import write_page
+from guie_datasets.pictures import encode
 from guie_train.retrieval import Evaluation
 
 from .curves import charts
-from .pictures import Example, choose, encode, example
-
-if TYPE_CHECKING:
-    import jinja2
+from .pictures import Example, choose, example
 
 PICTURES = 1_400_000  # characters that pictures may take, so that the page stays below 2 MB
 PURPOSES = {
@@ -153,10 +148,13 @@ def render(report: Report, path: str | Path) -> Path:
     Raises:
         GuieError: there is no system, they answer different queries, a metric is missing, or the disk is full.
     """
-    text = _template().render(_Page(report).fields())
-    with atomic_write(path, "w") as file:
-        file.write(text)
-    return Path(path)
+    filters: dict[str, Callable[..., str]] = {
+        "number": _number,
+        "signed": _signed,
+        "duration": _duration,
+        "tiny": _tiny,
+    }
+    return write_page(path, "template.html", package="guie_train.report", filters=filters, **_Page(report).fields())
 
 
 class _Page:
@@ -344,21 +342,3 @@ def _tiny(value: float) -> str:
         return f"{value:.3g}"
     power = str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"{value / 10.0**exponent:.1f}·10{power}"
-
-
-@lru_cache(maxsize=1)
-def _template() -> jinja2.Template:
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "number": _number,
-        "signed": _signed,
-        "duration": _duration,
-        "tiny": _tiny,
-        "bytes": size,
-    }
-    source = files("guie_train.report").joinpath("template.html").read_text(encoding="utf-8")
-    return environment.from_string(source)

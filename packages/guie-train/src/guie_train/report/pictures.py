@@ -1,20 +1,14 @@
-"""Which queries a report shows, and their images as text that fits into a page."""
+"""Which queries a report shows, and what is shown of each."""
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from guie_train.retrieval import Evaluation
-
-SIDES = (96, 80, 64, 48)  # pixels; the first with which all pictures fit the budget is taken
-QUALITY = 86
 
 
 @dataclass(frozen=True)
@@ -125,41 +119,3 @@ def example(query: int, systems: Sequence[tuple[str, Evaluation]], ranks: int = 
         hits = sum(neighbour.right for neighbour in neighbours if neighbour.counts)
         answers.append(Answer(name, neighbours, hits, counted))
     return Example(int(systems[0][1].pairs.queries[query]), tuple(answers))
-
-
-def encode(
-    rows: Sequence[int], image: Callable[[int], NDArray[np.uint8]], budget: int
-) -> dict[int, tuple[str, int, int]]:
-    """Row -> (data URI, width, height) of its image, small enough that all together stay below `budget` characters.
-
-    Args:
-        rows: each may be shown several times; what counts against the budget is each mention.
-        image: gives uint8 [3, H, W].
-        budget: in characters.
-    """
-    pictures = {row: _picture(image(row)) for row in dict.fromkeys(rows)}
-    encoded: dict[int, tuple[str, int, int]] = {}
-    for side in SIDES:
-        encoded = {row: _data_uri(picture, side) for row, picture in pictures.items()}
-        if sum(len(encoded[row][0]) for row in rows) <= budget:
-            break
-    return encoded
-
-
-def _picture(values: NDArray[np.uint8]) -> Image.Image:
-    picture = Image.fromarray(np.ascontiguousarray(np.asarray(values, np.uint8).transpose(1, 2, 0)))
-    picture.thumbnail((2 * SIDES[0], 2 * SIDES[0]), Image.Resampling.BOX)  # large photos need not stay in memory
-    return picture
-
-
-def _data_uri(picture: Image.Image, side: int) -> tuple[str, int, int]:
-    small = picture.copy()
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    best: tuple[bytes, str] | None = None
-    for kind, options in (("jpeg", {"quality": QUALITY, "optimize": True}), ("png", {"optimize": True})):
-        buffer = io.BytesIO()
-        small.save(buffer, kind, **options)
-        if best is None or len(buffer.getvalue()) < len(best[0]):
-            best = buffer.getvalue(), kind
-    assert best is not None
-    return f"data:image/{best[1]};base64,{base64.b64encode(best[0]).decode()}", small.width, small.height
