@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,9 @@ def test_data_checksum_can_be_left_out(shard: Path, tmp_path: Path) -> None:
     ("data", "message"),
     [
         (b"path,label\na.jpg,1\n" * 10, "this is no TFRecord file: it starts with b'path,lab'"),
-        (gzip.compress(b"some records" * 9), "it looks compressed; unpack it first"),
+        (gzip.compress(b"some records" * 9), "this is no TFRecord file: unpacked, it starts with b'some rec'"),
+        (zlib.compress(b"path,label\n" * 9)[:-9], "the file cannot be unpacked: its zlib data end too early"),
+        (b"x\x9cno zlib data, whatever it starts with", "cannot be unpacked: its zlib data are damaged between bytes 0"),
         (b"short", "the file ends inside the record's header"),
     ],
 )

@@ -69,6 +69,7 @@ class PackedFile:
         self._next, self._current = 0, self._unpacker()
         self._at_hand: OrderedDict[int, bytes] = OrderedDict()
         self._bytes_at_hand = 0
+        self._damage: tuple[int, str] | None = None  # the piece that cannot be unpacked, and why
 
     def read(self, offset: int, length: int | None = None) -> bytes:
         """`length` unpacked bytes from `offset` on, or as many as there are before the end; None: all up to the end.
@@ -117,6 +118,8 @@ class PackedFile:
         if number in self._at_hand:
             self._at_hand.move_to_end(number)
             return self._at_hand[number]
+        if self._damage and number >= self._damage[0]:
+            raise PackedError(self.path, self._damage[1])
         before, state = self._states[bisect_right(self._states, number, key=lambda item: item[0]) - 1]
         if not before <= self._next <= number:
             self._next, self._current = before, state.copy()
@@ -131,13 +134,13 @@ class PackedFile:
         packed = file.read(_STEP)
         try:
             piece = self._unpack(packed)
-        except (zlib.error, PackedError) as error:
-            self._next, self._current = 0, self._unpacker()
-            if isinstance(error, PackedError):
-                raise
-            reason = str(error).rpartition(": ")[2]
-            problem = f"its {self.compression} data are damaged between bytes {position} and {position + len(packed)}"
-            raise PackedError(self.path, f"{problem} ({reason})") from None
+        except (zlib.error, EOFError) as error:
+            problem = f"its {self.compression} data end too early: it is truncated"
+            if not isinstance(error, EOFError):
+                place, reason = f"bytes {position} and {position + len(packed)}", str(error).rpartition(": ")[2]
+                problem = f"its {self.compression} data are damaged between {place} ({reason})"
+            self._damage, self._next, self._current = (number, problem), 0, self._unpacker()
+            raise PackedError(self.path, problem) from None
         if piece is None:
             return None
         self._next += 1
@@ -152,9 +155,10 @@ class PackedFile:
         return piece
 
     def _unpack(self, packed: bytes) -> bytes | None:
+        """What the next packed bytes unpack to; None at the end. Raises zlib.error, EOFError for a missing end."""
         if not packed:
             if not self._current.eof:
-                raise PackedError(self.path, f"its {self.compression} data end too early: it is truncated")
+                raise EOFError
             return None
         parts = []
         while packed:

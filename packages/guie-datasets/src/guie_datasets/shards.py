@@ -6,22 +6,27 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from guie_core import UsageError
+from guie_core import GuieError, UsageError
+from guie_core.wording import listing
 
 from . import tfrecord
 from .rows import Dataset, LeftOut, Row
-from .tfrecord import IMAGE, LABEL
+from .tensorflow import import_tensorflow
+from .tfrecord import IMAGE, LABEL, ReaderName, Record, check_reader
 
 
 class TFRecordDataset(Dataset):
     """Images and integer labels in TFRecord shards, used as they are: nothing is expanded.
 
-    folder: its files that match `pattern`, in order of their shard numbers, each holding the number of records that its
-    name promises. files: these files instead, in this order. source, category: the same for every image, unless a
-    subclass overrides `category_of`. labels: the first and last label that may occur; others are bad records.
-    image, label: names of the features.
+    folder: its files that match `pattern`, in order of their shard numbers, 0, 1, 2, ... without gaps unless `complete`
+    is false. files: these files instead, in this order. Either may be packed with gzip or zlib.
+    source, category: the same for every image, unless a subclass overrides `category_of`. labels: the first and last
+    label that may occur; others are bad records. image, label: names of the features.
+    reader: "guie", or "tensorflow" to have every record compared with what tf.data gives, as `tfrecord.scan` says.
 
-    `rows()` raises GuieError for missing files, incomplete sets and broken files; damaged records are `left_out()`.
+    Damaged records are `left_out()` and count as bad; so does the rest of a file that cannot be read on, or that holds
+    another number of records than its name says (`<set>-<shard>-<images>.tfrec`): records after that number are left
+    out. `rows()` raises GuieError for missing files, and for a broken file whose name doesn't say how much is lost.
     """
 
     def __init__(
@@ -35,9 +40,12 @@ class TFRecordDataset(Dataset):
         labels: tuple[int, int] | None = None,
         image: str = IMAGE,
         label: str = LABEL,
+        complete: bool = True,
+        reader: ReaderName = "guie",
     ) -> None:
         if (folder is None) == (not files):
             raise UsageError("a TFRecord data set needs folder or files, one of the two")
+        check_reader(reader)
         self.folder = None if folder is None else _absolute(folder)
         self.files = [_absolute(file) for file in files]
         self.source = source
@@ -46,27 +54,30 @@ class TFRecordDataset(Dataset):
         self.labels = labels
         self.image = image
         self.label = label
+        self.complete = complete
+        self.reader = reader
         self._left_out: list[LeftOut] = []
 
     def shards(self) -> list[Path]:
-        """The files in their order. Raises GuieError as `tfrecord.shards` does."""
-        return self.files if self.folder is None else tfrecord.shards(self.folder, self.pattern)
+        """The files in their order. Raises GuieError for missing ones, naming each."""
+        if self.folder is not None:
+            return tfrecord.shards(self.folder, self.pattern, check=self.complete, counts=False)
+        if missing := [str(path) for path in self.files if not path.is_file()]:
+            raise GuieError(f"not there: {listing(missing)}. Correct the names of these files")
+        return self.files
 
     def category_of(self, label: int) -> str:
         """The category of a label's images."""
         return self.category
 
     def rows(self) -> Iterator[Row]:
+        if self.reader == "tensorflow":
+            import_tensorflow()
         left_out: list[LeftOut] = []
         self._left_out = left_out
         low, high = self.labels or (0, None)
-
-        def bad(error: tfrecord.TFRecordError) -> None:
-            place, _, reason = str(error).partition(": ")
-            left_out.append(LeftOut(place, reason, bad=True))
-
         for path in self.shards():
-            for record in tfrecord.scan(path, image=self.image, label=self.label, on_bad=bad):
+            for record in self._records(path, left_out):
                 if record.label < low or (high is not None and record.label > high):
                     allowed = f"{low}..{'' if high is None else high}"
                     left_out.append(LeftOut(str(record.image), f"label {record.label} is not in {allowed}", bad=True))
@@ -82,6 +93,37 @@ class TFRecordDataset(Dataset):
     def count(self) -> int | None:
         counts = [tfrecord.images_in_name(path) for path in self.sources()]
         return None if None in counts else sum(count or 0 for count in counts)
+
+    def _records(self, path: Path, left_out: list[LeftOut]) -> Iterator[Record]:
+        """The good records of one file; what is wrong with the others, and with the file, is left out."""
+        promised = tfrecord.images_in_name(path)
+        there = 0
+
+        def lost(error: GuieError, count: int = 1) -> None:
+            reason = str(error).removeprefix(f"{path}: ")
+            more = "" if count == 1 else f"; {count} images are lost by it"
+            left_out.append(LeftOut(str(path), f"{reason}{more}", bad=True, count=count))
+
+        def pass_over(error: GuieError) -> None:
+            nonlocal there
+            there += 1
+            if promised is None or there <= promised:
+                lost(error)
+
+        try:
+            for record in tfrecord.scan(path, image=self.image, label=self.label, on_bad=pass_over, reader=self.reader):
+                there += 1
+                if promised is None or there <= promised:
+                    yield record
+        except GuieError as error:
+            if promised is None:
+                raise
+            lost(error, max(1, promised - there))
+            return
+        if promised is not None and there != promised:
+            remedy = "fetch it again" if there < promised else "correct its name if all of them are wanted"
+            reason = f"{there} records; its name says {promised}: {remedy}"
+            left_out.append(LeftOut(str(path), reason, bad=True, count=abs(there - promised)))
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:

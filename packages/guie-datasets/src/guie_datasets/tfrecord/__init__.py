@@ -1,0 +1,120 @@
+"""TFRecord files without TensorFlow: find the images inside, check every checksum, write new files.
+
+A record's data are a serialised `tf.train.Example`. Nothing is copied or decoded while a file is scanned: a record
+becomes an `ImageRef` to the encoded bytes inside the shard. Files packed with gzip or zlib are used as they are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+from guie_core import UsageError
+from guie_core.files import atomic_write
+
+from ..rows import ImageRef
+from .example import ExampleError, find, serialise
+from .framing import DAMAGED, Frame, TFRecordError, compression, count, framed, frames, payloads
+from .index import Index
+from .names import images_in_name, shards
+
+__all__ = [
+    "IMAGE",
+    "LABEL",
+    "Index",
+    "ReaderName",
+    "Record",
+    "TFRecordError",
+    "check_reader",
+    "compression",
+    "count",
+    "images_in_name",
+    "payloads",
+    "scan",
+    "shards",
+    "write",
+]
+
+IMAGE = "image/encoded"
+LABEL = "image/class/label"
+
+#: "guie": our own. "tensorflow": records that tf.data gives as well, equal in every byte.
+ReaderName = Literal["guie", "tensorflow"]
+
+
+class Record(NamedTuple):
+    """image: the encoded bytes inside the shard. label: as stored."""
+
+    image: ImageRef
+    label: int
+
+
+def scan(
+    path: str | os.PathLike[str],
+    *,
+    image: str = IMAGE,
+    label: str = LABEL,
+    check: bool = True,
+    on_bad: Callable[[TFRecordError], None] | None = None,
+    reader: ReaderName = "guie",
+) -> Iterator[Record]:
+    """The records of one file in order, by their features named `image` (one bytes value) and `label` (one int64).
+
+    `check=False` leaves out the checksum of the data (never that of the lengths), for a file checked before.
+    `on_bad` is told of records that are damaged or lack a feature, which are then passed over; without it, and where
+    the file cannot be read on, TFRecordError is raised. It names file, record and byte.
+
+    `reader="tensorflow"`: the file is read twice, in step: by tf.data, and by us, since tf.data doesn't tell where in
+    the file a record lies. A record is given if image and label are the same for both, byte by byte; else it is a bad
+    one. After a wrong checksum tf.data cannot go on, so neither does this. About 30 times slower; GuieError without
+    TensorFlow.
+    """
+    check_reader(reader)
+    path = os.fspath(path)
+    packed = compression(path)
+    image_key, label_key = image.encode(), label.encode()
+    found = frames(path, packed, check=check)
+    pairs: Iterator[tuple[Frame, tuple[bytes, int] | str | None]] = ((frame, None) for frame in found)
+    if reader == "tensorflow":
+        from .tensorflow import beside
+
+        pairs = beside(found, path, packed, image, label)
+    for frame, theirs in pairs:
+        try:
+            if not frame.intact:
+                raise ExampleError(DAMAGED)
+            start, end, value = find(frame.data, image_key, label_key)
+            if isinstance(theirs, str):
+                raise ExampleError(theirs)
+            if theirs is not None and theirs != (bytes(frame.data[start:end]), value):
+                raise ExampleError("TensorFlow finds another image or label in it")
+        except ExampleError as error:
+            bad = TFRecordError(path, frame.number, frame.start, str(error))
+            if on_bad is None:
+                raise bad from None
+            on_bad(bad)
+            continue
+        yield Record(ImageRef(path, frame.offset + start, end - start, packed), value)
+
+
+def check_reader(reader: str) -> None:
+    """Raises UsageError for the name of a reader that there is not."""
+    if reader not in get_args(ReaderName):
+        raise UsageError(f"reader must be {' or '.join(map(repr, get_args(ReaderName)))}, not {reader!r}")
+
+
+def write(
+    path: str | os.PathLike[str], examples: Iterable[tuple[bytes, int]], *, image: str = IMAGE, label: str = LABEL
+) -> int:
+    """Writes (encoded image, label) pairs as one file, which appears only when complete; returns their number.
+
+    The bytes are those of TensorFlow's own writer with deterministic serialisation.
+    """
+    number = 0
+    with atomic_write(Path(path)) as file:
+        for data, value in examples:
+            file.write(framed(serialise(data, value, image.encode(), label.encode())))
+            number += 1
+    return number
