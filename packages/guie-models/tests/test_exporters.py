@@ -20,7 +20,7 @@ from guie_models.backbones import TimmBackbone
 from guie_models.embedder import Embedder
 from guie_models.exporters import Onnx, TorchScript
 from guie_models.exporters.parity import Limits, top5_agreement, verify
-from guie_models.heads import BatchNormLinear, Linear
+from guie_models.heads import BatchNormLinear, Linear, ParallelLinears
 from guie_models.views import Squash, size_values
 
 
@@ -104,6 +104,20 @@ def test_weights_beyond_what_onnx_holds_stand_beside_it(
     assert report.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
     session = onnxruntime.InferenceSession(str(report.path), providers=["CPUExecutionProvider"])
     assert len(session.get_inputs()) == 2
+
+
+@torch.no_grad()
+def test_exports_hold_one_linear_layer_of_twenty(backbone: TimmBackbone, photos: list[Tensor], tmp_path: Path) -> None:
+    embedder = Embedder(backbone, ParallelLinears(backbone.features, 16), Squash(96, backbone.mean, backbone.std))
+    for exporter in (TorchScript(), Onnx()):
+        assert exporter.export(embedder, tmp_path, photos).max_difference < 1e-5
+    scripted = torch.jit.load(tmp_path / "saved_model.pt").state_dict()
+    assert {name: list(value.shape) for name, value in scripted.items() if name.startswith("head.")} == {
+        "head.linear.weight": [16, backbone.features],
+        "head.linear.bias": [16],
+    }
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    assert not [weight for weight in graph.initializer if 20 in weight.dims]
 
 
 class Fickle(nn.Module):

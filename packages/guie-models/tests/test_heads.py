@@ -8,7 +8,16 @@ import torch
 from sklearn import decomposition
 
 from guie_core import GuieError, UsageError
-from guie_models.heads import PCA, BatchNormLinear, Linear
+from guie_models.heads import (
+    MLP,
+    PCA,
+    BatchNormLinear,
+    GeM,
+    Linear,
+    LinearBatchNormPReLU,
+    MultiSampleDropout,
+    ParallelLinears,
+)
 
 
 def test_batch_norm_linear_is_the_recipes_formula() -> None:
@@ -115,3 +124,143 @@ def test_pca_refuses_what_has_no_components() -> None:
     array[3, 4] = np.nan
     with pytest.raises(GuieError, match="not finite"):
         PCA.fit(array, 2)
+
+
+def test_whitened_pca_is_scikit_learns() -> None:
+    array = features()
+    reference = decomposition.PCA(6, svd_solver="full", whiten=True).fit(array)
+    pca = PCA.fit(array, 6, whiten=True)
+    signs = np.sign(reference.components_[np.arange(6), np.abs(reference.components_).argmax(1)])
+    out = pca(torch.from_numpy(array).float()).numpy()
+    np.testing.assert_allclose(out, reference.transform(array) * signs, atol=2e-3)
+    np.testing.assert_allclose(out.std(0, ddof=1), 1.0, rtol=1e-3)
+
+
+def test_multi_sample_dropout_is_the_mean_over_masks() -> None:
+    """The same random numbers, mask by mask, through the linear layer one after the other."""
+    head = MultiSampleDropout(30, 4, dropout=0.4, samples=5, size_features=3).double()
+    x = torch.randn(7, 33, dtype=torch.float64)
+    torch.manual_seed(5)
+    found = head(x)
+    torch.manual_seed(5)
+    masks = torch.rand(5, 7, 33) >= 0.4
+    expected = torch.stack([head.linear(x * mask / 0.6) for mask in masks]).mean(0)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(head.eval()(x), head.linear(x))
+    many = MultiSampleDropout(200, 1, dropout=0.5, samples=200)
+    torch.testing.assert_close(many(torch.ones(1, 200)), many.eval()(torch.ones(1, 200)), atol=0.2, rtol=0)
+
+
+def test_parallel_linears_are_the_mean_of_twenty() -> None:
+    head = ParallelLinears(30, 4).double()
+    assert (head.weight.shape, head.bias.shape) == ((20, 4, 30), (20, 4))
+    x = torch.randn(7, 30, dtype=torch.float64)
+    torch.manual_seed(5)
+    found = head(x)
+    torch.manual_seed(5)
+    draws = torch.rand(20, 7, 30)
+    outputs = []
+    for k in range(20):
+        rate = (k + 1) / 100  # .01, .02, ... .20
+        outputs.append((x * (draws[k] >= rate) / (1 - rate)) @ head.weight[k].T + head.bias[k])
+    torch.testing.assert_close(found, torch.stack(outputs).mean(0), rtol=1e-6, atol=1e-6)
+    plain = torch.stack([x @ head.weight[k].T + head.bias[k] for k in range(20)]).mean(0)
+    torch.testing.assert_close(head.eval()(x), plain)
+    assert float(head.weight.detach().abs().max()) <= 30**-0.5  # each as nn.Linear begins
+    assert not torch.equal(head.weight[0], head.weight[1])
+
+
+@pytest.mark.parametrize("head", [MultiSampleDropout(30, 4, size_features=3), ParallelLinears(30, 4, size_features=3)])
+def test_folding_leaves_one_linear_layer(head: torch.nn.Module) -> None:
+    folded = head.eval().folded()  # type: ignore[operator]
+    assert isinstance(folded, Linear)
+    assert (folded.in_features, folded.out_features, folded.size_features) == (30, 4, 3)
+    x = torch.randn(5, 33)
+    torch.testing.assert_close(folded(x), head(x))
+
+
+def test_linear_batch_norm_prelu_is_its_formula() -> None:
+    torch.manual_seed(0)
+    head = LinearBatchNormPReLU(12, 5).double()
+    with torch.no_grad():
+        head.norm.weight.uniform_(0.5, 2)
+        head.norm.bias.normal_()
+        head.activation.weight.uniform_(0, 1)
+    x = torch.randn(40, 12, dtype=torch.float64)
+    z = x.numpy() @ head.linear.weight.detach().numpy().T
+    z = (z - z.mean(0)) / np.sqrt(z.var(0) + 1e-5) * head.norm.weight.detach().numpy() + head.norm.bias.detach().numpy()
+    expected = np.where(z > 0, z, z * head.activation.weight.detach().numpy())
+    np.testing.assert_allclose(head(x).detach().numpy(), expected, rtol=1e-9)
+
+
+def test_mlp_is_its_formula() -> None:
+    head = MLP(10, 3, hidden=(8, 6), norm="layer", activation="gelu", size_features=3).double().eval()
+    x = torch.randn(4, 13, dtype=torch.float64)
+    out = x
+    for first in (0, 4):
+        linear, norm = head.layers[first], head.layers[first + 1]
+        out = out @ linear.weight.T  # type: ignore[operator, union-attr]
+        out = (out - out.mean(1, keepdim=True)) / torch.sqrt(out.var(1, keepdim=True, correction=0) + norm.eps)  # type: ignore[operator]
+        out = 0.5 * out * (1 + torch.erf(out / 2**0.5))
+    torch.testing.assert_close(head(x), head.layers[8](out))
+    with pytest.raises(UsageError, match="batch of 1"):
+        MLP(10, 3)(torch.zeros(1, 10))
+    assert MLP(10, 3, norm="none")(torch.zeros(1, 10)).shape == (1, 3)
+    assert MLP(10, 3, hidden=())(torch.zeros(1, 10)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("p", [1.0, 3.0, 50.0])
+def test_gem_is_its_formula(p: float) -> None:
+    head = GeM(6, 4, p=p).double()
+    x = torch.rand(3, 6, 5, 7, dtype=torch.float64) * 20
+    values = np.clip(x.numpy(), 1e-6, None)
+    pooled = (values**p).mean(axis=(2, 3)) ** (1 / p)
+    expected = pooled @ head.linear.weight.detach().numpy().T + head.linear.bias.detach().numpy()
+    np.testing.assert_allclose(head(x).detach().numpy(), expected, rtol=1e-6)
+    tokens = x.flatten(2).transpose(1, 2)
+    torch.testing.assert_close(head(tokens), head(x))
+    head(x).sum().backward()
+    assert torch.isfinite(head.p.grad)
+
+
+def test_gem_does_not_overflow_where_its_power_would() -> None:
+    head = GeM(2, 1, p=40.0)
+    pooled = head(torch.full((1, 9, 2), 1e4))
+    torch.testing.assert_close(pooled, head.linear(torch.full((1, 2), 1e4)))
+    assert torch.isfinite(head(torch.full((1, 9, 2), -1.0))).all()
+    with pytest.raises(UsageError, match=r"tokens \[B, N, 2\] or a map"):
+        head(torch.zeros(3, 2))
+
+
+HEADS = [
+    *(BatchNormLinear, Linear, LinearBatchNormPReLU, MLP, MultiSampleDropout, ParallelLinears),
+]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("kind", HEADS)
+def test_every_head_scripts_trains_and_takes_sizes(kind: type[torch.nn.Module]) -> None:
+    torch.manual_seed(0)
+    head = kind(10, 4, size_features=3)
+    x = torch.randn(16, 13)
+    head(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in head.parameters())
+    head.eval()
+    torch.testing.assert_close(torch.jit.script(head)(x), head(x))
+    with pytest.raises(UsageError, match=rf"{kind.__name__} takes features of shape \[B, 13\]"):
+        head(torch.zeros(5, 10))
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"dropout is 1\.0"):
+        Linear(4, 2, dropout=1.0)
+    with pytest.raises(UsageError, match="samples is 0"):
+        MultiSampleDropout(4, 2, samples=0)
+    with pytest.raises(UsageError, match="linears is 0"):
+        ParallelLinears(4, 2, linears=0)
+    with pytest.raises(UsageError, match="norm is 'group'"):
+        MLP(4, 2, norm="group")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="hidden"):
+        MLP(4, 2, hidden=(0,))
+    with pytest.raises(UsageError, match="p is 0"):
+        GeM(4, 2, p=0.0)

@@ -8,9 +8,14 @@ from .exporters import ExportReport as ExportReport
 from .exporters import Onnx as Onnx
 from .exporters import Safetensors as Safetensors
 from .exporters import TorchScript as TorchScript
+from .heads import MLP as MLP
 from .heads import PCA as PCA
 from .heads import BatchNormLinear as BatchNormLinear
+from .heads import GeM as GeM
 from .heads import Linear as Linear
+from .heads import LinearBatchNormPReLU as LinearBatchNormPReLU
+from .heads import MultiSampleDropout as MultiSampleDropout
+from .heads import ParallelLinears as ParallelLinears
 from .losses import ArcFace as ArcFace
 from .optimizers import SAM as SAM
 from .saved import load as load

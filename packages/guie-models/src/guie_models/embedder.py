@@ -118,17 +118,27 @@ class Embedder(nn.Module):
         }
         return F.normalize(self.augmentation.combine(outputs, masks))
 
+    def folded(self) -> Embedder:
+        """The embedder with its head folded where that has a simpler form for evaluation (`folded()` of a head), for
+        export; shares its tensors with this one."""
+        fold = getattr(self.head, "folded", None)
+        if fold is None:
+            return self
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, "head": fold().eval()}
+        return twin
+
     def script(self) -> torch.jit.ScriptModule:
         """The embedder as TorchScript, which runs without guie: the backbone traced, everything else scripted.
 
-        Shares its tensors with this one. Raises UsageError if a part is in training mode.
+        The head is folded. Shares its tensors with this one. Raises UsageError if a part is in training mode.
         """
         training = [name or "itself" for name, module in self.named_modules() if module.training]
         if training:
             raise UsageError(f"The embedder is in training mode ({training[0]}); call .eval() before scripting it.")
         example = self.view(torch.zeros(3, 8, 8, device=self.view.mean.device)).expand(2, -1, -1, -1)
-        twin = copy.copy(self)
-        twin._modules = dict(self._modules)
+        twin = copy.copy(self.folded())
+        twin._modules = dict(twin._modules)
         with _quiet.torchscript(), warnings.catch_warnings(), torch.no_grad():
             # of shapes that a network looks at: but for the batch they are fixed
             warnings.filterwarnings("ignore", category=TracerWarning)

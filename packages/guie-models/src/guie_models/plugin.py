@@ -39,10 +39,16 @@ def guie_views() -> list[Entry]:
 
 @hookimpl
 def guie_heads() -> list[Entry]:
+    heads = "guie_models.heads"
     return [
-        Entry("BatchNormLinear", "guie_models.heads:BatchNormLinear", "Batch norm, dropout, linear (5th place)"),
-        Entry("Linear", "guie_models.heads:Linear", "Dropout, linear (UniFEx)"),
-        Entry("PCA", "guie_models.heads:PCA", "Leading principal components, fitted on features"),
+        Entry("BatchNormLinear", f"{heads}:BatchNormLinear", "Batch norm, dropout, linear (5th place)"),
+        Entry("Linear", f"{heads}:Linear", "Dropout, linear (UniFEx)"),
+        Entry("LinearBatchNormPReLU", f"{heads}:LinearBatchNormPReLU", "Linear, batch norm, PReLU (10th place)"),
+        Entry("MLP", f"{heads}:MLP", "Hidden layers, then linear (13th place)"),
+        Entry("MultiSampleDropout", f"{heads}:MultiSampleDropout", "One linear layer over several masks (4th place)"),
+        Entry("ParallelLinears", f"{heads}:ParallelLinears", "Linear layers averaged, a dropout each (3rd place)"),
+        Entry("GeM", f"{heads}:GeM", "Generalised mean over tokens or places, then linear"),
+        Entry("PCA", f"{heads}:PCA", "Leading principal components, whitened if asked, fitted on features"),
     ]
 
 

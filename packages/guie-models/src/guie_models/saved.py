@@ -174,7 +174,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, nn.Dropout):
         return value.p
     if isinstance(value, Tensor):
-        return value.flatten().tolist()
+        return value.flatten().tolist() if value.dim() else value.item()
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -81,7 +81,7 @@ class _Preprocessed(nn.Module):
 
 
 def _write(embedder: Embedder, path: Path, images: Tensor, sizes: Tensor) -> None:
-    module = _Preprocessed(embedder).eval()
+    module = _Preprocessed(embedder.folded()).eval()
     weights = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     batch = torch.export.Dim("batch", max=2**31 - 1)  # torch 2.7 finds no guard for a batch without bound
     with _quiet_exporter():
