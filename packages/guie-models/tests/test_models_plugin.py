@@ -31,6 +31,7 @@ def test_every_kind_and_name() -> None:
         ("heads", "GeM"),
         ("losses", "ArcFace"),
         ("optimizers", "SAM"),
+        ("optimizers", "ASAM"),
         ("optimizers", "AdamW"),
         ("exporters", "TorchScript"),
         ("exporters", "Onnx"),

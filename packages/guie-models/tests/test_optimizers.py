@@ -13,7 +13,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
 from guie_core import GuieError, UsageError
-from guie_models.optimizers import SAM
+from guie_models.optimizers import ASAM, SAM
 
 ADAMW = dict(type="AdamW", lr=1e-2, weight_decay=0.1)
 
@@ -51,8 +51,9 @@ class Reference:
     """SAM over AdamW in numpy float64, written from the papers (arXiv 2010.01412, algorithm 1; 1711.05101, algorithm
     2)."""
 
-    def __init__(self, problem: Problem, rho: float, max_norm: float | None) -> None:
+    def __init__(self, problem: Problem, rho: float, max_norm: float | None, eta: float | None = None) -> None:
         self.problem, self.rho, self.max_norm = problem, rho, max_norm
+        self.eta = eta  # None: SAM, else ASAM (arXiv 2102.11600, equation 4)
         self.m = [np.zeros(p.shape) for p in problem.parameters()]
         self.v = [np.zeros(p.shape) for p in problem.parameters()]
         self.t = 0
@@ -65,8 +66,10 @@ class Reference:
 
     def step(self, w: list[np.ndarray], lr: float = 1e-2, decay: float = 0.1) -> list[np.ndarray]:
         g = self.gradients(w)
-        norm = math.sqrt(sum((part**2).sum() for part in g))
-        g = self.gradients([weight + self.rho * part / (norm + 1e-12) for weight, part in zip(w, g, strict=True)])
+        t = [np.ones_like(weight) if self.eta is None else np.abs(weight) + self.eta for weight in w]
+        norm = math.sqrt(sum(((a * part) ** 2).sum() for a, part in zip(t, g, strict=True)))
+        ascent = [self.rho * a**2 * part / (norm + 1e-12) for a, part in zip(t, g, strict=True)]
+        g = self.gradients([weight + part for weight, part in zip(w, ascent, strict=True)])
         norm = math.sqrt(sum((part**2).sum() for part in g))
         if self.max_norm is not None and norm > self.max_norm:
             g = [part * self.max_norm / (norm + 1e-6) for part in g]
@@ -88,6 +91,18 @@ def test_steps_are_the_papers_in_float64(max_norm: float | None) -> None:
     weights = [weight.numpy() for weight in oracle.weights()]
     for _ in range(3):
         sam.step(problem.closure)
+        weights = reference.step(weights)
+        for found, wanted in zip(problem.weights(), weights, strict=True):
+            np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_adaptive_steps_are_the_papers_in_float64() -> None:
+    problem, oracle = Problem(torch.float64), Problem(torch.float64)
+    asam = ASAM(problem.parameters(), base=ADAMW, rho=0.5, eta=0.01)
+    reference = Reference(oracle, rho=0.5, max_norm=None, eta=0.01)
+    weights = [weight.numpy() for weight in oracle.weights()]
+    for _ in range(3):
+        asam.step(problem.closure)
         weights = reference.step(weights)
         for found, wanted in zip(problem.weights(), weights, strict=True):
             np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-9, atol=1e-12)

@@ -17,6 +17,7 @@ from .heads import LinearBatchNormPReLU as LinearBatchNormPReLU
 from .heads import MultiSampleDropout as MultiSampleDropout
 from .heads import ParallelLinears as ParallelLinears
 from .losses import ArcFace as ArcFace
+from .optimizers import ASAM as ASAM
 from .optimizers import SAM as SAM
 from .saved import load as load
 from .saved import save as save

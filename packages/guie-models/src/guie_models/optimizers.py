@@ -25,6 +25,10 @@ class SAM(Optimizer):
     gradients there; weights back to w, the same bits; then the base optimiser's step with the second gradients, first
     clipped to a norm of `max_norm` where that is given (the recipe: 1000).
 
+    adaptive: ASAM (arXiv 2102.11600, equation 4) instead: with T = |w| + eta, element by element, the ascent goes to
+    w + rho * T^2 g / (|T g| + 1e-12), so that it does not depend on the scale of the weights. Its rho is about ten times
+    SAM's (the paper: 0.5, eta 0.01).
+
     `base` is a configuration of kind "optimizers" such as dict(type="AdamW", lr=1e-2, weight_decay=0.1), or an
     optimiser over the same parameters, or a class or function that makes one from `params`. `param_groups` and `state`
     are the base's own, so learning-rate schedulers, `zero_grad` and `state_dict` see the real thing; the state
@@ -41,9 +45,11 @@ class SAM(Optimizer):
         base: Annotated[Base, Slot("optimizers", provides=("params",))] = ADAMW,
         rho: float = 0.05,
         max_norm: float | None = None,
+        adaptive: bool = False,
+        eta: float = 0.01,
     ) -> None:
-        if rho < 0:
-            raise UsageError(f"SAM: rho is {rho}; it is the length of the ascent, 0 or more.")
+        if rho < 0 or eta < 0:
+            raise UsageError(f"SAM: rho is {rho}, the length of the ascent, and eta {eta}; both are 0 or more.")
         if max_norm is not None and max_norm <= 0:
             raise UsageError(f"SAM: max_norm is {max_norm}; it is above 0, or None for no clipping.")
         groups = list(params)
@@ -51,6 +57,8 @@ class SAM(Optimizer):
         super().__init__(self.base.param_groups, self.base.defaults)
         self.rho = rho
         self.max_norm = max_norm
+        self.adaptive = adaptive
+        self.eta = eta
         self.skipped = 0
         self.last_step_skipped = False
         self._share()
@@ -71,6 +79,9 @@ class SAM(Optimizer):
             )
         loss = self._gradients(closure)
         parameters = self._with_gradients()
+        if self.adaptive:
+            for parameter in parameters:
+                cast(Tensor, parameter.grad).mul_(parameter.abs() + self.eta)
         norm = _norm(parameters)
         self.last_step_skipped = not bool(torch.isfinite(norm))
         if not self.last_step_skipped:
@@ -78,7 +89,8 @@ class SAM(Optimizer):
             length = self.rho / (norm + 1e-12)
             try:
                 for parameter in parameters:
-                    parameter.add_(cast(Tensor, parameter.grad) * length)
+                    ascent = cast(Tensor, parameter.grad) * length
+                    parameter.add_(ascent.mul_(parameter.abs() + self.eta) if self.adaptive else ascent)
                 self._gradients(closure)
             finally:
                 for parameter, weight in zip(parameters, weights, strict=True):
@@ -131,6 +143,20 @@ class SAM(Optimizer):
                 cast(Tensor, parameter.grad).mul_(factor)
         self.base.step()
         return True
+
+
+class ASAM(SAM):
+    """Adaptive sharpness-aware minimisation (arXiv 2102.11600): `SAM(adaptive=True)` with that paper's rho 0.5."""
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        base: Annotated[Base, Slot("optimizers", provides=("params",))] = ADAMW,
+        rho: float = 0.5,
+        eta: float = 0.01,
+        max_norm: float | None = None,
+    ) -> None:
+        super().__init__(params, base, rho, max_norm, adaptive=True, eta=eta)
 
 
 def _norm(parameters: list[Tensor]) -> Tensor:

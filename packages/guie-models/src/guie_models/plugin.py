@@ -61,6 +61,7 @@ def guie_losses() -> list[Entry]:
 def guie_optimizers() -> list[Entry]:
     return [
         Entry("SAM", "guie_models.optimizers:SAM", "Sharpness-aware minimisation around another optimiser"),
+        Entry("ASAM", "guie_models.optimizers:ASAM", "SAM whose ascent does not depend on the weights' scale"),
         Entry("AdamW", "torch.optim:AdamW", "Adam with decoupled weight decay"),
     ]
 
