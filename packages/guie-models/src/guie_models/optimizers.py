@@ -26,8 +26,8 @@ class SAM(Optimizer):
     clipped to a norm of `max_norm` where that is given (the recipe: 1000).
 
     adaptive: ASAM (arXiv 2102.11600, equation 4) instead: with T = |w| + eta, element by element, the ascent goes to
-    w + rho * T^2 g / (|T g| + 1e-12), so that it does not depend on the scale of the weights. Its rho is about ten times
-    SAM's (the paper: 0.5, eta 0.01).
+    w + rho * T^2 g / (|T g| + 1e-12), so that it does not depend on the scale of the weights. Its rho is about ten
+    times SAM's (the paper: 0.5, eta 0.01).
 
     `base` is a configuration of kind "optimizers" such as dict(type="AdamW", lr=1e-2, weight_decay=0.1), or an
     optimiser over the same parameters, or a class or function that makes one from `params`. `param_groups` and `state`
