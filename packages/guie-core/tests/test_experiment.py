@@ -92,6 +92,8 @@ def test_digest_is_that_of_the_recipe(toys: Any, experiments: Path) -> None:
         ("recipe.backbone.weights=file:a=b.pt", ("backbone", "weights"), "file:a=b.pt"),
         ("recipe.backbone.weights='7'", ("backbone", "weights"), "7"),
         ("recipe.groups=('a', 'b')", ("groups",), ["a", "b"]),
+        ("recipe.groups=a-1,b", ("groups",), ["a-1", "b"]),
+        ("recipe.groups=[a, 'b']", ("groups",), ["a", "b"]),
         ("recipe.verify=False", ("verify",), False),
         ("recipe.backbone.image_size=None", ("backbone", "image_size"), None),
         ("recipe.head=dict(type='Linear', out_features=8)", ("head",), {"type": "Linear", "out_features": 8}),

@@ -413,7 +413,7 @@ def _literal(text: str) -> Any:
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError):
         return text
-    return _literal_node(tree.body, text)
+    return _literal_node(tree.body, text.strip())
 
 
 def _literal_node(node: ast.expr, text: str) -> Any:
@@ -428,4 +428,4 @@ def _literal_node(node: ast.expr, text: str) -> Any:
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return text
+        return ast.get_source_segment(text, node)  # [a, b]: text each
