@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from guie_core import Entry, GuieError
 from guie_core.signature import expected, signature
 
+from .rows import Dataset
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -24,7 +26,7 @@ class Option:
 class About:
     """doc: the first paragraph of the class's docstring. options: its arguments. downloads: whether it can be fetched.
 
-    place: the folder where a named set lies, or, while it is not there, where it is looked for; "" for other sets.
+    place: where the first image of a set lies that needs no options, or why there is none; "" for other sets.
     """
 
     doc: str
@@ -45,10 +47,13 @@ def about(entry: Entry) -> About:
         if not (entry.family and name == "name")
     ]
     doc = (inspect.getdoc(target) or "").split("\n\n")[0]
-    place = ""
-    if hasattr(target, "place"):
-        try:
-            place = f"it is there: {target.place.find(None)}"
-        except GuieError as error:
-            place = str(error)
+    place = "" if found.required or entry.family else _place(target())
     return About(doc, options, place, bool(getattr(target, "downloads", ())))
+
+
+def _place(dataset: Dataset) -> str:
+    try:
+        first = next(iter(dataset.rows()), None)
+    except GuieError as error:
+        return str(error)
+    return f"it is there, with the first image in {first.image.path}" if first else "no images"

@@ -14,8 +14,10 @@ from guie_core.signature import convert, signature
 from guie_core.wording import did_you_mean, listing
 
 from .rows import Dataset
+from .tfrecord import images_in_name
 
-_TFRECORD = (".tfrec", ".tfrecord", ".tfrecs", ".tfrecords")
+_PLAIN = (".tfrec", ".tfrecord", ".tfrecs", ".tfrecords")
+_TFRECORD = (*_PLAIN, *(f"{suffix}.gz" for suffix in _PLAIN))
 _TABLE = (".csv", ".tsv", ".parquet")
 _PACKED = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
@@ -53,36 +55,37 @@ def _of_folder(path: Path) -> dict[str, Any]:
         names = sorted(entry.name for entry in os.scandir(path) if entry.is_file() and not entry.name.startswith("."))
     except OSError as error:
         raise UsageError(f"{path}: cannot be listed: {error.strerror or error}") from error
-    for suffixes, make in ((_TFRECORD, _tfrecord), ((".tar",), _webdataset)):
-        if files := [str(path / name) for name in names if name.endswith(suffixes)]:
-            return make(files, path.resolve().name)
+    if shards := [path / name for name in names if name.endswith(_TFRECORD)]:
+        return _tfrecord(path, shards)
+    if shards := [path / name for name in names if name.endswith(".tar")]:
+        return {"type": "webdataset", "files": [str(shard) for shard in shards]}
     return {"type": "folder", "root": str(path)}
 
 
 def _of_file(path: Path) -> dict[str, Any]:
     suffix = path.suffix.lower()
-    if suffix in _TFRECORD:
-        return _tfrecord([str(path)], path.stem)
+    if path.name.endswith(_TFRECORD):
+        return {"type": "tfrecord", "files": [str(path)], "source": path.name.partition(".")[0]}
     if suffix == ".tar":
-        return _webdataset([str(path)], path.stem)
+        return {"type": "webdataset", "files": [str(path)]}
     if suffix == ".parquet" and _is_manifest(path):
         return {"type": "manifest", "path": str(path)}
     if suffix in _TABLE:
         return {"type": "table", "file": str(path)}
     if suffix in _PACKED:
-        raise UsageError(f"{path} is an archive; unpack it and name the folder")
+        raise UsageError(f"{path} is an archive. Unpack it and name the folder that holds the class folders")
     raise UsageError(
         f"{path}: a file of unknown kind. Name a folder of class folders, a table "
         f"({', '.join(_TABLE)}), TFRecord files (.tfrec), tar shards (.tar), or a manifest"
     )
 
 
-def _tfrecord(files: Sequence[str], source: str) -> dict[str, Any]:
-    return {"type": "tfrecord", "files": list(files), "source": source}
-
-
-def _webdataset(files: Sequence[str], source: str) -> dict[str, Any]:
-    return {"type": "webdataset", "files": list(files), "source": source}
+def _tfrecord(folder: Path, shards: Sequence[Path]) -> dict[str, Any]:
+    source = folder.resolve().name
+    suffixes = {suffix for shard in shards for suffix in _TFRECORD if shard.name.endswith(suffix)}
+    if len(suffixes) == 1 and all(images_in_name(shard) is not None for shard in shards):  # gaps can be told
+        return {"type": "tfrecord", "folder": str(folder), "source": source, "pattern": f"*{suffixes.pop()}"}
+    return {"type": "tfrecord", "files": [str(shard) for shard in shards], "source": source}
 
 
 def _is_manifest(path: Path) -> bool:
@@ -103,7 +106,7 @@ def named_settings(arguments: Sequence[str], overrides: Sequence[str] = ()) -> d
 
     The name is the data set's, or that of the file or folder; what would come twice is called by its number, from 0.
     An override is "name.key=value" or "number.key=value", with one data set "key=value" too; the value as for an
-    experiment's `--set`. Where a list is expected, a text stands for its parts between commas.
+    experiment's `--set`. Where a list is expected, a text stands for a list of one.
 
     Raises ExperimentError, with all problems of names, keys and types; UsageError as `settings`.
     """
@@ -135,7 +138,7 @@ def _addressed(override: str, names: Sequence[str]) -> str:
 
 
 def _listed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with "a,b" as ["a", "b"] where a list is taken and no text: a shell eats the quotes."""
+    """The settings with [text] for a text where a list is taken and no text: a shell would eat the quotes."""
     try:
         hints = signature(lookup("datasets", values["type"]).load()).hints
     except (GuieError, ValueError, TypeError):
@@ -145,11 +148,7 @@ def _listed(values: Mapping[str, Any]) -> dict[str, Any]:
         return not convert(hints.get(name), value, name, lambda slot, config, where: [])[1]
 
     return {
-        name: (
-            parts
-            if isinstance(value, str) and not fits(name, value) and fits(name, parts := value.split(","))
-            else value
-        )
+        name: [value] if isinstance(value, str) and not fits(name, value) and fits(name, [value]) else value
         for name, value in values.items()
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from guie_core import GuieError, UsageError, build
+from guie_core import GuieError, UsageError
 from guie_core.interrupt import interruptible
 from guie_core.tables import table
 from guie_core.wording import plural, shown
@@ -67,38 +68,37 @@ def prepare(
     guie data prepare cars.csv --set root=photos --min-images 3
     guie data prepare products10k glr2021 --set glr2021.drop_classes=2000
     """
-    from guie_datasets import Manifest
     from guie_datasets import prepare as prepare_
+    from guie_datasets.filters import Filter, MaxImages, MinImages, apply_filters
     from guie_datasets.recognition import datasets, named_settings
 
     settings = named_settings(what, overrides)
     path = output or Path(f"{'+'.join(_plain_names(what, settings))}.parquet")
     quarantine = path.with_suffix(".quarantine.csv")
-    filters: list[dict[str, Any]] = []
-    if min_images is not None:
-        filters.append({"type": "MinImages", "images": min_images})
-    if max_images is not None:
-        filters.append({"type": "MaxImages", "images": max_images, "seed": seed})
-    command = {"data": list(settings.values()), "filters": filters, "keep_duplicates": keep_duplicates}
+    filters: list[Filter] = [MinImages(min_images)] if min_images is not None else []
+    filters += [MaxImages(max_images, seed)] if max_images is not None else []
+    command = {"data": list(settings.values()), "filters": list(map(repr, filters)), "keep_duplicates": keep_duplicates}
     _may_be_written(path, what, command, force)
     with interruptible():
         manifest, found = prepare_(
             datasets(settings), max_bad=max_bad, keep_duplicates=keep_duplicates, workers=workers, quarantine=quarantine
         )
     images = len(manifest)
-    for each in filters:
-        manifest = build("filters", each).apply(manifest)
-    Manifest(manifest.table, {**manifest.provenance, "command": command}).write(path)
+    limits = [f"--min-images {min_images}"] * bool(min_images) + [f"--max-images {max_images}"] * bool(max_images)
+    try:
+        manifest = apply_filters(manifest, filters)
+    except GuieError as error:
+        raise UsageError(f"{' and '.join(limits)} leaves none of {plural(images, 'image')}") from error
+    manifest.with_provenance({**manifest.provenance, "command": command}).write(path)
 
     click.echo(f"{shown(path)}: {_counts(manifest)}")
     click.echo(table([(name, plural(count, "image"), _classes(labels)) for name, count, labels in _sources(manifest)]))
     if filters:
-        limits = [f"--min-images {min_images}"] * bool(min_images) + [f"--max-images {max_images}"] * bool(max_images)
         click.echo(f"{' and '.join(limits)} left out {plural(images - len(manifest), 'image')}.")
     click.echo(f"Found: {found}; listed in {shown(quarantine)}." if found else "Nothing was found wrong.")
     name = shlex.quote(shown(path))
     click.echo(f"\nLook at it:        guie data stats {name}\n                   guie data show {name}")
-    click.echo(f'In an experiment:  data=[dict(type="manifest", path="{shown(path)}")]')
+    click.echo(f'In an experiment:  data=[dict(type="manifest", path={json.dumps(shown(path))})]')
 
 
 def _plain_names(what: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
@@ -111,8 +111,6 @@ def _plain_names(what: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
 
 def _may_be_written(path: Path, what: Sequence[str], command: Mapping[str, Any], force: bool) -> None:
     """Raises UsageError if the file is one of the data themselves, or something that another command has made."""
-    import json
-
     from guie_datasets import Manifest
 
     if path.is_dir():
