@@ -85,7 +85,8 @@ def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str]) -> U
 @contextlib.contextmanager
 def unpacked(archive: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Iterator[tuple[Path, Unpacked]]:
     """As `unpack`, with a look at the result: what the block raises keeps `folder` from appearing."""
-    archive, folder = Path(archive), Path(folder).absolute()
+    archive, name = Path(archive), Path(folder).name
+    folder = Path(os.path.realpath(folder))  # a link that the user has put there leads to where there is room
     # one name for all attempts: what a killed one has left is cleared away by the next
     temporary = folder.with_name(f".{folder.name}.unpacking")
     try:
@@ -94,8 +95,8 @@ def unpacked(archive: str | os.PathLike[str], folder: str | os.PathLike[str]) ->
                 shutil.rmtree(temporary)
             temporary.mkdir(parents=True)
             result = _Unpacking(archive, temporary).run()
-        alone = [entry.name for entry in temporary.iterdir()] == [folder.name]
-        inner = temporary / folder.name
+        alone = [entry.name for entry in temporary.iterdir()] == [name]
+        inner = temporary / name
         whole = inner if alone and inner.is_dir() else temporary
         yield whole, result
         with disk_failures(folder):
