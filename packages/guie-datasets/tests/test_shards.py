@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from PIL import Image
@@ -86,6 +91,142 @@ def test_incomplete_sets_are_refused_before_they_are_read(folder: Path) -> None:
     sorted(folder.glob("*.tfrec"))[1].unlink()
     with pytest.raises(GuieError, match=r"guie-products10k-train-01-\*.tfrec is missing"):
         list(TFRecordDataset(folder, source="s").rows())
+
+
+def test_gaps_can_be_allowed(folder: Path) -> None:
+    sorted(folder.glob("*.tfrec"))[1].unlink()
+    rows = list(TFRecordDataset(folder, source="s", complete=False).rows())
+    assert [row.image.read() for row in rows] == [jpeg(number) for number in (*range(5), *range(10, 15))]
+
+
+def test_missing_files_are_named(folder: Path) -> None:
+    files = [*sorted(folder.glob("*.tfrec")), folder / "none.tfrec", folder / "a-train-9-9.tfrec"]
+    with pytest.raises(GuieError, match=r"not there: .*none.tfrec, .*a-train-9-9.tfrec. Correct the names"):
+        list(TFRecordDataset(files=files, source="s").rows())
+
+
+def cut(path: Path, position: int) -> None:
+    path.write_bytes(path.read_bytes()[:position])
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+def places(path: Path) -> list[int]:
+    return [offset - 12 for offset, _ in tfrecord.payloads(path)]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "good", "lost", "reason"),
+    [
+        (
+            lambda path: cut(path, places(path)[3] + 50),
+            3,
+            2,
+            r"record 3 at byte \d+: .* truncated; 2 images are lost by it",
+        ),
+        (lambda path: cut(path, places(path)[4] + 5), 4, 1, r"record 4 at byte \d+: the file ends inside .* truncated"),
+        (lambda path: cut(path, places(path)[2]), 2, 3, r"2 records; its name says 5: fetch it again"),
+        (lambda path: cut(path, 0), 0, 5, r"0 records; its name says 5: fetch it again"),
+        (lambda path: flip(path, places(path)[1] + 2), 1, 4, r"record 1 at byte \d+: the length's checksum is wrong"),
+        (lambda path: flip(path, places(path)[1] + 90), 4, 1, r"record 1 at byte \d+: the data's checksum is wrong"),
+        (
+            lambda path: path.write_bytes(b"<html>404</html>"),
+            0,
+            5,
+            "this is no TFRecord file: it starts with b'<html>40'",
+        ),
+        (
+            lambda path: path.write_bytes(path.read_bytes() * 2),
+            5,
+            5,
+            "10 records; its name says 5: correct its name if",
+        ),
+        (
+            lambda path: path.write_bytes(path.read_bytes() + b"junk"),
+            5,
+            1,
+            "record 5 at byte .* inside the record's header",
+        ),
+        (lambda path: path.write_bytes(gzip.compress(path.read_bytes())[:-1]), 5, 1, "gzip data end too early"),
+        (lambda path: path.write_bytes(gzip.compress(path.read_bytes())), 5, 0, ""),
+    ],
+)
+@pytest.mark.parametrize("reader", ["guie", "tensorflow"])
+def test_a_broken_shard_costs_its_own_records_only(
+    folder: Path,
+    spoil: Callable[[Path], None],
+    good: int,
+    lost: int,
+    reason: str,
+    reader: Literal["guie", "tensorflow"],
+) -> None:
+    path = sorted(folder.glob("*.tfrec"))[1]
+    numbers = [number for number in range(15) if not 5 <= number < 10] + [5 + number for number in range(5)][:good]
+    spoil(path)
+    dataset = TFRecordDataset(folder, source="s", reader=reader)
+    rows = list(dataset.rows())
+    if "data's checksum" in reason:
+        numbers = [number for number in range(15) if number != 6] if reader == "guie" else [*range(6), *range(10, 15)]
+        lost = 1 if reader == "guie" else 4
+        reason = reason if reader == "guie" else r"record 1 at byte \d+: TensorFlow cannot read on: corrupted record"
+    assert [row.image.read() for row in rows] == [jpeg(number) for number in sorted(numbers)]
+    assert [(item.place, item.bad, item.count) for item in dataset.left_out()] == [(str(path), True, lost)][
+        : bool(lost)
+    ]
+    assert all(re.search(reason, item.reason) for item in dataset.left_out())
+    assert len(list(dataset.rows())) == len(rows)
+    assert len(dataset.left_out()) == bool(lost)  # of the last pass alone
+
+
+def test_a_broken_shard_whose_name_does_not_say_how_much_is_lost_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.tfrec"
+    tfrecord.write(path, [(jpeg(0), 0), (jpeg(1), 0)])
+    cut(path, path.stat().st_size - 1)
+    with pytest.raises(GuieError, match=r"a.tfrec: record 1 at byte \d+: the file ends 1 bytes too early"):
+        list(TFRecordDataset(files=[path], source="s").rows())
+
+
+def test_an_unreadable_shard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = sorted(folder.glob("*.tfrec"))[1]
+
+    def denied(name: str, *arguments: Any, **options: Any) -> Any:
+        if name == str(path):
+            raise PermissionError(13, "Permission denied")
+        return open(name, *arguments, **options)
+
+    monkeypatch.setattr("guie_datasets.tfrecord.framing.open", denied, raising=False)
+    dataset = TFRecordDataset(folder, source="s")
+    assert len(list(dataset.rows())) == 10
+    (item,) = dataset.left_out()
+    assert (item.place, item.count) == (str(path), 5)
+    assert "cannot be read: Permission denied" in item.reason
+
+
+def test_packed_shards_are_prepared_as_they_are(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    packed = tmp_path_factory.mktemp("packed")
+    for path in folder.glob("*.tfrec"):
+        (packed / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    dataset = TFRecordDataset(packed, source="s", pattern="*-train-*.tfrec.gz")
+    assert dataset.count() == 15
+    manifest, quarantine = prepare([dataset], max_bad=0)
+    assert len(quarantine) == 0
+    plain, _ = prepare([TFRecordDataset(folder, source="s")], max_bad=0)
+    for name in ("label", "width", "height", "hash"):
+        assert manifest.table.column(name).to_pylist() == plain.table.column(name).to_pylist()
+
+
+def test_readers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = list(TFRecordDataset(folder, source="s").rows())
+    assert list(TFRecordDataset(folder, source="s", reader="tensorflow").rows()) == rows
+    with pytest.raises(UsageError, match="reader must be 'guie' or 'tensorflow'"):
+        TFRecordDataset(folder, source="s", reader="tf.data")  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(GuieError, match=r"pip install 'guie-datasets\[tensorflow\]'"):
+        list(TFRecordDataset(folder, source="s", reader="tensorflow").rows())
 
 
 def test_count_is_unknown_when_names_do_not_tell(tmp_path: Path) -> None:

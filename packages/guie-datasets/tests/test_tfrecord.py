@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import gzip
+import os
+import pickle
+import random
 import struct
+import sys
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guie_core import GuieError
+from guie_core import GuieError, UsageError
 from guie_datasets import ImageRef, tfrecord
+from guie_datasets.reading import Reader
 from guie_datasets.tfrecord import TFRecordError
 
 PAIRS = [(b"", 0), (b"\xff\xd8one", 1000), (b"\x00" * 300, 17690), (bytes(range(256)) * 300, 2**62), (b"negative", -7)]
 
 
-def frame(payload: bytes) -> bytes:
-    def masked(data: bytes) -> int:
-        crc = google_crc32c.value(data)
-        return ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
+def masked(data: bytes) -> int:
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
 
+
+def frame(payload: bytes) -> bytes:
     length = struct.pack("<Q", len(payload))
     return length + struct.pack("<I", masked(length)) + payload + struct.pack("<I", masked(payload))
 
@@ -123,7 +131,10 @@ def test_data_checksum_can_be_left_out(shard: Path, tmp_path: Path) -> None:
         (b"path,label\na.jpg,1\n" * 10, "this is no TFRecord file: it starts with b'path,lab'"),
         (gzip.compress(b"some records" * 9), "this is no TFRecord file: unpacked, it starts with b'some rec'"),
         (zlib.compress(b"path,label\n" * 9)[:-9], "the file cannot be unpacked: its zlib data end too early"),
-        (b"x\x9cno zlib data, whatever it starts with", "cannot be unpacked: its zlib data are damaged between bytes 0"),
+        (
+            b"x\x9cno zlib data, whatever it starts with",
+            "cannot be unpacked: its zlib data are damaged between bytes 0",
+        ),
         (b"short", "the file ends inside the record's header"),
     ],
 )
@@ -275,6 +286,252 @@ def test_we_write_and_tensorflow_reads(shard: Path, tmp_path: Path) -> None:
             message = tf.train.Example(features=tf.train.Features(feature=feature))
             writer.write(message.SerializeToString(deterministic=True))
     assert (tmp_path / "tf.tfrec").read_bytes() == shard.read_bytes()
+
+
+# --- packed files, and TensorFlow as the second reader
+
+
+def written_by_tensorflow(path: Path, pairs: Sequence[tuple[bytes, int]], compression: str = "") -> Path:
+    import tensorflow as tf
+
+    with tf.io.TFRecordWriter(str(path), compression.upper()) as writer:
+        for data, label in pairs:
+            feature = {
+                "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[data])),
+                "image/class/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+                "image/filename": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"x.jpg"])),
+            }
+            writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+    return path
+
+
+MANY = [(random.Random(number).randbytes(number * 37 % 5000), number) for number in range(500)]
+
+
+@pytest.mark.parametrize("compression", ["", "gzip", "zlib"])
+def test_files_that_tensorflow_packed_are_read_as_they_are(tmp_path: Path, compression: str) -> None:
+    path = written_by_tensorflow(tmp_path / "a.tfrec", MANY, compression)
+    assert tfrecord.compression(path) == compression
+    assert {record.image.compression for record in tfrecord.scan(path)} == {compression}
+    with Reader() as reader:
+        records = [(reader.read(record.image), record.label) for record in tfrecord.scan(path)]
+    assert records == MANY
+    assert tfrecord.count(path) == 500
+    assert list(tmp_path.iterdir()) == [path]  # nothing was expanded
+
+
+@pytest.mark.parametrize("compression", ["", "gzip", "zlib"])
+def test_empty_files(tmp_path: Path, compression: str) -> None:
+    path = written_by_tensorflow(tmp_path / "a.tfrec", [], compression)
+    for reader in ("guie", "tensorflow"):
+        assert scanned(path, reader=reader) == []
+    assert tfrecord.count(path) == 0
+
+
+@pytest.mark.parametrize("compression", ["", "gzip", "zlib"])
+def test_both_readers_give_the_same(tmp_path: Path, compression: str) -> None:
+    path = written_by_tensorflow(tmp_path / "a.tfrec", MANY[:100] + PAIRS, compression)
+    assert list(tfrecord.scan(path, reader="tensorflow")) == list(tfrecord.scan(path))
+    assert scanned(path, reader="tensorflow") == MANY[:100] + PAIRS
+
+
+@pytest.mark.parametrize("compression", ["", "gzip", "zlib"])
+def test_both_readers_pass_over_the_same_records(tmp_path: Path, compression: str) -> None:
+    good = example(IMAGE | LABEL)
+    damaged = bytearray(frame(good))
+    damaged[-5] ^= 1
+    bad = [example(IMAGE), b"no example", example(LABEL | {"image/encoded": LABEL["image/class/label"]})]
+    data = b"".join(map(frame, [good, bad[0], good, bad[1], bad[2], good])) + damaged + frame(good)
+    path = tmp_path / "a.tfrec"
+    path.write_bytes({"": bytes, "gzip": gzip.compress, "zlib": zlib.compress}[compression](data))
+    ours: list[TFRecordError] = []
+    theirs: list[TFRecordError] = []
+    assert scanned(path, on_bad=ours.append) == [(b"abc", 5)] * 4
+    assert [error.record for error in ours] == [1, 3, 4, 6]
+    found = tfrecord.scan(path, on_bad=theirs.append, reader="tensorflow")
+    assert [next(found).image.read() for _ in range(3)] == [b"abc"] * 3
+    with pytest.raises(TFRecordError, match=r"record 6 at byte \d+: TensorFlow cannot read on: corrupted record"):
+        next(found)
+    assert [error.record for error in theirs] == [1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (example(IMAGE | {"image/class/label": b"\x0a\x03\x0a\x01x\x1a\x03\x0a\x01\x05"}), "Data types don't match"),
+        (example(IMAGE | {"image/class/label": b"\x1a\x04\x0a\x00\x08\x05"}), "Some int64_list slice was not parsed"),
+        (example(IMAGE | LABEL) + b"\x0a\x05\x0a\x03\x0a\x01\xff", "TensorFlow cannot parse it"),  # a name, no UTF-8
+    ],
+)
+def test_what_only_one_reader_takes_is_bad(tmp_path: Path, payload: bytes, message: str) -> None:
+    path = tmp_path / "a.tfrec"
+    path.write_bytes(frame(payload) + frame(example(IMAGE | LABEL)))
+    bad: list[TFRecordError] = []
+    assert len(scanned(path)) == 2
+    assert scanned(path, reader="tensorflow", on_bad=bad.append) == [(b"abc", 5)]
+    (error,) = bad
+    assert error.record == 0
+    assert error.problem.startswith("TensorFlow")
+    assert message in error.problem
+
+
+def test_records_that_one_reader_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, other = tmp_path / "a.tfrec", tmp_path / "b.tfrec"
+    tfrecord.write(path, PAIRS)
+    tfrecord.write(other, PAIRS[:3])
+    from guie_datasets.tfrecord.framing import frames
+    from guie_datasets.tfrecord.tensorflow import beside
+
+    for ours, theirs, record, message in [
+        (path, other, 3, "TensorFlow finds the file's end here"),
+        (other, path, 3, "the file ends here, but TensorFlow finds more"),
+    ]:
+        with pytest.raises(TFRecordError, match=message) as caught:
+            list(beside(frames(str(ours), ""), str(theirs), "", "image/encoded", "image/class/label"))
+        assert caught.value.record == record
+    tfrecord.write(other, [*PAIRS[:3], (b"other", PAIRS[3][1]), (PAIRS[4][0], 8)])
+    bad: list[TFRecordError] = []
+    pairs = beside(frames(str(path), ""), str(other), "", "image/encoded", "image/class/label")
+    monkeypatch.setattr("guie_datasets.tfrecord.tensorflow.beside", lambda *_: pairs)
+    assert scanned(path, reader="tensorflow", on_bad=bad.append) == PAIRS[:3]
+    assert [error.problem for error in bad] == ["TensorFlow finds another image or label in it"] * 2
+
+
+def test_readers_that_there_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tfrecord.write(tmp_path / "a.tfrec", PAIRS)
+    with pytest.raises(UsageError, match="reader must be 'guie' or 'tensorflow', not 'tf'"):
+        scanned(tmp_path / "a.tfrec", reader="tf")
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(GuieError, match=r"pip install 'guie-datasets\[tensorflow\]'"):
+        scanned(tmp_path / "a.tfrec", reader="tensorflow")
+
+
+@pytest.mark.parametrize("reader", ["guie", "tensorflow"])
+@pytest.mark.parametrize("length", [2**40, 2**62, 2**63 - 1, 2**64 - 1])
+def test_a_huge_length_with_a_right_checksum(tmp_path: Path, length: int, reader: str) -> None:
+    good = frame(example(IMAGE | LABEL))
+    header = struct.pack("<Q", length)
+    data = good + header + struct.pack("<I", masked(header)) + b"some bytes"
+    for path, bytes_, message in [
+        (tmp_path / "a.tfrec", data, "too early: it is truncated"),
+        (tmp_path / "b.tfrec", gzip.compress(data), "of packed files, records up to"),
+    ]:
+        path.write_bytes(bytes_)
+        found = tfrecord.scan(path, reader=reader)  # type: ignore[arg-type]
+        assert next(found).label == 5
+        with pytest.raises(TFRecordError, match=message):
+            next(found)
+        with pytest.raises(TFRecordError, match="record 1 at byte"):
+            tfrecord.count(path)
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zlib"])
+def test_a_packed_file_that_is_cut_gives_the_records_before(tmp_path: Path, compression: str) -> None:
+    path = written_by_tensorflow(tmp_path / "a.tfrec", MANY, compression)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    found = []
+    with pytest.raises(TFRecordError, match=rf"the file cannot be unpacked: its {compression} data end too early"):
+        found.extend(tfrecord.scan(path))
+    assert 240 < len(found) < 260
+    with Reader() as reader:
+        assert [(reader.read(record.image), record.label) for record in found] == MANY[: len(found)]
+
+
+# --- index
+
+
+@pytest.mark.parametrize("compression", ["", "gzip", "zlib"])
+def test_an_index_reaches_any_record(tmp_path: Path, compression: str) -> None:
+    import tensorflow as tf
+
+    path = written_by_tensorflow(tmp_path / "a.tfrec", MANY, compression)
+    records = [data.numpy() for data in tf.data.TFRecordDataset(str(path), compression.upper())]
+    built = tfrecord.Index.build(path)
+    assert built.save() == tmp_path / "a.tfrec.index.npy"
+    built.save(tmp_path / "cache" / "a.npy")
+    with Reader() as reader:
+        for index in (built, tfrecord.Index.load(path), tfrecord.Index.load(path, tmp_path / "cache" / "a.npy")):
+            assert len(index) == 500
+            for record in (499, 0, 17, -1):
+                assert reader.read(index[record]) == records[record]
+            with pytest.raises(IndexError):
+                index[500]
+
+
+def test_an_index_of_no_records(tmp_path: Path) -> None:
+    path = tmp_path / "a.tfrec"
+    tfrecord.write(path, [])
+    tfrecord.Index.build(path).save()
+    assert len(tfrecord.Index.load(path)) == 0
+
+
+def test_an_index_of_another_state_of_the_file_is_refused(shard: Path, tmp_path: Path) -> None:
+    saved = tfrecord.Index.build(shard).save()
+    os.utime(shard, ns=(0, os.stat(shard).st_mtime_ns + 1))
+    with pytest.raises(GuieError, match=r"5.tfrec was changed after .*index.npy was written. Build the index again"):
+        tfrecord.Index.load(shard)
+    for content in (b"", b"text", saved.read_bytes()[:-8], b"\x93NUMPY\x01\x00v\x00{'descr'", pickle.dumps([1])):
+        saved.write_bytes(content)
+        with pytest.raises(GuieError, match="is no index of a TFRecord file"):
+            tfrecord.Index.load(shard)
+    for array in (np.zeros(3), np.zeros((0, 2), np.int64), np.zeros((3, 2), np.int32), np.array([[{}, 1]])):
+        np.save(saved, array)
+        with pytest.raises(GuieError, match="is no index of a TFRecord file"):
+            tfrecord.Index.load(shard)
+    saved.unlink()
+    with pytest.raises(GuieError, match="cannot be read: No such file"):
+        tfrecord.Index.load(shard)
+
+
+# --- any file, whole or not
+
+
+labels = st.integers(-(2**63), 2**63 - 1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(pairs=st.lists(st.tuples(st.binary(max_size=300), labels), max_size=6), names=st.tuples(st.text(), st.text()))
+def test_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[bytes, int]], names: tuple[str, str]
+) -> None:
+    image, label = (name.encode("utf-8", "replace").decode() for name in names)
+    path = tmp_path_factory.getbasetemp() / "round.tfrec"
+    if image == label:
+        return
+    tfrecord.write(path, pairs, image=image, label=label)
+    data = path.read_bytes()
+    for packed in (data, gzip.compress(data), zlib.compress(data)):
+        path.write_bytes(packed)
+        assert scanned(path, image=image, label=label) == pairs
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_a_mutated_file_gives_records_or_says_what_is_wrong(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    payload = bytearray(example(IMAGE | LABEL | {"extra": b"\x12\x06\x0a\x04\x00\x00\x80\x3f"}))
+    if data.draw(st.booleans(), "the message"):  # whose frame is right, so that the parser sees it
+        payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
+    whole = bytearray(frame(example(IMAGE | LABEL)) + frame(bytes(payload)) + frame(example(LABEL)))
+    if data.draw(st.booleans(), "the frames"):
+        whole[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
+    pack = data.draw(st.sampled_from([bytes, gzip.compress, zlib.compress]))
+    whole = bytearray(pack(bytes(whole)))
+    if data.draw(st.booleans(), "the file"):
+        start = data.draw(st.integers(0, len(whole)))
+        whole[start : start + data.draw(st.integers(0, 20))] = data.draw(st.binary(max_size=20))
+    path = tmp_path_factory.getbasetemp() / "mutated.tfrec"
+    path.write_bytes(whole)
+    bad: list[TFRecordError] = []
+    found = []
+    try:
+        found.extend(tfrecord.scan(path, on_bad=bad.append))
+    except TFRecordError as error:
+        bad.append(error)
+    assert [error.record for error in bad] == sorted({error.record for error in bad})
+    assert all(len(record.image.read()) == record.image.length for record in found)
 
 
 # --- shards

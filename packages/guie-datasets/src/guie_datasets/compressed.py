@@ -80,6 +80,8 @@ class PackedFile:
         end = None if length is None else offset + length
         if offset < 0 or (length is not None and not 0 <= length <= MAX_BYTES):
             raise PackedError(self.path, f"{length} bytes from {offset} on are asked for; at most {MAX_BYTES} are read")
+        if length == 0:
+            return b""
         parts, gathered = [], 0
         with self._lock:
             try:

@@ -33,7 +33,9 @@ def beside(
             except StopIteration:
                 raise TFRecordError(path, frame.number, frame.start, "TensorFlow finds the file's end here") from None
             except tf.errors.InvalidArgumentError as error:  # the next record can be read
-                yield frame, f"TensorFlow: {reason(error)}"
+                yield frame, f"TensorFlow: {reason(error).rpartition('Iterator::Root::Map: ')[2]}"
+            except UnicodeDecodeError:  # its message quotes the record
+                yield frame, "TensorFlow cannot parse it"
             except tf.errors.OpError as error:
                 problem = f"TensorFlow cannot read on: {reason(error)}"
                 raise TFRecordError(path, frame.number, frame.start, problem) from None
