@@ -35,6 +35,10 @@ def guie_datasets() -> list[Entry]:
             licence=_UNKNOWN,
         ),
         Entry(
+            "webdataset", "guie_datasets.webdataset:WebDataset", "WebDataset's tar shards of samples", licence=_UNKNOWN
+        ),
+        Entry("manifest", "guie_datasets.prepared:Prepared", "A manifest that was prepared before", licence=_UNKNOWN),
+        Entry(
             "products10k",
             "guie_datasets.sets.products10k:Products10K",
             "Products-10K: things sold online, as the 5th-place recipe's TFRecords",

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from .. import tfrecord
 from ..places import Place, absolute, data_folder
 from ..rows import LeftOut, Row
 from ..shards import TFRecordDataset
@@ -30,11 +29,13 @@ class NamedShards(TFRecordDataset):
         self.root = None if root is None else absolute(root)
 
     def shards(self) -> list[Path]:
-        """The files in their order. Raises GuieError if there are none, or as `tfrecord.shards` does."""
-        return tfrecord.shards(self.place.find(self.root), self.pattern)
+        """The files in their order. Raises GuieError if the folder is not there, or as `TFRecordDataset` does."""
+        self.folder = self.place.find(self.root)
+        return super().shards()
 
     def sources(self) -> Sequence[Path]:
-        return tfrecord.shards(self.place.find(self.root), self.pattern, check=False)
+        self.folder = self.place.find(self.root)
+        return super().sources()
 
     def rows(self) -> Iterator[Row]:
         yield from super().rows()

@@ -1,0 +1,44 @@
+"""A manifest that was prepared before, as a data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .manifest import Manifest
+from .places import absolute
+from .rows import Dataset, Row
+
+
+class Prepared(Dataset):
+    """The rows of a manifest: images, labels, sources, categories, splits, roles and names as the file has them.
+
+    path: the manifest, as `guie data prepare` and `Manifest.write` make it.
+
+    `rows()` raises GuieError if it is no manifest. An image that is no longer there is found bad by `prepare`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = absolute(path)
+
+    def rows(self) -> Iterator[Row]:
+        manifest = Manifest.read(self.path)
+        names = ("source", "category", "split", "role", "name")
+        columns = [manifest.column(name) for name in ("label", *names)]
+        for number, image in enumerate(manifest.images()):
+            label, *said = (column[number] for column in columns)
+            yield Row(image, int(label), *said)
+
+    def count(self) -> int:
+        return len(Manifest.read(self.path))
+
+    def sources(self) -> Sequence[Path]:
+        paths = Manifest.read(self.path).table.column("path").unique().to_pylist()
+        return [self.path, *(path for path in map(Path, paths) if path.is_file())]
+
+    def provenance(self) -> Mapping[str, Any]:
+        """With the manifest's digest and what it says of its own data sets."""
+        manifest = Manifest.read(self.path)
+        return {**super().provenance(), "digest": manifest.digest, "manifest": dict(manifest.provenance)}
