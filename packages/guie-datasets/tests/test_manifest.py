@@ -46,6 +46,7 @@ def test_columns_as_arrays(manifest: Manifest) -> None:
         "path": "|O",
         "offset": "<i8",
         "length": "<i8",
+        "compression": "|O",
         "label": "<i8",
         "source": "|O",
         "category": "|O",
@@ -72,6 +73,8 @@ def test_images(manifest: Manifest) -> None:
     assert images[0] == ImageRef("shard0.tfrec", 0, None)
     assert images[-1] == ImageRef("shard1.tfrec", 500, 50)
     assert images[1:3] == [images[1], images[2]] == list(images)[1:3]
+    packed = manifest.with_column("compression", ["", "gzip"] * 3).images()
+    assert packed[:2] == [ImageRef("shard0.tfrec", 0, None), ImageRef("shard1.tfrec", 100, 50, "gzip")]
     with pytest.raises(IndexError):
         images[6]
 
@@ -236,3 +239,46 @@ def test_other_versions_and_missing_columns(manifest: Manifest, tmp_path: Path) 
         Manifest.read(path)
     rewritten(manifest, path, 1)
     assert Manifest.read(path).digest == manifest.digest
+
+
+def test_files_without_the_columns_that_came_later_are_read(manifest: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    rewritten(manifest, path, 1, drop="compression")
+    again = Manifest.read(path)
+    assert again.column("compression").tolist() == [""] * 6
+    assert again.column_names == SCHEMA.names
+    assert list(again.images()) == list(manifest.images())
+    assert Manifest(manifest.table.drop_columns(["compression"])).table.equals(manifest.table)
+
+
+def test_damage_inside_a_file_is_found_when_it_is_looked_at(manifest: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    manifest.write(path)
+    data = bytearray(path.read_bytes())
+    chunk = pq.ParquetFile(path).metadata.row_group(0).column(SCHEMA.names.index("label"))
+    data[chunk.dictionary_page_offset + chunk.total_compressed_size - 1] ^= 1
+    path.write_bytes(data)
+    again = Manifest.read(path)
+    assert again.column("width").tolist() == manifest.column("width").tolist()
+    with pytest.raises(GuieError, match=r"m\.parquet: not a manifest, or a damaged one: .* Prepare the data again"):
+        again.column("label")
+
+
+def test_an_open_manifest_stays_as_it_is_when_its_file_is_replaced(manifest: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    manifest.write(path)
+    again = Manifest.read(path)
+    manifest.select([0]).write(path)
+    assert again.column("width").tolist() == manifest.column("width").tolist()
+
+
+def test_rows_that_are_not_there(manifest: Manifest) -> None:
+    for rows in ([6], [-1], [0, 99]):
+        with pytest.raises(IndexError, match="of 6"):
+            manifest.select(rows)
+
+
+def test_provenance_can_be_replaced(manifest: Manifest) -> None:
+    again = manifest.with_provenance({"made_by": "another"})
+    assert again.provenance == {"made_by": "another"}
+    assert again.table.equals(manifest.table)

@@ -103,7 +103,7 @@ class MaxImages(Filter):
 
 @dataclass(frozen=True)
 class DropClasses(Filter):
-    """All but `classes` classes, chosen at random: those that `sample_classes(labels, drop=classes, seed=seed)` keeps."""
+    """All but `classes` classes, chosen at random: what `sample_classes(labels, drop=classes, seed=seed)` keeps."""
 
     classes: int
     seed: int = 0

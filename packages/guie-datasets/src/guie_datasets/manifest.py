@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -37,6 +40,7 @@ SCHEMA = pa.schema(
         ("path", _PATH),
         ("offset", pa.int64()),
         ("length", pa.int64()),  # -1: the whole file
+        ("compression", _TEXT),
         ("label", pa.int64()),
         ("source", _TEXT),
         ("category", _TEXT),
@@ -49,8 +53,11 @@ SCHEMA = pa.schema(
     ]
 )
 _DEFAULTS: dict[str, Any] = {"offset": 0, "length": -1} | dict.fromkeys(
-    ("source", "category", "split", "role", "name"), ""
+    ("compression", "source", "category", "split", "role", "name"), ""
 )
+_LATER = ("compression",)  # columns that files of this version may lack
+
+_Column = Callable[[], Any]  # gives the column as one pa.Array, the same each time
 
 
 class Manifest:
@@ -58,23 +65,43 @@ class Manifest:
 
     Columns, and how `column` gives them:
 
-    - path (str), offset, length (int64; length -1: the whole file): where the bytes are; `images()` has them as one
+    - path (str), offset, length (int64; length -1: the whole file), compression (str): where the bytes are; `images()`
+      has them as one
     - label (int64): 0..C-1 over all images
     - source, category, split, role, name (str)
     - width, height (int32): of the decoded image, after EXIF orientation
     - hash: blake2b of the encoded bytes, 16 bytes stored, 32 hexadecimal digits given ("S32")
 
     A manifest never changes: `select` and `with_column` give a new one. `provenance` says where it comes from.
+
+    A column is read, or selected, when it's first asked for: five million rows open at once, and what is never looked
+    at takes no memory. All columns of five million images in files of their own take about 1 GB.
     """
 
     def __init__(self, table: pa.Table, provenance: Mapping[str, Any] | None = None) -> None:
-        missing = [name for name in SCHEMA.names if name not in table.column_names]
-        if missing:
+        for name in _LATER:
+            if name not in table.column_names:
+                table = table.append_column(name, _all(_DEFAULTS[name], table.num_rows))
+        if missing := [name for name in SCHEMA.names if name not in table.column_names]:
             raise GuieError(f"a manifest needs the columns {', '.join(missing)}")
         extra = [field for field in table.schema.remove_metadata() if field.name not in SCHEMA.names]
         schema = pa.schema([*SCHEMA, *extra])
-        self.table: pa.Table = table.select(schema.names).cast(schema).combine_chunks()
+        table = table.select(schema.names).cast(schema)
+        self._set({name: _there(_one(table.column(name))) for name in schema.names}, table.num_rows, provenance)
+
+    @classmethod
+    def _of(cls, columns: Mapping[str, _Column], rows: int, provenance: Mapping[str, Any] | None) -> Manifest:
+        """From columns that are not made yet; those of SCHEMA first, in its order."""
+        manifest = cls.__new__(cls)
+        manifest._set(columns, rows, provenance)
+        return manifest
+
+    def _set(self, columns: Mapping[str, _Column], rows: int, provenance: Mapping[str, Any] | None) -> None:
+        self._columns, self._rows = columns, rows
         self.provenance: Mapping[str, Any] = dict(provenance or {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Manifest, (self.table, self.provenance)
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, ArrayLike], provenance: Mapping[str, Any] | None = None) -> Manifest:
@@ -90,33 +117,55 @@ class Manifest:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Manifest:
-        """Opens a manifest. Raises GuieError: no such file, not a manifest, or one of a newer guie."""
+        """Opens a manifest; the file may be replaced meanwhile, but not overwritten.
+
+        Raises GuieError: no such file, not a manifest, or one of a newer guie. Damage in the middle of the file is
+        found, and raised, when the column is first looked at.
+        """
         path = Path(path)
         if not path.is_file():
             raise GuieError(f"{path}: no such file. A manifest is what preparing data sets writes")
-        try:
-            with pq.ParquetFile(path, memory_map=True) as file:
-                about = _about(path, file.schema_arrow.metadata or {})
-                table = file.read()
-        except (pa.ArrowException, OSError) as error:
-            raise GuieError(f"{path}: not a manifest, or a damaged one: {error}. Prepare the data again") from error
-        missing = [name for name in SCHEMA.names if name not in table.column_names]
+        with _described(path):
+            file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+            schema = file.schema_arrow
+            about = _about(path, schema.metadata or {})
+        missing = [name for name in SCHEMA.names if name not in schema.names and name not in _LATER]
         if missing:
             raise GuieError(f"{path}: the manifest has no column {', '.join(missing)}. Prepare the data again")
-        return cls(table, about["provenance"])
+        rows, lock = file.metadata.num_rows, threading.Lock()
+
+        def read(name: str) -> Any:
+            if name not in schema.names:
+                return _all(_DEFAULTS[name], rows)
+            with _described(path), lock:
+                column = file.read([name]).column(name)
+                return _one(column.cast(SCHEMA.field(name).type) if name in SCHEMA.names else column)
+
+        names = [*SCHEMA.names, *(name for name in schema.names if name not in SCHEMA.names)]
+        columns = {name: functools.cache(functools.partial(read, name)) for name in names}
+        return cls._of(columns, rows, about["provenance"])
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes Parquet with the schema's version and the provenance; the file appears only when complete."""
         about = {"version": SCHEMA_VERSION, "provenance": self.provenance}
         table = self.table.replace_schema_metadata({_METADATA: json.dumps(about).encode()})
         with atomic_write(Path(path)) as file:
-            pq.write_table(table, file, compression="zstd")
+            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
     # --- the content
 
+    @cached_property
+    def table(self) -> pa.Table:
+        """All columns, each in one piece."""
+        return pa.table({name: column() for name, column in self._columns.items()})
+
+    @property
+    def column_names(self) -> list[str]:
+        """The columns there are, those that every manifest has first."""
+        return list(self._columns)
+
     def __len__(self) -> int:
-        rows: int = self.table.num_rows
-        return rows
+        return self._rows
 
     def __repr__(self) -> str:
         labels = len(np.unique(self.column("label")))
@@ -138,7 +187,7 @@ class Manifest:
 
     def images(self) -> Sequence[ImageRef]:
         """Where the bytes of each image are; made one by one when asked for."""
-        return _Images(self._chunk("path"), self.column("offset"), self.column("length"))
+        return _Images(self._chunk("path"), self.column("offset"), self.column("length"), self._chunk("compression"))
 
     def select(self, rows: ArrayLike) -> Manifest:
         """The rows that a mask [N] is true for, or those of the given numbers in the given order."""
@@ -149,20 +198,28 @@ class Manifest:
             chosen = np.flatnonzero(chosen)
         elif chosen.size == 0:
             chosen = chosen.astype(np.int64)
-        return Manifest(self.table.take(pa.array(chosen)), self.provenance)
+        chosen = chosen.astype(np.int64, copy=False)
+        if chosen.size and not -1 < chosen.min() <= chosen.max() < len(self):
+            raise IndexError(f"rows {chosen.min()}..{chosen.max()} of {len(self)}")
+
+        def take(column: _Column) -> Any:
+            return column().take(pa.array(chosen))
+
+        columns = {name: functools.cache(functools.partial(take, column)) for name, column in self._columns.items()}
+        return Manifest._of(columns, len(chosen), self.provenance)
 
     def with_column(self, name: str, values: ArrayLike) -> Manifest:
         """With that column replaced, or added at the end."""
         column = _arrow(name, values)
         if len(column) != len(self):
             raise ValueError(f"{len(column)} values for {len(self)} rows")
-        if name in self.table.column_names:
-            return Manifest(self.table.set_column(self.table.column_names.index(name), name, column), self.provenance)
-        return Manifest(self.table.append_column(name, column), self.provenance)
+        if name in SCHEMA.names:
+            column = column.cast(SCHEMA.field(name).type)
+        return Manifest._of({**self._columns, name: _there(column)}, len(self), self.provenance)
 
     def with_provenance(self, provenance: Mapping[str, Any]) -> Manifest:
         """With another account of where it comes from."""
-        return Manifest(self.table, provenance)
+        return Manifest._of(self._columns, len(self), provenance)
 
     def to_pandas(self) -> pd.DataFrame:
         """A data frame; hashes as text, repeated text as categories."""
@@ -188,10 +245,9 @@ class Manifest:
         return whole.hexdigest()
 
     def _chunk(self, name: str) -> Any:
-        if name not in self.table.column_names:
-            raise GuieError(f"a manifest has no column {name!r}. It has: {', '.join(self.table.column_names)}")
-        column = self.table.column(name)
-        return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+        if name not in self._columns:
+            raise GuieError(f"a manifest has no column {name!r}. It has: {', '.join(self._columns)}")
+        return self._columns[name]()
 
     def _codes(self, name: str) -> tuple[NDArray[np.int32], list[str]]:
         """A text column as numbers by first appearance [N], and the text of each number."""
@@ -208,8 +264,9 @@ class Manifest:
 class _Images(Sequence[ImageRef]):
     """References made from the columns when asked for: five million of them would take 2 GB."""
 
-    def __init__(self, paths: Any, offsets: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
+    def __init__(self, paths: Any, offsets: NDArray[np.int64], lengths: NDArray[np.int64], compressions: Any) -> None:
         self._paths, self._offsets, self._lengths = paths, offsets, lengths
+        self._compressions = compressions.dictionary.to_pylist(), compressions.indices.to_numpy(zero_copy_only=False)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -222,7 +279,9 @@ class _Images(Sequence[ImageRef]):
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         length = int(self._lengths[index])
-        return ImageRef(self._paths[index].as_py(), int(self._offsets[index]), None if length < 0 else length)
+        texts, codes = self._compressions
+        place = int(self._offsets[index]), None if length < 0 else length
+        return ImageRef(self._paths[index].as_py(), *place, texts[codes[index]])
 
     def __iter__(self) -> Iterator[ImageRef]:
         return (self[number] for number in range(len(self)))
@@ -239,6 +298,32 @@ def _about(path: Path, metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
             f"{path}: a manifest of version {about['version']}; this guie-datasets reads {SCHEMA_VERSION}. {remedy}"
         )
     return about
+
+
+@contextmanager
+def _described(path: Path) -> Iterator[None]:
+    """Turns what the reader of Parquet raises into GuieError."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise GuieError(f"{path}: not a manifest, or a damaged one: {error}. Prepare the data again") from error
+
+
+def _there(array: Any) -> _Column:
+    """A column that is there already."""
+    return lambda: array
+
+
+def _one(column: Any) -> Any:
+    """A chunked column in one piece."""
+    whole = column.combine_chunks()
+    if isinstance(whole, pa.ChunkedArray):  # of none
+        return whole.chunk(0) if whole.num_chunks else pa.array([], whole.type)
+    return whole
+
+
+def _all(text: str, rows: int) -> Any:
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([text]))
 
 
 def _arrow(name: str, values: ArrayLike) -> Any:
@@ -258,9 +343,9 @@ def fixed_bytes(chunk: Any) -> NDArray[np.uint8]:
     return whole[16 * chunk.offset : 16 * (chunk.offset + len(chunk))].reshape(-1, 16)
 
 
-_DIGITS = np.frombuffer(b"0123456789abcdef", np.uint8)
+# the two digits of each byte, as they lie in memory
+_DIGITS = np.frombuffer(b"".join(b"%02x" % byte for byte in range(256)), "<u2")
 
 
 def _hex(data: NDArray[np.uint8]) -> NDArray[np.bytes_]:
-    digits = np.stack([_DIGITS[data >> 4], _DIGITS[data & 15]], axis=-1)
-    return digits.reshape(len(data), 32).view("S32").reshape(len(data))
+    return _DIGITS[data].view("S32").reshape(len(data))
