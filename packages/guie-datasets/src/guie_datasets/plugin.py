@@ -13,6 +13,7 @@ def guie_kinds() -> list[Kind]:
         Kind("datasets", "Collections of labelled images on disk"),
         Kind("filters", "Which images of the data sets are used at all"),
         Kind("splits", "Ways to set images aside for validation, selection and test"),
+        Kind("samplers", "Which images training sees in an epoch, and in which batches"),
     ]
 
 
@@ -125,3 +126,14 @@ def guie_splits() -> list[Entry]:
 @hookimpl
 def guie_commands() -> list[Entry]:
     return [Entry("data", "guie_datasets.commands.data:data", "Fetch, prepare, look at, check and export data sets")]
+
+
+@hookimpl
+def guie_samplers() -> list[Entry]:
+    return [
+        Entry("Shuffled", "guie_datasets.samplers:Shuffled", "Every image once, in random order"),
+        Entry("ClassBalanced", "guie_datasets.samplers:ClassBalanced", "Every class equally often"),
+        Entry("MPerClass", "guie_datasets.samplers:MPerClass", "Batches of a few classes with m images each"),
+        Entry("RoundRobinSources", "guie_datasets.samplers:RoundRobinSources", "The data sets take turns"),
+        Entry("CategoryShares", "guie_datasets.samplers:CategoryShares", "Categories by given shares"),
+    ]
