@@ -7,6 +7,7 @@ when it is whole.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import http.client
 import json
@@ -18,7 +19,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from email.message import Message
 from pathlib import Path
@@ -91,6 +92,20 @@ def fetch(
         _Fetching(url, path, expected, timeout, sleep, stop).run()
 
 
+@contextlib.contextmanager
+def arriving(name: str, total: int | None, have: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar for a file of `total` bytes; what it gives is called with the number that is there."""
+    from guie_core.progress import bar
+
+    unit, each = ("kilobyte", 1000) if total is not None and total < 10_000_000 else ("megabyte", 1_000_000)
+
+    def counted(count: int) -> int:
+        return -(-count // each)
+
+    with bar(None if total is None else counted(total), f"fetching {name}", unit, counted(have)) as progress:
+        yield lambda count: progress.advance(counted(count) - progress.count)
+
+
 class _Fetching:
     def __init__(
         self, url: str, path: Path, expected: int, timeout: float, sleep: Callable[[float], None], stop: Stop
@@ -107,8 +122,6 @@ class _Fetching:
         self.have = self.part.stat().st_size if self.part.is_file() else 0
 
     def run(self) -> None:
-        from guie_core.progress import bar
-
         broken = 0
         while True:
             if not self._can_go_on():
@@ -119,11 +132,8 @@ class _Fetching:
             try:
                 with self._open() as response, open(self.part, "ab") as file:
                     file.truncate(self.have)
-                    total = self.state.size
-                    shows = None if total is None else max(1, total // 1_000_000)
-                    label = f"fetching {self.path.name}"
-                    with bar(shows, label, "megabyte", self.have // 1_000_000) as progress:
-                        self._receive(response, file, progress)
+                    with arriving(self.path.name, self.state.size, self.have) as at:
+                        self._receive(response, file, at)
                 break
             except _Broken as error:
                 broken = broken + 1 if self.have <= before else 1
@@ -217,7 +227,7 @@ class _Fetching:
             )
         self._begin(found)
 
-    def _receive(self, response: Any, file: IO[bytes], progress: Any) -> None:
+    def _receive(self, response: Any, file: IO[bytes], at: Callable[[int], None]) -> None:
         try:
             while True:
                 if self.stop:
@@ -229,9 +239,8 @@ class _Fetching:
                 if not chunk:
                     break
                 file.write(chunk)
-                before = self.have
                 self.have += len(chunk)
-                progress.advance(self.have // 1_000_000 - before // 1_000_000)
+                at(self.have)
         finally:
             file.flush()
             os.fsync(file.fileno())
@@ -278,8 +287,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         before, after = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
         if after not in ("http", "https") or (before == "https" and after != "https"):
             raise GuieError(
-                f"{address(req.full_url)} redirects to {address(newurl)}, which is not encrypted as the first is. Not "
-                "followed: anybody on the way could put another file there."
+                f"{address(req.full_url)} redirects to {address(newurl)}, which is less safe. Not followed: anybody on "
+                "the way could put another file there."
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 

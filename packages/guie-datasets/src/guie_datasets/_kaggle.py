@@ -24,7 +24,7 @@ from guie_core import GuieError, Interrupted
 from guie_core.interrupt import Stop, interruptible
 from guie_core.wording import shown, size
 
-from ._http import Unreachable
+from ._http import Unreachable, arriving
 from .archives import disk_failures
 
 #: Seconds without a byte after which Kaggle's client is given up; its own limit is 300 for each of several tries.
@@ -54,21 +54,21 @@ def fetch(slug: str, path: Path, *, stalled: float = STALLED) -> None:
         Interrupted: Ctrl-C; the same call goes on.
     """
     folder = path.with_name(f".{path.name}.kaggle")
-    arriving = folder / f"{slug.split('/')[1]}.zip"
+    coming = folder / f"{slug.split('/')[1]}.zip"
     with disk_failures(path):
         folder.mkdir(parents=True, exist_ok=True)
     with interruptible() as stop, _client(slug, folder) as client:
-        _watch(client, arriving, stop, stalled)
+        _watch(client, coming, stop, stalled)
         answer = client.stdout.read() if client.stdout else b""
     with contextlib.suppress(ValueError):
         answer = json.loads(answer)
     if answer != "done":
         told = _PROBLEMS.get(str(answer), "Kaggle's client failed.")
-        raise (GuieError if answer == "disk" else Unreachable)(f"{slug}: {told}{_kept(arriving)}")
-    if not arriving.is_file() or _marker(arriving).exists():  # the client's mark of what is not whole
-        raise Unreachable(f"{slug}: Kaggle's client left it unfinished.{_kept(arriving)}")
+        raise (GuieError if answer == "disk" else Unreachable)(f"{slug}: {told}{_kept(coming)}")
+    if not coming.is_file() or _marker(coming).exists():  # the client's mark of what is not whole
+        raise Unreachable(f"{slug}: Kaggle's client left it unfinished.{_kept(coming)}")
     with disk_failures(path):
-        os.replace(arriving, path)
+        os.replace(coming, path)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -91,53 +91,48 @@ def _client(slug: str, folder: Path) -> Any:
         client.communicate()
 
 
-def _watch(client: subprocess.Popen[bytes], arriving: Path, stop: Stop, stalled: float) -> None:
+def _watch(client: subprocess.Popen[bytes], path: Path, stop: Stop, stalled: float) -> None:
     """Show how far it is until the process ends."""
-    from guie_core.progress import bar
-
-    have, since = _length(arriving), time.monotonic()
+    have, since = _length(path), time.monotonic()
     total = None
     with contextlib.ExitStack() as stack:
-        progress = None
+        at = None
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 client.wait(0.1)
                 return
             if stop:
-                raise Interrupted(f"{arriving.name} has not arrived whole; the same command fetches the rest.")
-            now = _length(arriving)
-            if total is None and (total := _total(arriving)):
-                _check_room(arriving, total, total - now)
-            if progress is None and now:
-                label = f"fetching {arriving.name}"
-                progress = stack.enter_context(
-                    bar(total and max(1, total // 1_000_000), label, "megabyte", have // 1_000_000)
-                )
-            if progress and now > have:
-                progress.advance(now // 1_000_000 - have // 1_000_000)
+                raise Interrupted(f"{path.name} has not arrived whole; the same command fetches the rest.")
+            now = _length(path)
+            if total is None and (total := _total(path)):
+                _check_room(path, total, total - now)
+            if at is None and now:
+                at = stack.enter_context(arriving(path.name, total, have))
+            if at and now > have:
+                at(now)
             if now != have:
                 have, since = now, time.monotonic()
             elif time.monotonic() - since > stalled:
-                raise Unreachable(f"{arriving.name}: Kaggle sends nothing more.{_kept(arriving)}")
+                raise Unreachable(f"{path.name}: Kaggle sends nothing more.{_kept(path)}")
 
 
-def _check_room(arriving: Path, total: int, rest: int) -> None:
-    free = shutil.disk_usage(arriving.parent).free
+def _check_room(path: Path, total: int, rest: int) -> None:
+    free = shutil.disk_usage(path.parent).free
     if rest > free:
         raise GuieError(
-            f"The disk has no room for {arriving.name}: it has {size(total)}, and only {size(free)} are free in "
-            f"{shown(arriving.parent.parent)}.\nMake room, or choose a folder on another disk (--data-folder)."
+            f"The disk has no room for {path.name}: it has {size(total)}, and only {size(free)} are free in "
+            f"{shown(path.parent.parent)}.\nMake room, or choose a folder on another disk (--data-folder)."
         )
 
 
-def _marker(arriving: Path) -> Path:
-    return arriving.with_name(f"{arriving.name}.kaggle-partial")
+def _marker(path: Path) -> Path:
+    return path.with_name(f"{path.name}.kaggle-partial")
 
 
-def _total(arriving: Path) -> int | None:
+def _total(path: Path) -> int | None:
     """The size of what arrives, from the mark that the client keeps beside it."""
     try:
-        total = json.loads(_marker(arriving).read_text("utf-8"))["size"]
+        total = json.loads(_marker(path).read_text("utf-8"))["size"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return total if isinstance(total, int) else None
@@ -150,8 +145,8 @@ def _length(path: Path) -> int:
         return 0
 
 
-def _kept(arriving: Path) -> str:
-    have = _length(arriving)
+def _kept(path: Path) -> str:
+    have = _length(path)
     return f" {size(have)} have arrived and are kept; the same command fetches the rest." if have else ""
 
 

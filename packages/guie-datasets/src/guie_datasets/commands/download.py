@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -29,7 +30,7 @@ def download(names: tuple[str, ...], keep_archive: bool) -> None:
     from guie_datasets.places import data_folder
 
     folder = data_folder()
-    where = "" if folder == Path("data").absolute() else f" --data-folder {shown(folder)}"
+    where = "" if folder == Path("data").absolute() else f" --data-folder {shlex.quote(shown(folder))}"
     sets = [(entry, getattr(entry.load(), "downloads", ())) for entry in (lookup("datasets", name) for name in names)]
     for entry, downloads in sets:
         if not downloads:
