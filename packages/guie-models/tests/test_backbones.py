@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from guie_core import GuieError, UsageError, build
-from guie_models.backbones import OpenClipBackbone, TimmBackbone
+from guie_models.backbones import Backbone, OpenClipBackbone, TimmBackbone
+from guie_models.backbones.open_clip import LICENCES
 from guie_models.backbones.weights import fingerprint, hub, load_matching, local_file, read_state, state_digest
 from guie_models.views import Squash
 
@@ -371,3 +372,198 @@ def test_open_clip_weights_of_another_architecture(tiny: str, tmp_path: Path) ->
 def test_by_name_from_the_registry(tiny: str) -> None:
     assert build("backbones", {"type": "timm/test_vit", "weights": "none"}).name == "timm/test_vit"
     assert build("backbones", {"type": f"open_clip/{tiny}", "weights": "none"}).features == 24
+
+
+# --- what they give, and what of them trains
+
+
+@torch.no_grad()
+def test_tokens_of_timm(photos: list[Tensor]) -> None:
+    """Pooled features are the mean of the tokens, or what the network itself makes of them."""
+    for name, places in (("test_vit", 100), ("test_resnet", 25), ("test_efficientnet", 25)):
+        tokens = TimmBackbone(name, weights="none", output="tokens")
+        batch = images(tokens, photos)
+        found = tokens(batch)
+        assert found.shape == (4, places, tokens.features)
+        whole = timm.create_model(name, num_classes=0)
+        whole.load_state_dict(tokens.network.network.state_dict())
+        expected = whole.eval().forward_features(batch)
+        if expected.dim() == 3:
+            assert torch.equal(found, expected[:, whole.num_prefix_tokens :])
+        else:
+            torch.testing.assert_close(found.mean(1), expected.mean((2, 3)))
+            assert torch.equal(found[:, 7], expected.flatten(2)[:, :, 7])
+    assert tokens.digest != TimmBackbone(name, weights="none").digest
+
+
+@torch.no_grad()
+def test_outputs_of_open_clip(tiny: str, photos: list[Tensor]) -> None:
+    projected = OpenClipBackbone(tiny, weights="none")
+    pooled = OpenClipBackbone(tiny, weights="none", output="pooled")
+    tokens = OpenClipBackbone(tiny, weights="none", output="tokens")
+    batch = images(projected, photos)
+    assert (projected.features, pooled.features, tokens.features) == (24, 64, 64)
+    torch.testing.assert_close(pooled(batch) @ projected.network.proj, projected(batch))
+    assert tokens(batch).shape == (4, 16, 64)
+    assert len({projected.digest, pooled.digest, tokens.digest}) == 3
+    timm_tower = OpenClipBackbone(f"{tiny}-timm", weights="none", output="pooled")
+    assert timm_tower(images(timm_tower, photos)).shape == (4, 64)
+    with pytest.raises(UsageError, match="a TimmModel, gives projected features only, no tokens ones"):
+        OpenClipBackbone(f"{tiny}-timm", weights="none", output="tokens")
+    with pytest.raises(UsageError, match="output is 'token'"):
+        OpenClipBackbone(tiny, weights="none", output="token")  # type: ignore[arg-type]
+
+
+def _overlapping(pixels: Tensor, kernel: Tensor, stride: int) -> Tensor:
+    """Patch embeddings by slicing [B, side * side, D], one patch after the other."""
+    patch, size = kernel.shape[-1], pixels.shape[-1]
+    places = range(0, size - patch + 1, stride)
+    rows = [
+        torch.einsum("bchw,dchw->bd", pixels[:, :, top : top + patch, left : left + patch], kernel)
+        for top in places
+        for left in places
+    ]
+    return torch.stack(rows, 1)
+
+
+@torch.no_grad()
+def test_patches_overlap_by_the_stride(tiny: str, photos: list[Tensor]) -> None:
+    """1st place: a stride two below the patch's side, at another size (arXiv 2210.08473)."""
+    backbone = OpenClipBackbone(tiny, weights="none", image_size=45, stride=6)  # patch 8: (45 - 8) // 6 + 1 = 7
+    tower = backbone.network
+    assert tower.positional_embedding.shape == (1 + 49, 64)
+    batch = images(backbone, photos)
+    expected = _overlapping(batch, tower.conv1.weight, 6)
+    torch.testing.assert_close(tower.conv1(batch).flatten(2).transpose(1, 2), expected, rtol=1e-4, atol=1e-4)
+    assert backbone(batch).shape == (4, 24)
+    timm_one = TimmBackbone("test_vit", weights="none", image_size=93, stride=14)  # patch 16: (93 - 16) // 14 + 1 = 6
+    assert timm_one.network.pos_embed.shape[1] == 36 + timm_one.network.num_prefix_tokens
+    batch = images(timm_one, photos)
+    convolution = timm_one.network.patch_embed.proj
+    torch.testing.assert_close(
+        timm_one.network.patch_embed(batch).reshape(4, 36, -1),
+        _overlapping(batch, convolution.weight, 14) + convolution.bias,
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    assert timm_one(batch).shape == (4, timm_one.features)
+
+
+@torch.no_grad()
+def test_the_patchs_own_stride_changes_nothing(tiny: str, photos: list[Tensor]) -> None:
+    for plain, strided in (
+        (TimmBackbone("test_vit", weights="none"), TimmBackbone("test_vit", weights="none", stride=16)),
+        (OpenClipBackbone(tiny, weights="none"), OpenClipBackbone(tiny, weights="none", stride=8)),
+    ):
+        batch = images(plain, photos)
+        torch.testing.assert_close(strided(batch), plain(batch))
+
+
+def test_weights_of_another_grid_are_interpolated_to_the_strides(tiny: str, tmp_path: Path) -> None:
+    native = OpenClipBackbone(tiny, weights="none")
+    torch.save(native.network.state_dict(), tmp_path / "tower.pt")
+    strided = OpenClipBackbone(tiny, weights=f"file:{tmp_path / 'tower.pt'}", stride=6)
+    grid = native.network.positional_embedding[1:].reshape(1, 4, 4, 64).permute(0, 3, 1, 2)
+    wanted = torch.nn.functional.interpolate(grid, size=(5, 5), mode="bicubic", antialias=True, align_corners=False)
+    found = strided.network.positional_embedding
+    torch.testing.assert_close(found[1:], wanted.permute(0, 2, 3, 1).reshape(25, 64))
+    torch.testing.assert_close(found[0], native.network.positional_embedding[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TimmBackbone("test_resnet", weights="none", stride=2), "stride is for vision transformers"),
+        (lambda: TimmBackbone("test_vit", weights="none", stride=17), r"stride is 17 .*from 1 to the patch's 16 px"),
+        (lambda: TimmBackbone("test_vit", weights="none", image_size=8, stride=2), "one patch at least"),
+        (lambda: TimmBackbone("test_vit", weights="none", output="pool"), "output is 'pool'"),
+    ],
+)
+def test_options_that_an_architecture_lacks(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("name", ["timm/test_vit", "timm/test_resnet", "open_clip", "open_clip-timm", "tokens"])
+def test_the_last_blocks_train_and_no_others(name: str, tiny: str) -> None:
+    backbone: Backbone = {
+        "timm/test_vit": lambda: TimmBackbone("test_vit", weights="none"),
+        "timm/test_resnet": lambda: TimmBackbone("test_resnet", weights="none"),
+        "open_clip": lambda: OpenClipBackbone(tiny, weights="none"),
+        "open_clip-timm": lambda: OpenClipBackbone(f"{tiny}-timm", weights="none"),
+        "tokens": lambda: TimmBackbone("test_vit", weights="none", output="tokens"),
+    }[name]()
+    blocks = backbone.blocks()
+    every = [each for each, _ in backbone.network.named_parameters()]
+    assert sorted(part for block in blocks for part in block) == sorted(every)  # each once
+    assert len(blocks) >= 3
+    before = {each: value.clone() for each, value in backbone.network.state_dict().items()}
+    backbone.unfreeze(1)
+    backbone.train()
+    assert {each for each, value in backbone.network.named_parameters() if value.requires_grad} == set(blocks[-1])
+    optimizer = torch.optim.SGD([value for value in backbone.parameters() if value.requires_grad], lr=0.1)
+    backbone(torch.randn(4, 3, backbone.image_size, backbone.image_size)).square().sum().backward()
+    optimizer.step()
+    changed = {each for each, value in backbone.network.state_dict().items() if not torch.equal(value, before[each])}
+    trained = {each for each in changed if each in every}
+    assert trained
+    assert trained <= set(blocks[-1])
+    # running statistics of frozen layers stay as well
+    frozen = {each.rpartition(".")[0] for block in blocks[:-1] for each in block}
+    assert not [each for each in changed - set(every) if each.rpartition(".")[0] in frozen]
+    backbone.unfreeze(0)
+    assert not any(module.training for module in backbone.train().modules())
+    with pytest.raises(UsageError, match=f"99 of its blocks can't be trained; it has {len(blocks)}"):
+        backbone.unfreeze(99)
+
+
+@torch.no_grad()
+def test_concatenation_gives_each_backbone_what_it_expects(photos: list[Tensor]) -> None:
+    parts = [
+        dict(type="timm/test_vit", weights="none", image_size=64),
+        dict(type="timm/test_resnet", weights="none", image_size=64),
+        dict(type="timm/test_efficientnet", weights="none", image_size=48),
+    ]
+    both: Backbone = build("backbones", dict(type="concat", backbones=parts))
+    alone = [build("backbones", part) for part in parts]
+    assert both.features == sum(part.features for part in alone)
+    assert (both.image_size, both.mean) == (64, alone[0].mean)
+    pixels = torch.stack([Squash(64, (0, 0, 0), (1, 1, 1))(photo) for photo in photos[:4]])  # / 255 and no more
+
+    def normalised(part: Backbone, x: Tensor) -> Tensor:
+        mean, std = torch.tensor(part.mean).reshape(3, 1, 1), torch.tensor(part.std).reshape(3, 1, 1)
+        return (x - mean) / std
+
+    found = both(normalised(both, pixels))
+    smaller = torch.nn.functional.interpolate(normalised(alone[2], pixels), (48, 48), mode="bicubic", antialias=True)
+    expected = [alone[0](normalised(alone[0], pixels)), alone[1](normalised(alone[1], pixels)), alone[2](smaller)]
+    torch.testing.assert_close(found, torch.cat(expected, 1), rtol=1e-3, atol=1e-3)
+    lengths = build("backbones", dict(type="concat", backbones=parts, normalise=True))(normalised(both, pixels))
+    torch.testing.assert_close(lengths.square().sum(1), torch.full((4,), 3.0))
+    assert [part for block in both.blocks() for part in block] == [each for each, _ in both.network.named_parameters()]
+    with pytest.raises(UsageError, match="backbones is empty"):
+        build("backbones", dict(type="concat", backbones=[]))
+    with pytest.raises(UsageError, match="gives tokens"):
+        build("backbones", dict(type="concat", backbones=[dict(type="timm/test_vit", weights="none", output="tokens")]))
+
+
+def test_the_view_is_the_models_own(photos: list[Tensor]) -> None:
+    """As timm's own transform of its data configuration, but that Pillow rounds to whole numbers in between."""
+    from PIL import Image
+    from timm.data import create_transform, resolve_model_data_config
+
+    for name in ("test_vit", "tf_efficientnet_lite0"):
+        backbone = TimmBackbone(name, weights="none")
+        data = {"size": backbone.image_size, "mean": backbone.mean, "std": backbone.std}
+        view = build("views", backbone.view, **data)
+        transform: Any = create_transform(**resolve_model_data_config(timm.create_model(name)), is_training=False)
+        for photo in photos:
+            if min(photo.shape[1:]) > 60:
+                wanted = transform(Image.fromarray(photo.permute(1, 2, 0).numpy()))
+                assert float((view(photo) - wanted).abs().mean()) < 0.02
+
+
+def test_licences_of_open_clips_weights() -> None:
+    tags = {tag for _, tag in open_clip.list_pretrained()}
+    known = [tag for tag in tags if any(tag.startswith(start) for start in LICENCES)]
+    assert {"laion2b_s32b_b79k", "openai", "webli", "dfn5b", "metaclip_fullcc"} <= set(known)

@@ -23,7 +23,9 @@ def test_every_kind_and_name() -> None:
     assert found == {
         ("backbones", "timm/*"),
         ("backbones", "open_clip/*"),
+        ("backbones", "concat"),
         ("views", "Squash"),
+        ("views", "CenterCrop"),
         ("views", "RandomSquareCrop"),
         ("heads", "BatchNormLinear"),
         ("heads", "Linear"),

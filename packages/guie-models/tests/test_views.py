@@ -13,7 +13,7 @@ from torch import Tensor
 
 from guie_core import UsageError
 from guie_models import _quiet
-from guie_models.views import RandomSquareCrop, Squash, size_values
+from guie_models.views import CenterCrop, RandomSquareCrop, Squash, size_values
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -214,3 +214,26 @@ def test_wrong_images() -> None:
                 view(torch.zeros(shape))
     with pytest.raises(UsageError, match="area of a view"):
         RandomSquareCrop(32, MEAN, STD, area=(0.9, 1.1))
+
+
+@pytest.mark.parametrize(("part", "interpolation"), [(1.0, "bicubic"), (0.875, "bicubic"), (0.9, "bilinear")])
+def test_center_crop_is_torchvisions(photos: list[Tensor], part: float, interpolation: str) -> None:
+    mode = getattr(TF.InterpolationMode, interpolation.upper())
+    view = CenterCrop(64, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), part=part, interpolation=interpolation)  # type: ignore[arg-type]
+    for photo in photos:
+        if max(photo.shape) / min(photo.shape[1:]) > 30:
+            continue
+        wanted = TF.resize(photo.float(), [int(64 / part)], mode, antialias=True)
+        wanted = TF.normalize(TF.center_crop(wanted, [64, 64]) / 255, [0.4, 0.5, 0.6], [0.2, 0.3, 0.4])
+        torch.testing.assert_close(view(photo), wanted, rtol=0, atol=2e-5)
+
+
+def test_center_crop_scripts_and_takes_any_shape(photos: list[Tensor]) -> None:
+    view = CenterCrop(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), part=0.9)
+    with _quiet.torchscript():
+        scripted = torch.jit.script(view)
+    for photo in photos:
+        assert view(photo).shape == (3, 32, 32)
+        torch.testing.assert_close(scripted(photo), view(photo))
+    with pytest.raises(UsageError, match="part of a view is 0"):
+        CenterCrop(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), part=0.0)

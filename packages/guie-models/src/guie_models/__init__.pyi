@@ -1,5 +1,6 @@
 from .augmentation import SwitchedAugmentation as SwitchedAugmentation
 from .backbones import Backbone as Backbone
+from .backbones import Concatenated as Concatenated
 from .backbones import OpenClipBackbone as OpenClipBackbone
 from .backbones import TimmBackbone as TimmBackbone
 from .checkpoints import read_checkpoint as read_checkpoint
@@ -21,6 +22,7 @@ from .optimizers import ASAM as ASAM
 from .optimizers import SAM as SAM
 from .saved import load as load
 from .saved import save as save
+from .views import CenterCrop as CenterCrop
 from .views import RandomSquareCrop as RandomSquareCrop
 from .views import Squash as Squash
 from .views import size_values as size_values

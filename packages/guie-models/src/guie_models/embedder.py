@@ -15,7 +15,7 @@ from torch.jit._trace import TracerWarning
 from guie_core import UsageError
 from guie_models import _quiet
 from guie_models.augmentation import SwitchedAugmentation
-from guie_models.views import Squash, size_values
+from guie_models.views import CenterCrop, Squash, size_values
 
 
 class Embedder(nn.Module):
@@ -36,7 +36,7 @@ class Embedder(nn.Module):
         self,
         backbone: nn.Module,
         head: nn.Module,
-        view: Squash,
+        view: Squash | CenterCrop,
         augmentation: SwitchedAugmentation | None = None,
         classifier: nn.Module | None = None,
     ) -> None:

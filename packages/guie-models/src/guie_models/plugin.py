@@ -26,6 +26,7 @@ def guie_backbones() -> list[Entry]:
             "guie_models.backbones:OpenClipBackbone",
             "Any visual tower of open_clip, projected features that are not normalised",
         ),
+        Entry("concat", "guie_models.backbones:Concatenated", "Features of several backbones, one after the other"),
     ]
 
 
@@ -33,6 +34,9 @@ def guie_backbones() -> list[Entry]:
 def guie_views() -> list[Entry]:
     return [
         Entry("Squash", "guie_models.views:Squash", "The whole image resized to a square; may pad and crop first"),
+        Entry(
+            "CenterCrop", "guie_models.views:CenterCrop", "The centred square, aspect kept, as networks are published"
+        ),
         Entry("RandomSquareCrop", "guie_models.views:RandomSquareCrop", "A random square of 0.9 to 1.0 of the area"),
     ]
 

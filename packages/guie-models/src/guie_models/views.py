@@ -134,6 +134,62 @@ class Squash(nn.Module):
         )
 
 
+class CenterCrop(nn.Module):
+    """The centred square of an image that keeps its aspect: how most published networks were evaluated.
+
+    Resize so that the short side has floor(size / part) pixels and the long one int(that * long / short), in float32,
+    overshoot kept; cut out the centred [size, size], from int(round((side - size) / 2)); / 255, - mean, / std. It is
+    torchvision's `Resize` and `CenterCrop`, and timm's crop_mode "center" with crop_pct = `part`.
+
+    forward: image [3, H, W] in 0..255 -> float32 [3, size, size]. Scriptable. `seed` is taken for the sake of one
+    signature for all views. Raises UsageError for another shape.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        part: float = 1.0,
+        interpolation: Interpolation = "bicubic",
+        antialias: bool = True,
+    ) -> None:
+        super().__init__()
+        _check(size, std, interpolation)
+        if not 0.0 < part <= 1.0:
+            raise UsageError(f"part of a view is {part}; it is the part of the short side that stays, above 0 up to 1.")
+        self.size = size
+        self.part = float(part)
+        self.interpolation: str = interpolation
+        self.antialias = antialias
+        self.mean: Tensor
+        self.register_buffer("mean", _channels(mean, "mean"))
+        self.std: Tensor
+        self.register_buffer("std", _channels(std, "std"))
+
+    def forward(self, image: Tensor, seed: int = 0) -> Tensor:
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            _check_image(image)
+        height = image.shape[1]
+        width = image.shape[2]
+        short = int(math.floor(self.size / self.part))  # noqa: RUF046  TorchScript's floor gives a float
+        if height <= width:
+            new_height, new_width = short, int(short * width / height)
+        else:
+            new_height, new_width = int(short * height / width), short
+        image = image.to(torch.float32).unsqueeze(0)
+        image = F.interpolate(
+            image, size=[new_height, new_width], mode=self.interpolation, align_corners=False, antialias=self.antialias
+        )
+        top = int(round((new_height - self.size) / 2.0))  # noqa: RUF046
+        left = int(round((new_width - self.size) / 2.0))  # noqa: RUF046
+        square = image[0, :, top : top + self.size, left : left + self.size]
+        return square.div(255.0).sub_(self.mean).div_(self.std)
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, part={self.part}, interpolation={self.interpolation!r}, antialias={self.antialias}"
+
+
 class RandomSquareCrop(nn.Module):
     """A random square of 0.9 to 1.0 of the image's area, resized (5th place, point 3: the train view).
 

@@ -7,13 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from guie_core import UsageError
 from guie_models.backbones.weights import state_digest
 
 
 class Backbone(nn.Module):
-    """A frozen network in evaluation mode: images [B, 3, h, w], normalised -> features [B, D].
+    """A network in evaluation mode: images [B, 3, h, w], normalised -> features [B, D], or tokens [B, N, D].
 
-    `train()` leaves it in evaluation mode; no parameter asks for a gradient.
+    It is frozen as it is built. `unfreeze` opens its last blocks to training; the others stay in evaluation mode even
+    after `train()`, and ask for no gradient.
     """
 
     name: str  #: of the architecture and its weights
@@ -21,6 +23,7 @@ class Backbone(nn.Module):
     image_size: int  #: the side of the images, in pixels, that it expects
     mean: tuple[float, float, float]  #: of the images it was trained on, subtracted after / 255
     std: tuple[float, float, float]  #: divided by
+    view: Mapping[str, Any]  #: dict(type=..., ...) of the view that its own data configuration describes
     licence: str  #: of the weights; "" where it isn't known
     digest: str  #: of the weights and the architecture, the same wherever the weights came from; for keys of features
     config: Mapping[str, Any]  #: dict(type=..., ...) that builds the same architecture again, without weights
@@ -37,15 +40,17 @@ class Backbone(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         licence: str,
+        view: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.name = name
-        self.config = {"type": name, **config}
+        self.config = {"type": name, **{key: value for key, value in config.items() if value is not None}}
         self.features = features
         self.image_size = image_size
         self.mean = (float(mean[0]), float(mean[1]), float(mean[2]))
         self.std = (float(std[0]), float(std[1]), float(std[2]))
+        self.view = view or {"type": "Squash"}
         self.licence = licence
         self.requires_grad_(False)
         self.train(False)
@@ -55,8 +60,41 @@ class Backbone(nn.Module):
         features: Tensor = self.network(images)
         return features
 
+    def blocks(self) -> list[list[str]]:
+        """Names of the network's parameters by depth: the stem first, then block after block; the last also holds what
+        follows it (norm, pooling, projection)."""
+        return [[name for name, _ in self.network.named_parameters()]]
+
+    def unfreeze(self, blocks: int) -> None:
+        """Opens the last `blocks` of `blocks()` to training, and freezes the others; 0 freezes everything.
+
+        `train()` then puts these into training mode. Raises UsageError for more blocks than there are.
+        """
+        every = self.blocks()
+        if not 0 <= blocks <= len(every):
+            raise UsageError(f"{self.name}: {blocks} of its blocks can't be trained; it has {len(every)}.")
+        opened = {name for block in every[len(every) - blocks :] for name in block}
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(name in opened)
+        self.train(self.training)
+
     def train(self, mode: bool = True) -> Any:
-        return super().train(False)
+        super().train(False)
+        if mode and any(parameter.requires_grad for parameter in self.parameters()):
+            self.training = True
+            _train(self.network)
+        return self
 
     def extra_repr(self) -> str:
         return f"{self.name}, features={self.features}, image_size={self.image_size}"
+
+
+def _train(module: nn.Module) -> None:
+    """Training mode for a module whose parameters are all open, and inside it for what has none (dropout); into a
+    module that is open in part, part by part."""
+    open_ = [parameter.requires_grad for parameter in module.parameters()]
+    if open_ and all(open_):
+        module.train()
+    elif any(open_):
+        for child in module.children():
+            _train(child)
