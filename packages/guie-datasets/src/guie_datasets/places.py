@@ -66,6 +66,7 @@ class Inside:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.path.abspath(root)
+        self._start = os.path.join(self.root, "")
         self._real = os.path.realpath(root)
         self._folders: dict[str, bool] = {}
 
@@ -75,10 +76,10 @@ class Inside:
         Raises ValueError, in words, if it leaves the folder or can be no path. Whether it exists is not asked.
         """
         check_path(path)
-        whole = os.path.normpath(os.path.join(self.root, path))
-        if not whole.startswith(self.root.rstrip("/") + "/"):
+        whole = joined(self.root, path)
+        if not whole.startswith(self._start):
             raise ValueError(f"{path!r} leads out of the folder {self.root}")
-        folder = os.path.dirname(whole)
+        folder = whole.rpartition("/")[0]
         if folder not in self._folders:
             self._folders[folder] = self._contains(folder)
         if not self._folders[folder] or (os.path.islink(whole) and not self._contains(whole)):
@@ -87,7 +88,13 @@ class Inside:
 
     def _contains(self, path: str) -> bool:
         real = os.path.realpath(path)
-        return real == self._real or real.startswith(self._real.rstrip("/") + "/")
+        return real == self._real or real.startswith(os.path.join(self._real, ""))
+
+
+def joined(folder: str, path: str) -> str:
+    """`path` below `folder`, or itself if it is absolute, without "." and ".."; links are not followed."""
+    whole = os.path.join(folder, path)
+    return os.path.normpath(whole) if "/." in whole or "//" in whole else whole
 
 
 def check_path(path: str) -> None:

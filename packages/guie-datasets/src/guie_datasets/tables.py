@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TextIO
 from guie_core import GuieError, UsageError
 from guie_core.wording import did_you_mean, listing
 
-from .places import Inside, absolute, check_path, is_text
+from .places import Inside, absolute, check_path, is_text, joined
 from .rows import Dataset, ImageRef, LeftOut, Row
 
 #: What a table can say of an image, besides its path and its label.
@@ -89,6 +89,7 @@ class Table(Dataset):
         classes = self._classes()
         inside = None if self.root is None else Inside(self.root)
         fields = self._fields()
+        optional = fields[2:]
         for line in self._lines([self._column(field) for field in fields]):
             if line.values is None:
                 left_out.append(self._bad(line.number, line.problem))
@@ -96,18 +97,18 @@ class Table(Dataset):
             given = dict(zip(fields, line.values, strict=True))
             try:
                 path, (label, name) = self._path(given["path"], inside), _label(given["label"], classes)
-                said = {field: _text(given.get(field)) for field in OPTIONAL}
+                said = {field: _text(given[field]) for field in optional}
             except ValueError as error:
                 left_out.append(self._bad(line.number, str(error)))
                 continue
             yield Row(
                 ImageRef(path),
                 label,
-                said["source"] or self.source,
-                said["category"] or self.category,
-                said["split"],
-                said["role"],
-                said["name"] or name,
+                said.get("source") or self.source,
+                said.get("category") or self.category,
+                said.get("split", ""),
+                said.get("role", ""),
+                said.get("name") or name,
             )
 
     def left_out(self) -> Sequence[LeftOut]:
@@ -159,7 +160,7 @@ class Table(Dataset):
         if inside is not None:
             return inside.resolve(value)
         check_path(value)
-        return os.path.normpath(os.path.join(self.file.parent, os.path.expanduser(value)))
+        return joined(os.fspath(self.file.parent), value)
 
 
 def _label(value: Any, classes: Mapping[str, int] | None) -> tuple[int, str]:
@@ -179,6 +180,8 @@ def _label(value: Any, classes: Mapping[str, int] | None) -> tuple[int, str]:
 
 def _whole(value: Any) -> int | None:
     if isinstance(value, str):
+        if value.isdecimal() and value.isascii() and len(value) <= 18:
+            return int(value)
         match = _WHOLE.fullmatch(value)
         return int(match[1]) if match else None
     if isinstance(value, bool):

@@ -39,7 +39,7 @@ class WebDataset(Dataset):
     is the first of the suffixes `images` that it has (default: jpg, jpeg, png, webp, and all others that are read), its
     label the component with the suffix `label`, a whole number as text. fields: what to take from the sample's `json`
     component instead, `dict(label="class_id", category="about.kind")`, "." for what is nested; label, source,
-    category, split, role and name can be had. With `classes`, a label may be a text of that list, and is its place there.
+    category, split, role and name can be had. classes: texts that may stand for labels; each is its place in the list.
     Suffixes are compared in lower case, as the library does.
 
     source, category: for samples whose JSON says nothing of it; the default source is the first shard's name up to its
@@ -261,9 +261,8 @@ def _samples(shard: Shard, left_out: list[LeftOut]) -> Iterator[_Sample]:
         base, dot, suffix = file.partition(".")
         if _META.match(member.name) or not base:
             continue  # notes of the library's own, and hidden files such as those that macOS adds
-        place = f"{shard.path}, {member.name}"
         if not dot:
-            left_out.append(LeftOut(place, "its name has no suffix"))
+            left_out.append(LeftOut(f"{shard.path}, {member.name}", "its name has no suffix"))
             continue
         key, suffix = f"{folder}/{base}" if folder else base, suffix.lower()
         if current is None or current.key != key:
@@ -271,7 +270,8 @@ def _samples(shard: Shard, left_out: list[LeftOut]) -> Iterator[_Sample]:
                 yield current
             current = _Sample(key, {})
         if suffix in current.parts:
-            left_out.append(LeftOut(place, f"a second {suffix!r} of sample {key}", bad=True))
+            reason = f"a second {suffix!r} of sample {key}"
+            left_out.append(LeftOut(f"{shard.path}, {member.name}", reason, bad=True))
         else:
             current.parts[suffix] = member
     if current is not None:
@@ -315,8 +315,7 @@ class Shard:
                 return self._packed.read(offset, size)
             if offset >= self.size:  # maybe more than a file can be long
                 return b""
-            self._file.seek(offset)
-            return self._file.read(size)
+            return os.pread(self._file.fileno(), size, offset)
         except PackedError as error:
             raise DamagedTar(error.problem) from error
         except OSError as error:
@@ -346,7 +345,7 @@ class Shard:
         extended: dict[str, str] = {}  # for the next member, from pax headers and GNU's long names
         while True:
             header = self.read(position, _BLOCK)
-            if not header.strip(b"\0"):
+            if not header or (not header[0] and not header.strip(b"\0")):
                 self._check_end(position, left_out)
                 return
             kind, name, size = _parse(header, position)
@@ -363,25 +362,27 @@ class Shard:
                     (everywhere if kind == b"g" else extended).update(_pax(data, position))
                 position = start + _padded(size)
                 continue
-            about, extended = everywhere | extended, {}
+            about: dict[str, str] = {}
+            if everywhere or extended:
+                about, extended = everywhere | extended, {}
             name = about.get("path", name)
             size = _decimal(about["size"], position) if "size" in about else size
-            place = f"{self.path}, {name}"
             if kind == b"\0" and name.endswith("/"):
                 kind = _DIRECTORY
             if kind == b"S":
                 start = self._behind_map(header, start)
             position = start if kind == _DIRECTORY or kind in _WITHOUT_DATA else start + _padded(size)
             if kind in _WITHOUT_DATA:
-                left_out.append(LeftOut(place, f"{_WITHOUT_DATA[kind]}, which is not followed"))
+                left_out.append(LeftOut(f"{self.path}, {name}", f"{_WITHOUT_DATA[kind]}, which is not followed"))
             elif kind == b"S" or any(key.startswith("GNU.sparse.") for key in about):
-                left_out.append(LeftOut(place, "a sparse file, which has no bytes of its own for its holes"))
+                reason = "a sparse file, which has no bytes of its own for its holes"
+                left_out.append(LeftOut(f"{self.path}, {name}", reason))
             elif kind in _REGULAR:
                 if self._is_cut(start, size):
                     raise DamagedTar(f"the file ends inside {name}: it is truncated")
                 yield Member(name, start, size)
             elif kind != _DIRECTORY:
-                left_out.append(LeftOut(place, f"of an unknown kind {kind!r}"))
+                left_out.append(LeftOut(f"{self.path}, {name}", f"of an unknown kind {kind!r}"))
 
     def _behind_map(self, header: bytes, start: int) -> int:
         """Where the data of an old sparse file start: its map may go on in blocks of their own."""
@@ -436,12 +437,10 @@ def _number(field: bytes, position: int) -> int:
         if field[0] & 0x40:
             raise DamagedTar(f"the header at byte {position} has a negative number")
         return value
-    digits = field.replace(b"\0", b" ").strip()
-    if not digits:
-        return 0
-    if not re.fullmatch(rb"[0-7]+", digits):
+    digits = field.strip(b"\0 ")
+    if digits.translate(None, b"01234567"):
         raise DamagedTar(f"the header at byte {position} is damaged")
-    return int(digits, 8)
+    return int(digits or b"0", 8)
 
 
 def _decimal(text: str, position: int) -> int:
