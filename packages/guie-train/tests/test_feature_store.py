@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from guie_core import GuieError
-from guie_train.feature_store import FeatureStore
+from guie_datasets import Manifest
+from guie_train.feature_store import Bad, FeatureStore
 
 ABOUT = {"dimension": 5, "dtype": "float16", "backbone": {"type": "timm/x"}}
 
@@ -79,3 +80,50 @@ def test_a_full_disk_is_told_as_that_and_loses_nothing(tmp_path: Path, small_fil
     with pytest.raises(GuieError, match=r"features\.npy could not be written"):
         store.append(hashes(*many), rows(*many))
     np.testing.assert_array_equal(FeatureStore(tmp_path).read(hashes(1)), rows(1))
+
+
+def test_bad_images_are_neither_missing_nor_there(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, ABOUT)
+    assert store.bad == ()
+    store.append(hashes(1), rows(1))
+    bad = [Bad(hashes(n)[0], f'图/{n}, a "name"\n{chr(0xDC80)}', "not an image") for n in (2, 5)]
+    store.add_bad(bad[:1])
+    store.add_bad(bad[1:])
+    store.add_bad([])
+    again = FeatureStore(tmp_path)
+    assert [image.hash for image in again.bad] == [f"{n:032x}" for n in (2, 5)]
+    assert again.bad[0].place == '图/2, a "name"\n\\udc80'
+    for each in (store, again):
+        assert each.missing(hashes(1, 2, 3, 5, 2)).tolist() == [2]
+        assert each.is_bad(hashes(1, 2, 3, 5, 2)).tolist() == [False, True, False, True, True]
+        with pytest.raises(GuieError, match="1 of 2 images have no features"):
+            each.read(hashes(1, 2))
+
+
+def test_usable_is_the_manifest_without_bad_images(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, ABOUT)
+    numbers = [4, 2, 7, 2, 9]
+    manifest = Manifest.from_columns(
+        {
+            "path": [f"{n}.jpg" for n in numbers],
+            "label": np.arange(5),
+            "width": [8] * 5,
+            "height": [8] * 5,
+            "hash": hashes(*numbers),
+        }
+    )
+    same, every = store.usable(manifest)
+    assert same is manifest
+    assert every.tolist() == [0, 1, 2, 3, 4]
+    store.add_bad([Bad(hashes(2)[0], "2.jpg", "damaged"), Bad(hashes(33)[0], "of another manifest", "damaged")])
+    usable, kept = store.usable(manifest)
+    assert kept.tolist() == [0, 2, 4]
+    assert usable.column("label").tolist() == [0, 2, 4]
+
+
+@pytest.mark.parametrize("content", ["", "hash,place\n", "hash,place,reason\nab\n", "hash,place,reason\na,b,c,d\n"])
+def test_a_damaged_list_of_bad_images_is_named(tmp_path: Path, content: str) -> None:
+    store = FeatureStore(tmp_path, ABOUT)
+    (tmp_path / "bad.csv").write_text(content)
+    with pytest.raises(GuieError, match=r"bad\.csv is damaged .*delete it"):
+        store.missing(hashes(1))

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guie_core import GuieError
 from guie_core.files import atomic_write
+from guie_datasets import Manifest
 
 SHARD = 4096  # images at most in a shard
 VERSION = 1
+
+
+class Bad(NamedTuple):
+    """An image that has no features because it cannot be decoded: the hash of its bytes, where it is, what is wrong."""
+
+    hash: str
+    place: str
+    reason: str
 
 
 class FeatureStore:
@@ -24,6 +34,7 @@ class FeatureStore:
 
     The folder holds `store.json` (what made the features) and shards, each of two memory-mapped arrays:
     `00000.features.npy` [n, D] and `00000.hashes.npy` [n]. Hashes are written last: a shard counts once they are there.
+    Images that cannot be decoded are listed in `bad.csv` (hash, place, reason); `usable` takes them out of a manifest.
 
     A row depends on the image's bytes alone, so neither labels nor splits nor the order of a manifest matter: another
     split, or a manifest that shares images with an earlier one, finds its features here. (A key over the *ordered*
@@ -95,8 +106,41 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self._lookup[0])
 
+    @cached_property
+    def bad(self) -> tuple[Bad, ...]:
+        """The images that cannot be decoded."""
+        path = self.folder / "bad.csv"
+        if not path.exists():
+            return ()
+        try:
+            with open(path, encoding="utf-8", newline="") as file:
+                header, *rows = csv.reader(file)
+                if header != list(Bad._fields):
+                    raise ValueError(f"its columns are {', '.join(header)}")
+                return tuple(Bad(*row) for row in rows)
+        except (ValueError, TypeError, csv.Error) as error:
+            raise GuieError(f"{path} is damaged ({error}); delete it, and its images are tried again") from None
+
+    def is_bad(self, hashes: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which of `hashes` [N] are of images that cannot be decoded."""
+        return np.isin(hashes.astype("S32"), np.array([bad.hash for bad in self.bad], "S32"))
+
+    def usable(self, manifest: Manifest) -> tuple[Manifest, NDArray[np.int64]]:
+        """The images of a manifest that can be decoded, and their row numbers in it.
+
+        Whatever reads features for the rows of a manifest reads them for these.
+        """
+        if not self.bad:
+            return manifest, np.arange(len(manifest))
+        rows = np.flatnonzero(~self.is_bad(manifest.column("hash")))
+        return manifest.select(rows), rows
+
     def missing(self, hashes: NDArray[Any]) -> NDArray[np.int64]:
-        """Positions in `hashes` [N] of the images to compute: those not in the store, each distinct image once."""
+        """Positions in `hashes` [N] of the images to compute: each distinct one that is neither there nor bad."""
+        absent = self._absent(hashes)
+        return absent[~self.is_bad(hashes[absent])]
+
+    def _absent(self, hashes: NDArray[Any]) -> NDArray[np.int64]:
         wanted, first = np.unique(hashes.astype("S32"), return_index=True)
         known, _ = self._lookup
         at = np.searchsorted(known, wanted)
@@ -111,7 +155,7 @@ class FeatureStore:
         Raises:
             GuieError: an image is not in the store.
         """
-        if absent := len(self.missing(hashes)):
+        if absent := len(self._absent(hashes)):
             raise GuieError(f"{absent} of {len(hashes)} images have no features in {self.folder} yet")
         known, rows = self._lookup
         row = rows[np.searchsorted(known, hashes.astype("S32"))]
@@ -134,6 +178,16 @@ class FeatureStore:
         _save(self.folder / f"{number:05d}.hashes.npy", np.asarray(hashes).astype("S32"))
         self.__dict__.pop("_shards", None)
         self.__dict__.pop("_lookup", None)
+
+    def add_bad(self, images: Iterable[Bad]) -> None:
+        """Add images that cannot be decoded; the list is on disk when this returns."""
+        if rows := [*self.bad, *images]:
+            with atomic_write(self.folder / "bad.csv", "w") as file:
+                table = csv.writer(file, lineterminator="\n")
+                table.writerow(Bad._fields)
+                # names of files that are no text are told as well as can be
+                table.writerows([value.encode("utf-8", "backslashreplace").decode() for value in row] for row in rows)
+            self.__dict__.pop("bad", None)
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:

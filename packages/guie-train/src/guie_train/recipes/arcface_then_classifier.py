@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from guie_core import Config, Slot
 from guie_core.profiles import Profile
 from guie_datasets import Manifest, decode
+from guie_datasets.decoding import Method
 from guie_datasets.splits import TRAIN
 from guie_train.fitting import Training
 from guie_train.report import Images, Report
@@ -41,10 +42,13 @@ class Stored:
             features that differ in their last digits from one machine to another.
         dtype: on disk. The features of these backbones are of the order of 1, which float16 holds to three digits;
             training and evaluation compute in float32.
+        decode: how images are decoded (`guie_datasets.decode`): "full"; "scaled", which is faster for large JPEGs and
+            gives features that differ a little; "tensorflow", the pixels of the original.
     """
 
     compute: Literal["float32", "profile"] = "float32"
     dtype: Literal["float16", "float32"] = "float16"
+    decode: Method = "full"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +100,7 @@ class ArcFaceThenClassifier:
         evaluation: what is reported; None reports nothing, where all is left to somebody else's test.
         exports: formats to write.
         seed: of initialisation, order, dropout and random crops.
-        max_bad: the share of images that may be left out as unreadable.
+        max_bad: the share of images that may be left out as unreadable, in preparation and again in decoding.
     """
 
     data: list[Annotated[Config, Slot("datasets")]]
@@ -133,6 +137,8 @@ class ArcFaceThenClassifier:
                 seed=self.seed,
                 compute=profile.dtype if self.features.compute == "profile" else self.features.compute,
                 dtype=self.features.dtype,
+                decode=self.features.decode,
+                max_bad=self.max_bad,
             )
 
         train = features("train", self.views.train, "rest")

@@ -99,7 +99,8 @@ class FitClassifier(Stage[TrainedClassifier]):
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write the weights of the last epoch, the curves, and the state from which an interrupted run goes on."""
-        manifest, store = workspace.get(self.manifest), workspace.get(self.features)
+        store = workspace.get(self.features)
+        manifest, _ = store.usable(workspace.get(self.manifest))
         device = device_of(workspace.profile)
         rows = np.flatnonzero(manifest.column("split") != self.reported)
         categories, labels = np.unique(manifest.column("category")[rows], return_inverse=True)

@@ -58,7 +58,8 @@ class Evaluate(Stage[list[System]]):
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write a numbered folder for each system."""
-        manifest, store = workspace.get(self.manifest), workspace.get(self.valid)
+        store = workspace.get(self.valid)
+        manifest, numbers = store.usable(workspace.get(self.manifest))
         split = manifest.column("split")
         pairs = answerable_pairs(self.protocol, "recipe.evaluation.protocol", manifest)
         rows = np.unique(np.concatenate([pairs.queries, pairs.index]))
@@ -79,7 +80,7 @@ class Evaluate(Stage[list[System]]):
                 for switched in (False, True) if augmented else (False,):
                     space = augmented(embed) if augmented and switched else embed(store, rows)
                     found = evaluate(nn.functional.normalize(space), labels, categories, pairs, self.metrics)
-                    found.in_rows(rows).write(
+                    found.in_rows(numbers[rows]).write(
                         folder / str(number), name=name, dimension=space.shape[1], augmented=switched
                     )
                     number += 1

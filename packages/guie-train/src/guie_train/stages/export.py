@@ -65,7 +65,9 @@ class Export(Stage[list[ExportReport]]):
         rows = np.flatnonzero(manifest.column("split") == self.split)
         rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(self.images, len(rows))).astype(int))]
         refs = [manifest.images()[row] for row in rows]
-        images = [torch.from_numpy(image) for image in read_images(refs, workers=workspace.profile.workers)]
+        # one that cannot be decoded was told of by the stage that needed its features
+        read = read_images(refs, workers=workspace.profile.workers, on_bad=lambda index, error: None)
+        images = [torch.from_numpy(image) for image in read if image is not None]
         embedder = self.embedder(workspace)
         reports = []
         with bar(len(self.exporters), self.name, unit="format") as progress:

@@ -19,11 +19,14 @@ from guie_core import Config, GuieError, Interrupted, Slot
 from guie_core.progress import bar
 from guie_core.registry import build, lookup
 from guie_core.signature import signature
-from guie_datasets import Manifest, read_images
+from guie_core.wording import plural
+from guie_datasets import BadImage, Manifest, read_images
+from guie_datasets.decoding import Method
+from guie_datasets.tensorflow import import_tensorflow
 from guie_models.backbones import Backbone
 from guie_models.backbones.weights import fingerprint
 from guie_train.device import autocast, device_of
-from guie_train.feature_store import SHARD, FeatureStore
+from guie_train.feature_store import SHARD, Bad, FeatureStore
 from guie_train.stage import NOT_IN_KEY, Stage, Workspace
 
 FLUSH_SECONDS = 30.0  # between two shards on disk; what a kill can cost
@@ -47,9 +50,12 @@ class Features(Stage[FeatureStore]):
         backbone: a component of kind "backbones".
         view: a component of kind "views"; size, mean and std are the backbone's unless given.
         seed: of the view's random choices.
+        decode: how images are decoded, see `guie_datasets.decode`; "scaled" to suit the view's size.
         compute: dtype of the backbone's arithmetic, the profile's.
         dtype: of the features on disk. The rows of a recipe's backbone have values of about 1, which float16 holds to
             three digits; training and evaluation compute in float32.
+        max_bad: the share of the images that may be left out because they cannot be decoded. They are listed in the
+            store's `bad.csv`, and no later stage sees them.
     """
 
     slug: ClassVar[str] = "features"
@@ -62,8 +68,10 @@ class Features(Stage[FeatureStore]):
     backbone: Annotated[Config, Slot("backbones")]
     view: Annotated[Config, Slot("views", defaults=("size", "mean", "std"))]
     seed: int = 0
+    decode: Method = "full"
     dtype: Literal["float16", "float32"] = "float16"
     compute: str = "float32"
+    max_bad: float = field(default=0.001, metadata=NOT_IN_KEY)
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
@@ -90,12 +98,18 @@ class Features(Stage[FeatureStore]):
             chosen &= square if self.shape == "square" else ~square
         return np.flatnonzero(chosen)
 
+    def check(self, workspace: Workspace) -> None:
+        """Raise GuieError if TensorFlow is to decode and isn't there."""
+        if self.decode == "tensorflow":
+            import_tensorflow()
+
     def complete(self, folder: Path, workspace: Workspace) -> bool:
-        """Whether the store has every image."""
+        """Whether the store has every image, or all but those that may be left out."""
         if not (folder / "store.json").exists():
             return False
-        manifest = workspace.get(self.manifest)
-        return not len(FeatureStore(folder).missing(manifest.column("hash")[self.rows(manifest)]))
+        manifest, store = workspace.get(self.manifest), FeatureStore(folder)
+        hashes = manifest.column("hash")[self.rows(manifest)]
+        return not len(store.missing(hashes)) and not self._too_many(store.is_bad(hashes).sum(), len(hashes))
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Add the images that the store lacks, batch by batch; an interruption loses no finished batch."""
@@ -112,14 +126,19 @@ class Features(Stage[FeatureStore]):
                 "licence": backbone.licence,
                 "view": self.arguments["view"],
                 "seed": self.seed,
+                "decode": self.decode,
                 "dtype": self.dtype,
                 "compute": self.compute,
                 "image_size": backbone.image_size,
                 "dimension": backbone.features,
             },
         )
-        rows = rows[store.missing(manifest.column("hash")[rows])]
-        hashes = manifest.column("hash")[rows]
+        wanted = manifest.column("hash")[rows]
+        known_bad = int(store.is_bad(wanted).sum())
+        if self._too_many(known_bad, len(wanted)):
+            raise self._refusal(store, wanted)
+        missing = store.missing(wanted)
+        rows, hashes = rows[missing], wanted[missing]
         refs = [manifest.images()[row] for row in rows]
 
         def seen(image: NDArray[np.uint8]) -> Tensor:
@@ -128,29 +147,70 @@ class Features(Stage[FeatureStore]):
             return out
 
         batch_size = workspace.profile.micro_batch("features", 64)
-        images = read_images(refs, workers=workspace.profile.workers, transform=seen)
+        bad: list[Bad] = []
+
+        def on_bad(index: int, error: BadImage) -> None:
+            bad.append(Bad(hashes[index].decode(), error.place, error.reason))
+
+        images = read_images(
+            refs,
+            workers=workspace.profile.workers,
+            transform=seen,
+            method=self.decode,
+            target=getattr(view, "size", backbone.image_size),
+            on_bad=on_bad,
+        )
         with bar(len(refs), self.name, unit="image") as progress, torch.inference_mode(), closing(images):
             pending: list[NDArray[Any]] = []
+            good: list[int] = []  # positions of the pending rows
             written, due = 0, time.monotonic() + FLUSH_SECONDS
             for start in range(0, len(refs), batch_size):
                 with progress.waiting():
                     batch = list(islice(images, batch_size))
-                features = _embed(backbone, batch, batch_size, device, self.compute).astype(self.dtype)
-                if not np.isfinite(features).all():
-                    bad = refs[start + int(np.flatnonzero(~np.isfinite(features).all(1))[0])]
-                    raise GuieError(
-                        f"{self.name}: the features of {bad} are not finite, computed in {self.compute} and kept in "
-                        f"{self.dtype}; set recipe.features to dict(compute='float32', dtype='float32')"
-                    )
-                pending.append(features)
+                there = [position for position, image in enumerate(batch, start) if image is not None]
+                if there:
+                    seen_images = [image for image in batch if image is not None]
+                    features = _embed(backbone, seen_images, batch_size, device, self.compute).astype(self.dtype)
+                    if not np.isfinite(features).all():
+                        worst = refs[there[int(np.flatnonzero(~np.isfinite(features).all(1))[0])]]
+                        raise GuieError(
+                            f"{self.name}: the features of {worst} are not finite, computed in {self.compute} and kept "
+                            f"in {self.dtype}; set recipe.features to dict(compute='float32', dtype='float32')"
+                        )
+                    pending.append(features)
+                    good += there
                 done = start + len(batch)
+                too_many = self._too_many(known_bad + len(bad), len(wanted))
                 progress.advance(len(batch))
                 # whole batches only: the ones that follow are then the same whether or not this run goes on
-                if workspace.stop or done == len(refs) or done - written >= SHARD or time.monotonic() > due:
-                    store.append(hashes[written:done], np.concatenate(pending))
-                    pending, written, due = [], done, time.monotonic() + FLUSH_SECONDS
+                full = done == len(refs) or done - written >= SHARD or time.monotonic() > due
+                if workspace.stop or too_many or full:
+                    if pending:
+                        store.append(hashes[good], np.concatenate(pending))
+                    store.add_bad(bad)
+                    known_bad += len(bad)
+                    bad.clear()
+                    pending, good, written, due = [], [], done, time.monotonic() + FLUSH_SECONDS
+                if too_many:
+                    raise self._refusal(store, wanted)
                 if workspace.stop and done < len(refs):
                     raise Interrupted(f"{self.name}: {done:,} of {len(refs):,} images are done and kept")
+
+    def _too_many(self, bad: int, of: int) -> bool:
+        """Whether so many images of the stage cannot be left out."""
+        return bad > self.max_bad * of or 0 < bad == of
+
+    def _refusal(self, store: FeatureStore, hashes: NDArray[np.bytes_]) -> GuieError:
+        share = store.is_bad(hashes).mean()
+        here = set(hashes.tolist())
+        bad = [image for image in store.bad if image.hash.encode() in here]
+        first = "\n".join(f"  {image.place}: {image.reason}" for image in bad[:10])
+        more = f"\n  and {len(bad) - 10:,} more" if len(bad) > 10 else ""
+        return GuieError(
+            f"{self.name}: {len(bad):,} of {plural(len(hashes), 'image')} cannot be decoded ({share:.2%}), more than "
+            f"max_bad = {self.max_bad:.2%} allows:\n{first}{more}\nThe list is in {store.folder / 'bad.csv'}. Mend or "
+            "remove them and run again, or raise recipe.max_bad; the features so far are kept"
+        )
 
     def load(self, folder: Path) -> FeatureStore:
         """The store, which may hold more images than this stage asked for."""
@@ -158,7 +218,8 @@ class Features(Stage[FeatureStore]):
 
     def summary(self, output: FeatureStore) -> str:
         """What is in the store, which other stages may share."""
-        return f"{output.dimension} features an image; the store has {len(output):,} images"
+        bad = f"; {len(output.bad):,} that cannot be decoded are left out: bad.csv" if output.bad else ""
+        return f"{output.dimension} features an image; the store has {plural(len(output), 'image')}{bad}"
 
 
 def _embed(

@@ -117,7 +117,8 @@ class FitHead(Stage[TrainedHead]):
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write the chosen weights, checkpoints, the curves, and the state from which an interrupted run goes on."""
-        manifest, train, valid = workspace.get(self.manifest), workspace.get(self.train), workspace.get(self.valid)
+        train, valid = workspace.get(self.train), workspace.get(self.valid)
+        manifest, _ = valid.usable(workspace.get(self.manifest))
         device = device_of(workspace.profile)
         split = manifest.column("split")
         rows = np.flatnonzero(split == TRAIN)
