@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,60 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_text("")
     with pytest.raises(GuieError, match=r"a.zip: not a folder"):
         list(ClassFolders(tmp_path / "a.zip").rows())
+
+
+def test_names_that_unzip_wrote_as_escapes(tmp_path: Path) -> None:
+    """RP2K's folders as two unzip programs leave them, and a class that both have unpacked."""
+    fill(tmp_path, {"#U4e2d#U6587": ["b.jpg"], "中文": ["a.jpg", "c.jpg"], "#L01f431x": ["a.jpg"], "#Ud800": ["a.jpg"]})
+    dataset = ClassFolders(tmp_path, category={"中文": "words"})
+    assert dataset.class_names() == ["#Ud800", "中文", "🐱x"]
+    rows = list(dataset.rows())
+    assert [(row.label, row.name, row.category) for row in rows if row.label == 1] == [(1, "中文", "words")] * 3
+    places = [row.image.path.removeprefix(f"{tmp_path}/") for row in rows]
+    assert places == ["#Ud800/a.jpg", "#U4e2d#U6587/b.jpg", "中文/a.jpg", "中文/c.jpg", "#L01f431x/a.jpg"]
+    assert not dataset.left_out()
+
+
+def test_links_that_lead_out_of_the_folder(tmp_path: Path) -> None:
+    fill(tmp_path, {"root/a": ["1.jpg"], "outside/b": ["2.jpg", "3.jpg"]})
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (root / "a" / "inner.jpg").symlink_to("1.jpg")
+    (root / "a" / "link.jpg").symlink_to(outside / "b" / "2.jpg")
+    (root / "a" / "nowhere.jpg").symlink_to("gone.jpg")
+    (root / "b").symlink_to(outside / "b")
+    dataset = ClassFolders(root)
+    places = [row.image.path.removeprefix(f"{root}/") for row in dataset.rows()]
+    assert places == ["a/1.jpg", "a/inner.jpg", "a/nowhere.jpg"]
+    bad = [item for item in dataset.left_out() if item.bad]
+    assert [item.place.removeprefix(f"{root}/") for item in bad] == ["a/link.jpg", "b/2.jpg", "b/3.jpg"]
+    assert all("follow_links=True allows it" in item.reason for item in bad)
+    followed = ClassFolders(root, follow_links=True)
+    assert len(list(followed.rows())) == 6
+    assert not followed.left_out()
+    # the root itself may be a link
+    (tmp_path / "shortcut").symlink_to(root)
+    assert len(list(ClassFolders(tmp_path / "shortcut").rows())) == 3
+
+
+def test_a_folder_that_cannot_be_listed_is_bad(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = os.scandir
+
+    def scandir(path: Path) -> object:
+        if Path(path).name == "Ape":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    dataset = ClassFolders(root)
+    assert [row.label for row in dataset.rows()] == [2, 2, 2, 3]
+    bad = [(item.place, item.reason) for item in dataset.left_out() if item.bad]
+    assert bad == [(str(root / "Ape"), "cannot be listed: Permission denied")]
+
+
+def test_names_that_are_no_utf8_are_bad(root: Path) -> None:
+    os.makedirs(os.fsencode(root) + b"/\xff")
+    shutil.copy(root / "Ape" / "9.jpg", os.fsencode(root) + b"/Ape/\xfe.jpg")
+    manifest, quarantine = prepare([ClassFolders(root)], max_bad=0.5)
+    assert len(manifest) == 6
+    bad = [finding.place.removeprefix(f"{root}/") for finding in quarantine if finding.kind == "bad"]
+    assert bad == ["\ufffd", "Ape/\ufffd.jpg"]

@@ -79,12 +79,16 @@ class Inside:
         whole = joined(self.root, path)
         if not whole.startswith(self._start):
             raise ValueError(f"{path!r} leads out of the folder {self.root}")
-        folder = whole.rpartition("/")[0]
-        if folder not in self._folders:
-            self._folders[folder] = self._contains(folder)
-        if not self._folders[folder] or (os.path.islink(whole) and not self._contains(whole)):
+        if not self.contains(whole):
             raise ValueError(f"{path!r} is a link, or lies behind one, that leads out of the folder {self.root}")
         return whole
+
+    def contains(self, path: str) -> bool:
+        """Whether an absolute path is in the folder when links are followed."""
+        folder = path.rpartition("/")[0]
+        if folder not in self._folders:
+            self._folders[folder] = self._contains(folder)
+        return self._folders[folder] and not (os.path.islink(path) and not self._contains(path))
 
     def _contains(self, path: str) -> bool:
         real = os.path.realpath(path)

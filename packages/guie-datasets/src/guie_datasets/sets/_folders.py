@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from guie_core import GuieError
-
-from ..folders import IMAGE_SUFFIXES
+from ..folders import IMAGE_SUFFIXES, entries_of
 from ..places import is_text, printable
 from ..rows import LeftOut
 
@@ -18,12 +16,7 @@ def images_in(folder: Path) -> tuple[list[os.DirEntry[str]], list[LeftOut]]:
     Raises GuieError if it cannot be listed.
     """
     images, others = [], []
-    try:
-        with os.scandir(folder) as entries:
-            there = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        raise GuieError(f"{folder}: cannot be listed: {error.strerror or error}") from error
-    for entry in there:
+    for entry in entries_of(folder):
         suffix = os.path.splitext(entry.name)[1].lower()
         if entry.is_dir():
             others.append(LeftOut(printable(entry.path), "a folder"))

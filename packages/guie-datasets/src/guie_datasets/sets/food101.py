@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, get_args
 from guie_core import GuieError, UsageError
 
 from ..download import Download, HttpArchive
+from ..folders import entries_of
 from ..places import Place, absolute, is_text, printable
 from ..rows import Dataset, ImageRef, LeftOut, Row
 from ._folders import images_in
@@ -92,10 +93,7 @@ class Food101(Dataset):
         """(label, name, [(path, its authors' split)], what else is there) of each class."""
         folder = _PLACE.find(self.root) / "images"
         splits = self._splits(folder.parent / "meta")
-        try:
-            on_disk = {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")}
-        except OSError as error:
-            raise GuieError(f"{folder}: cannot be listed: {error.strerror or error}") from error
+        on_disk = {entry.name for entry in entries_of(folder) if entry.is_dir()}
         for label, name in enumerate(sorted(on_disk | set(splits))):
             if not is_text(name):
                 yield label, printable(name), [], [LeftOut(printable(f"{folder}/{name}"), "no UTF-8", bad=True)]
