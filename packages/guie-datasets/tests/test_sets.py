@@ -468,5 +468,5 @@ def test_wrong_options(make: Callable[[], object], message: str) -> None:
 
 def test_not_all_landmarks_can_be_dropped(data: Path) -> None:
     glr2021(data)
-    with pytest.raises(UsageError, match=r"drop_classes is 7,000, but there are \d+ classes"):
+    with pytest.raises(UsageError, match=r"of \d+ classes 7000 cannot be dropped"):
         list(GLR2021(drop_classes=7000).rows())

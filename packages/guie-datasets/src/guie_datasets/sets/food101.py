@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, get_args
 from guie_core import GuieError, UsageError
 
 from ..download import Download, HttpArchive
+from ..filters import sample_images
 from ..folders import entries_of
 from ..places import Place, absolute, is_text, printable
 from ..rows import Dataset, ImageRef, LeftOut, Row
@@ -116,10 +117,7 @@ class Food101(Dataset):
     def _capped(self, images: list[tuple[str, str]]) -> list[tuple[str, str]]:
         if self.max_images is None or len(images) <= self.max_images:
             return images
-        import pandas as pd
-
-        chosen = pd.Series(range(len(images))).sample(n=self.max_images, random_state=self.seed)
-        return [images[number] for number in chosen]
+        return [images[number] for number in sample_images([0] * len(images), self.max_images, self.seed)]
 
     def _splits(self, meta: Path) -> dict[str, dict[str, str]]:
         """The authors' split of each image, by class and id; {} where there is no meta folder and no need of one."""

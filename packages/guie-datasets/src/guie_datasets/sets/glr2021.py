@@ -10,6 +10,7 @@ from guie_core import UsageError
 
 from .. import tfrecord
 from ..download import Download, KaggleArchive
+from ..filters import sample_classes
 from ..places import Place
 from ..rows import LeftOut, Row
 from ._shards import NamedShards
@@ -57,8 +58,6 @@ class GLR2021(NamedShards):
         return None if self.drop_classes else super().count()
 
     def _kept(self) -> set[int]:
-        import pandas as pd
-
         # labels of records with a wrong checksum count as well: a damaged image changes nothing in which classes go
         low, high = self.all_labels
         found: dict[int, None] = {}
@@ -66,10 +65,4 @@ class GLR2021(NamedShards):
             for record in tfrecord.scan(path, check=False, on_bad=lambda error: None):
                 if low <= record.label <= high:
                     found[record.label] = None
-        if self.drop_classes >= len(found):
-            raise UsageError(
-                f"glr2021: drop_classes is {self.drop_classes:,}, but there are {len(found):,} classes; "
-                "at least one must be left"
-            )
-        labels = pd.Series(list(found))
-        return set(labels.sample(n=len(labels) - self.drop_classes, random_state=self.seed).tolist())
+        return sample_classes(list(found), drop=self.drop_classes, seed=self.seed)
