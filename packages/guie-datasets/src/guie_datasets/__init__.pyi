@@ -2,6 +2,10 @@ from . import tfrecord as tfrecord
 from .decoding import BadImage as BadImage
 from .decoding import decode as decode
 from .decoding import header_size as header_size
+from .download import Download as Download
+from .download import HttpArchive as HttpArchive
+from .download import HttpFile as HttpFile
+from .download import KaggleArchive as KaggleArchive
 from .filters import DropClasses as DropClasses
 from .filters import DropSources as DropSources
 from .filters import Filter as Filter
@@ -12,8 +16,8 @@ from .filters import SampleClasses as SampleClasses
 from .filters import apply_filters as apply_filters
 from .folders import ClassFolders as ClassFolders
 from .manifest import Manifest as Manifest
-from .preparation import Finding as Finding
-from .preparation import Quarantine as Quarantine
+from .quarantine import Finding as Finding
+from .quarantine import Quarantine as Quarantine
 from .preparation import prepare as prepare
 from .reading import read_images as read_images
 from .rows import Dataset as Dataset
@@ -26,3 +30,4 @@ from .splits import Split as Split
 from .splits import StratifiedImages as StratifiedImages
 from .splits import UnseenClasses as UnseenClasses
 from .splits import split as split
+from .verification import verify_manifest as verify_manifest

@@ -316,10 +316,9 @@ def _there(array: Any) -> _Column:
 
 def _one(column: Any) -> Any:
     """A chunked column in one piece."""
-    whole = column.combine_chunks()
-    if isinstance(whole, pa.ChunkedArray):  # of none
-        return whole.chunk(0) if whole.num_chunks else pa.array([], whole.type)
-    return whole
+    if column.num_chunks == 1:  # which combine_chunks would copy
+        return column.chunk(0)
+    return column.combine_chunks() if column.num_chunks else pa.array([], column.type)
 
 
 def _all(text: str, rows: int) -> Any:

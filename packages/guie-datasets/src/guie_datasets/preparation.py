@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import itertools
 import operator
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from guie_core import GuieError, Interrupted
-from guie_core.files import atomic_write
+from guie_core.files import explain_os_errors
 from guie_core.interrupt import interruptible
+from guie_core.plugins import plugins
 from guie_core.progress import bar
 
 from .decoding import BadImage, examine
-from .manifest import SCHEMA, Manifest, fixed_bytes
+from .growing import GrowingColumns
+from .manifest import Manifest
+from .places import printable
+from .quarantine import Finding, Kind, Quarantine, written
 from .reading import Reader, ordered_map
-from .rows import Dataset, Row
+from .rows import Dataset, ImageRef, Row
+from .sources import Sources
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,62 +37,7 @@ if TYPE_CHECKING:
 _BATCH = 32  # rows a thread takes at once
 _CHUNK = 65_536  # rows gathered as Python objects before they become columns
 _MAX_LABEL = 2**48  # leaves room for the offsets of many data sets
-
-Kind = Literal["bad", "duplicate", "conflict", "left out"]
-_IN_WORDS: dict[Kind, str] = {
-    "bad": "bad",
-    "duplicate": "repeated",
-    "conflict": "kept though equal to an image of another class",
-    "left out": "left out",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing to know about the data.
-
-    kind: "bad": cannot be used; kept out. "duplicate": the same bytes with the same label as an earlier row; kept out
-    unless asked otherwise. "conflict": the same bytes as an earlier row, but another label; kept. "left out": not meant
-    to be an image, by the data set's own rules.
-    place: the file, with the part of it where that matters. label: as the data set gives it.
-    """
-
-    kind: Kind
-    place: str
-    reason: str
-    source: str = ""
-    label: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class Quarantine:
-    """What was found wrong, in order of the rows; `images` is the number of rows that were examined, good and bad."""
-
-    findings: tuple[Finding, ...]
-    images: int
-
-    def __len__(self) -> int:
-        return len(self.findings)
-
-    def __iter__(self) -> Iterator[Finding]:
-        return iter(self.findings)
-
-    def count(self, kind: Kind) -> int:
-        return sum(finding.kind == kind for finding in self.findings)
-
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Writes the findings as a CSV table: kind, place, source, label, reason."""
-        with atomic_write(path, "w") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(["kind", "place", "source", "label", "reason"])
-            for finding in self.findings:
-                label = "" if finding.label is None else finding.label
-                table.writerow([finding.kind, finding.place, finding.source, label, finding.reason])
-
-    def __str__(self) -> str:
-        """The counts in words, "2 bad, 1 repeated"; "" where nothing was found."""
-        kinds = Counter(finding.kind for finding in self.findings)
-        return ", ".join(f"{kinds[kind]:,} {words}" for kind, words in _IN_WORDS.items() if kinds[kind])
+_SHOWN = 10  # bad images that an error lists
 
 
 def prepare(
@@ -110,145 +58,268 @@ def prepare(
       at most 8).
     - Rows with the same bytes and the same label are kept once, unless `keep_duplicates`. Of the same bytes with
       different labels all are kept, and listed: one of the labels is likely wrong.
-    - `quarantine` is a path for the table of findings (CSV), written also when this fails.
+    - `quarantine` is a path for the table of findings (CSV), written also when this fails or is stopped.
+    - The provenance names each data set's plugin with its version, its options, and hashes of its files (`sources`).
+    - Memory doesn't grow with the rows, but for about 50 bytes each at the end, while repeated images are found. The
+      manifest lies in files without a name beside `quarantine`, or in the temporary folder, until it is written
+      elsewhere: 80 bytes a row, and its path.
 
-    Raises GuieError if more than `max_bad` of the rows are bad (it lists the first ten), if there are no images, or as
-    the data sets do; Interrupted on Ctrl-C.
+    Raises GuieError if more than `max_bad` of the images are bad (it lists the first ten): as soon as that is certain,
+    where all data sets know their `count()`, otherwise at the end. Also if there are no images, or as the data sets do;
+    Interrupted on Ctrl-C.
     """
     if not datasets:
         raise GuieError("no data sets to prepare: name at least one")
-    gathered = _Gathered()
-    about = [_gather(dataset, gathered, workers or min(8, os.cpu_count() or 1)) for dataset in datasets]
-    table, origin = gathered.table(), gathered.origin()
-    labels = table.column("label").to_numpy()
-    offsets = np.array([each["label_offset"] for each in about])
-    keep = np.ones(len(labels), bool)
-    for row, earlier, same_label in _repeated(table.column("hash"), labels):
-        place, before = _place(table, row), _place(table, earlier)
-        reason = f"the same image as {before}" + ("" if same_label else ", which has another label")
-        local = int(labels[row] - offsets[origin[row]])
-        kind: Kind = "duplicate" if same_label else "conflict"
-        gathered.findings.append(Finding(kind, place, reason, table.column("source")[row].as_py(), local))
-        keep[row] = keep_duplicates or not same_label
-    result = Quarantine(tuple(gathered.findings), gathered.rows)
-    if quarantine is not None:
-        result.write(quarantine)
-    _judge(result, max_bad, quarantine)
-    kept = table.filter(pa.array(keep))
-    encoded = np.unique(kept.column("label").to_numpy(), return_inverse=True)[1]
-    kept = kept.set_column(kept.column_names.index("label"), "label", pa.array(encoded, pa.int64()))
-    kept = kept.append_column("original_label", pa.array((labels - offsets[origin])[keep], pa.int64()))
-    provenance = {"made_by": f"guie-datasets {version('guie-datasets')}", "datasets": about, "findings": str(result)}
-    return Manifest(kept, provenance), result
+    folder = None if quarantine is None else Path(quarantine).absolute().parent
+    if folder:
+        with explain_os_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    found = Quarantine(folder=folder)
+    with written(found, quarantine):
+        work = _Preparation(datasets, found, max_bad, workers or min(8, os.cpu_count() or 1), folder, quarantine)
+        about = [work.gather(number) for number in range(len(datasets))]
+        keep, labels = work.repeated(np.array([each["label_offset"] for each in about]))
+    work.judge()
+    columns = work.columns
+    if not keep_duplicates and not keep.all():
+        columns, labels = columns.kept(keep), labels[keep]
+    encoded = np.searchsorted(np.unique(labels), labels)
+    provenance = {"made_by": f"guie-datasets {version('guie-datasets')}", "datasets": about, "findings": str(found)}
+    return Manifest(pa.table(columns.columns() | {"label": pa.array(encoded)}), provenance), found
 
 
-class _Gathered:
-    """Good rows as columns, findings, and the highest label so far."""
+class _Good(NamedTuple):
+    """What is kept of a good row."""
 
-    def __init__(self) -> None:
-        self.rows = 0
-        self.highest = -1
-        self.findings: list[Finding] = []
-        self._chunks: list[pa.RecordBatch] = []
-        self._columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-        self._origin: list[NDArray[np.int32]] = []
-        self._good = 0
+    path: str
+    offset: int
+    length: int
+    compression: str
+    original_label: int
+    source: str
+    category: str
+    split: str
+    role: str
+    name: str
+    width: int
+    height: int
+    hash: bytes
+    bytes: int
 
-    def add(self, row: Row, label: int, size: tuple[int, int], digest: bytes) -> None:
-        image = row.image
-        length = -1 if image.length is None else image.length
-        place = image.path, image.offset, length
-        said = label, row.source, row.category, row.split, row.role, row.name
-        values: tuple[Any, ...] = (*place, *said, *size, digest)
-        for column, value in zip(self._columns.values(), values, strict=True):
-            column.append(value)
-        self._good += 1
-        if len(self._columns["path"]) == _CHUNK:
-            self._flush()
 
-    def close(self, number: int, before: int) -> None:
-        """Ends a data set: its good rows came from data set `number`."""
-        self._origin.append(np.full(self._good - before, number, np.int32))
+class _Preparation:
+    """Good rows in columns, findings, and the highest label so far."""
 
-    @property
-    def good(self) -> int:
-        return self._good
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        found: Quarantine,
+        max_bad: float,
+        workers: int,
+        folder: Path | None,
+        table: str | os.PathLike[str] | None,
+    ) -> None:
+        self.columns = GrowingColumns(folder)
+        self._datasets, self._found, self._max_bad, self._workers = datasets, found, max_bad, workers
+        self._table = table
+        self._highest = -1
+        self._starts: list[int] = []  # of the data sets among the good rows
+        self._counts = [dataset.count() for dataset in datasets]
+        known = [count for count in self._counts if count is not None]
+        self._total = sum(known) if len(known) == len(datasets) else None
 
-    def _flush(self) -> None:
-        arrays = [
-            (
-                pa.array(values, field.type.value_type).dictionary_encode()
-                if pa.types.is_dictionary(field.type)
-                else pa.array(values, field.type)
+    def gather(self, number: int) -> dict[str, Any]:
+        """Adds one data set's rows; returns what the manifest tells about it."""
+        dataset, found, offset = self._datasets[number], self._found, self._highest + 1
+        before, seen, name = len(self.columns), found.images, type(dataset).__name__
+        self._starts.append(before)
+        sources = Sources()
+        pending: list[_Good] = []
+        spoilt: dict[int, tuple[int, Finding]] = {}  # label -> bad images, the first of them
+
+        def flush() -> None:
+            rows: dict[str, Sequence[Any]] = dict(zip(_Good._fields, zip(*pending, strict=True), strict=True))
+            self.columns.append(rows)
+            sources.add(rows["path"], rows["length"], rows["bytes"], rows["hash"])
+            pending.clear()
+
+        with ExitStack() as stack:
+            reader = stack.enter_context(Reader())
+            stop = stack.enter_context(interruptible())
+            batches = ordered_map(
+                lambda rows: _inspect(rows, reader), _batched(dataset.rows(), _BATCH), self._workers, 4 * self._workers
             )
-            for field, values in zip(SCHEMA, self._columns.values(), strict=True)
-        ]
-        self._chunks.append(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
-        for values in self._columns.values():
-            values.clear()
+            stack.callback(batches.close)
+            progress = stack.enter_context(bar(self._counts[number], f"prepare {name}"))
+            for good, bad in batches:
+                found.images += len(good) + len(bad)
+                for finding, label in bad:
+                    found.add(finding)
+                    if label is not None:
+                        spoilt[label] = (spoilt[label][0] + 1, spoilt[label][1]) if label in spoilt else (1, finding)
+                if good:
+                    pending += good
+                    self._highest = max(self._highest, offset + max(row.original_label for row in good))
+                if len(pending) >= _CHUNK:
+                    flush()
+                if bad:
+                    self._judge_early()
+                progress.advance(len(good) + len(bad))
+                if stop:
+                    raise Interrupted(f"stopped while {name} was prepared; there is no manifest. {self._where()}")
+        if pending:
+            flush()
+        for item in dataset.left_out():
+            found.images += item.count if item.bad else 0
+            found.add(Finding("bad" if item.bad else "left out", item.place, item.reason, count=item.count))
+        self._empty(spoilt, before)
+        self._judge_early()
+        counts = {"rows": found.images - seen, "good": len(self.columns) - before, "label_offset": offset}
+        return {**dataset.provenance(), "plugin": _plugin(dataset), **counts, "sources": sources.record(dataset)}
 
-    def table(self) -> pa.Table:
-        self._flush()
-        return pa.Table.from_batches(self._chunks, SCHEMA).combine_chunks()
+    def repeated(self, offsets: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Adds the rows whose bytes came before; returns which rows are to be kept [N], and all labels [N]."""
+        columns = self.columns
+        starts = np.array([*self._starts, len(columns)])
+        original = columns.array("original_label")
+        labels = original + np.repeat(offsets, np.diff(starts))
+        rows, earlier, same = _repeated(columns.array("hash"), labels)
+        keep = np.ones(len(columns), bool)
+        keep[rows[same]] = False
+        sources, codes = columns.texts("source"), columns.array("source")
+        with interruptible() as stop:
+            for start in range(0, len(rows), _CHUNK):
+                part = slice(start, start + _CHUNK)
+                places, befores = self._places(rows[part]), self._places(earlier[part])
+                for place, before, row, alike in zip(places, befores, rows[part], same[part], strict=True):
+                    reason = f"the same image as {before}" + ("" if alike else ", which has another label")
+                    kind: Kind = "duplicate" if alike else "conflict"
+                    self._found.add(Finding(kind, place, reason, sources[codes[row]], int(original[row])))
+                if stop:
+                    raise Interrupted(
+                        f"stopped while repeated images were listed; there is no manifest. {self._where()}"
+                    )
+        return keep, labels
 
-    def origin(self) -> NDArray[np.int32]:
-        return np.concatenate(self._origin)
+    def judge(self) -> None:
+        """Raises GuieError if too much is bad."""
+        found, bad = self._found, self._found.count("bad")
+        if bad > self._max_bad * found.images:
+            share = bad / found.images
+            raise GuieError(
+                f"{bad:,} of {found.images:,} images are bad ({share:.2%}), more than max_bad = {self._max_bad:.2%} "
+                f"allows:\n{self._first()}\n"
+                f"{self._where()} Mend or remove them, or raise max_bad to {_round_up(share)}."
+            )
+        if not len(self.columns):
+            text = f"no image is good:\n{self._first()}\n{self._where()}"
+            raise GuieError(text if bad else "no images: the data sets gave none")
 
-
-def _gather(dataset: Dataset, into: _Gathered, workers: int) -> dict[str, Any]:
-    """Adds one data set's rows; returns what the manifest tells about it."""
-    offset, before, seen = into.highest + 1, into.good, into.rows
-    number = len(into._origin)
-    name = type(dataset).__name__
-    with ExitStack() as stack:
-        reader = stack.enter_context(Reader())
-        stop = stack.enter_context(interruptible())
-        batches = ordered_map(
-            lambda rows: [_inspect(row, reader) for row in rows], _batched(dataset.rows(), _BATCH), workers, 4 * workers
+    def _judge_early(self) -> None:
+        """Raises GuieError if too much is bad already, whatever is still to come."""
+        found, bad = self._found, self._found.count("bad")
+        if self._total is None or bad < _SHOWN or found.images >= self._total or bad <= self._max_bad * self._total:
+            return
+        share = bad / found.images
+        raise GuieError(
+            f"stopped after {found.images:,} of {self._total:,} images: {bad:,} of them are bad ({share:.2%}), and "
+            f"max_bad = {self._max_bad:.2%} allows {int(self._max_bad * self._total):,} in all:\n{self._first()}\n"
+            f"{self._where()} Mend or remove them, or raise max_bad: {_round_up(share)} if it goes on like this."
         )
-        stack.callback(batches.close)
-        progress = stack.enter_context(bar(dataset.count(), f"prepare {name}"))
-        for batch in batches:
-            for row, inspected in batch:
-                into.rows += 1
-                if isinstance(inspected, str):
-                    into.findings.append(Finding("bad", str(row.image), inspected, row.source, row.label))
-                else:
-                    into.highest = max(into.highest, inspected.label + offset)
-                    into.add(row, inspected.label + offset, inspected.size, inspected.digest)
-            progress.advance(len(batch))
-            if stop:
-                raise Interrupted(f"stopped while {name} was prepared; nothing was written. Run the same command again")
-    for item in dataset.left_out():
-        into.rows += item.bad
-        into.findings.append(Finding("bad" if item.bad else "left out", item.place, item.reason))
-    into.close(number, before)
-    return {**dataset.provenance(), "rows": into.rows - seen, "good": into.good - before, "label_offset": offset}
+
+    def _first(self) -> str:
+        bad = [finding for finding in itertools.islice(self._found, 10_000) if finding.kind == "bad"][:_SHOWN]
+        more = self._found.count("bad") - sum(finding.count for finding in bad)
+        return "\n".join(f"  {finding.place}: {finding.reason}" for finding in bad) + (
+            f"\n  and {more:,} more" if more else ""
+        )
+
+    def _where(self) -> str:
+        if self._table is None:
+            return "Pass quarantine=<path> for the whole list."
+        return f"The whole list is in {os.fspath(self._table)}."
+
+    def _empty(self, spoilt: dict[int, tuple[int, Finding]], before: int) -> None:
+        """Adds the classes that only had bad images."""
+        if not spoilt:
+            return
+        there = np.unique(self.columns.array("original_label")[before:])
+        for label in sorted(set(spoilt).difference(there.tolist())):
+            count, first = spoilt[label]
+            reason = f"a class without images: {'its only one is' if count == 1 else f'all {count:,} are'} bad"
+            self._found.add(Finding("left out", f"class {label} of {first.source}", reason, first.source, label))
+
+    def _places(self, rows: NDArray[np.intp]) -> list[str]:
+        paths = self.columns.paths().take(pa.array(rows)).to_pylist()
+        offsets, lengths = (self.columns.array(name)[rows].tolist() for name in ("offset", "length"))
+        return [
+            str(ImageRef(path, offset, None if length < 0 else length))
+            for path, offset, length in zip(paths, offsets, lengths, strict=True)
+        ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Inspected:
-    label: int
-    size: tuple[int, int]
-    digest: bytes
+# --- one image
 
 
-def _inspect(row: Row, reader: Reader) -> tuple[Row, _Inspected | str]:
-    """What is to be known about an image, or what is wrong with it."""
+def _inspect(rows: list[Row], reader: Reader) -> tuple[list[_Good], list[tuple[Finding, int | None]]]:
+    """What is to be known of good rows, and what is wrong with the others, with their labels if they have any."""
+    good, bad = [], []
+    for row in rows:
+        label = None
+        try:
+            label = _label(row.label)
+            good.append(_examined(row, label, reader))
+        except BadImage as error:
+            bad.append((_finding(row, error.reason), label))
+        except GuieError as error:
+            bad.append((_finding(row, str(error)), label))
+        except Exception as error:  # a plugin's rows, or a decoder, may do anything; one image is not worth the run
+            bad.append((_finding(row, f"{type(error).__name__}: {error}"), label))
+    return good, bad
+
+
+def _examined(row: Row, label: int, reader: Reader) -> _Good:
+    image = row.image
+    texts = row.source, row.category, row.split, row.role, row.name
     try:
-        label = operator.index(row.label)
+        "".join((image.path, image.compression, *texts)).encode()
+    except (TypeError, UnicodeEncodeError) as error:
+        raise GuieError(_no_text(row)) from error
+    data = reader.read(image)
+    width, height = examine(data)
+    digest = hashlib.blake2b(data, digest_size=16).digest()
+    place = image.path, image.offset, -1 if image.length is None else image.length, image.compression
+    return _Good(*place, label, *texts, width, height, digest, len(data))
+
+
+def _label(given: Any) -> int:
+    try:
+        label = operator.index(given)
     except TypeError:
-        return row, f"its label is {row.label!r}, not a whole number"
+        raise GuieError(f"its label is {given!r}, not a whole number") from None
     if not 0 <= label < _MAX_LABEL:
-        return row, f"its label {label} is not in 0..{_MAX_LABEL - 1}"
-    try:
-        data = reader.read(row.image)
-        size = examine(data)
-    except BadImage as error:
-        return row, error.reason
-    except GuieError as error:
-        return row, str(error).removeprefix(f"{row.image}: ")
-    return row, _Inspected(label, size, hashlib.blake2b(data, digest_size=16).digest())
+        raise GuieError(f"its label {label} is not in 0..{_MAX_LABEL - 1}")
+    return label
+
+
+def _no_text(row: Row) -> str:
+    """What is wrong with the texts of a row."""
+    said = {name: getattr(row, name) for name in ("source", "category", "split", "role", "name")}
+    for name, text in {"path": row.image.path, "compression": row.image.compression, **said}.items():
+        if not isinstance(text, str):
+            return f"its {name} is {text!r}, not text"
+        if printable(text) != text:
+            return f"its {name} is no UTF-8; rename it"
+    return "its texts cannot be written as UTF-8"
+
+
+def _finding(row: Any, reason: str) -> Finding:
+    image, source = getattr(row, "image", row), getattr(row, "source", "")
+    place = str(image) if isinstance(image, ImageRef) else repr(image)
+    reason = reason.removeprefix(f"{place}: ")
+    return Finding(
+        "bad", printable(place), reason, source if isinstance(source, str) else "", getattr(row, "label", None)
+    )
 
 
 def _batched(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
@@ -257,44 +328,45 @@ def _batched(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
         yield batch
 
 
-def _repeated(hashes: Any, labels: NDArray[np.int64]) -> Iterator[tuple[int, int, bool]]:
-    """(row, earlier row, same label) for each row whose bytes occur before, in order of the rows."""
-    words = np.concatenate([np.empty((0, 16), np.uint8), *map(fixed_bytes, hashes.chunks)]).view(np.uint64)
-    order = np.lexsort((np.arange(len(words)), words[:, 1], words[:, 0]))
-    same = np.all(words[order[1:]] == words[order[:-1]], axis=1)
-    starts = np.flatnonzero(np.diff(same.astype(np.int8), prepend=0, append=0) == 1)
-    stops = np.flatnonzero(np.diff(same.astype(np.int8), prepend=0, append=0) == -1)
-    found = []
-    for start, stop in zip(starts, stops, strict=True):
-        first: dict[int, int] = {}
-        group = order[start : stop + 1]
-        for row in group.tolist():
-            label = int(labels[row])
-            if first:
-                found.append((row, first.get(label, int(group[0])), label in first))
-            first.setdefault(label, row)
-    yield from sorted(found)
+# --- all of them
 
 
-def _place(table: pa.Table, row: int) -> str:
-    path, offset, length = (table.column(name)[row].as_py() for name in ("path", "offset", "length"))
-    return path if length < 0 else f"{path}@{offset}+{length}"
+def _repeated(
+    hashes: NDArray[np.void], labels: NDArray[np.int64]
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
+    """The rows whose bytes occur before, an earlier row for each, and whether that has the same label; by row.
+
+    Where an earlier row has the same label it's the first such, otherwise the first of all.
+    """
+    words = hashes.view("<u8").reshape(-1, 2)
+    # on half of the hash first, which nearly always tells them apart, so that the rest concerns few rows
+    order = np.argsort(words[:, 0])
+    half = words[order, 0]
+    alike = half[1:] == half[:-1]
+    del half
+    rows = order[np.append(alike, False) | np.append(False, alike)] if len(order) else order
+    del order, alike
+    rows = rows[np.lexsort((rows, labels[rows], words[rows, 1], words[rows, 0]))]
+    new_hash = np.ones(len(rows), bool)
+    new_hash[1:] = np.any(words[rows[1:]] != words[rows[:-1]], axis=1)
+    new_label = new_hash.copy()
+    new_label[1:] |= labels[rows[1:]] != labels[rows[:-1]]
+    of_label = rows[np.maximum.accumulate(np.where(new_label, np.arange(len(rows)), 0))]
+    starts = np.flatnonzero(new_hash)
+    of_hash = np.repeat(np.minimum.reduceat(rows, starts) if len(rows) else rows, np.diff([*starts, len(rows)]))
+    later = np.flatnonzero(rows != np.where(new_label, of_hash, of_label))
+    later = later[np.argsort(rows[later])]
+    same = ~new_label[later]
+    return rows[later], np.where(same, of_label[later], of_hash[later]), same
 
 
-def _judge(quarantine: Quarantine, max_bad: float, written: str | os.PathLike[str] | None) -> None:
-    bad = [finding for finding in quarantine if finding.kind == "bad"]
-    total = quarantine.images
-    table = f"The whole list is in {written}." if written is not None else "Pass quarantine=<path> for the whole list."
-    first = "\n".join(f"  {finding.place}: {finding.reason}" for finding in bad[:10])
-    if bad and (len(bad) > max_bad * total):
-        share = len(bad) / total
-        more = f"\n  and {len(bad) - 10:,} more" if len(bad) > 10 else ""
-        raise GuieError(
-            f"{len(bad):,} of {total:,} images are bad ({share:.2%}), more than max_bad = {max_bad:.2%} allows:\n"
-            f"{first}{more}\n{table} Mend or remove them, or raise max_bad to {_round_up(share)}."
-        )
-    if total == len(bad):
-        raise GuieError("no images: the data sets gave none" if not total else f"no image is good:\n{first}\n{table}")
+def _plugin(dataset: Dataset) -> dict[str, str] | None:
+    """Who gave the data set; None for a class that no plugin offers."""
+    target = f"{type(dataset).__module__}:{type(dataset).__qualname__}"
+    for entry in plugins().entries("datasets"):
+        if entry.target == target and entry.owner is not None:
+            return {"name": entry.name, "distribution": entry.owner.distribution, "version": entry.owner.version}
+    return None
 
 
 def _round_up(share: float) -> float:

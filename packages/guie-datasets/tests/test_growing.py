@@ -1,0 +1,71 @@
+"""Columns on the disk, against lists in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guie_core import GuieError
+from guie_datasets import growing
+from guie_datasets.growing import GrowingColumns
+
+row = st.fixed_dictionaries(
+    {
+        "path": st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
+        "offset": st.integers(0, 2**62),
+        "length": st.integers(-1, 2**62),
+        "compression": st.sampled_from(["", "gzip"]),
+        "original_label": st.integers(0, 2**48),
+        "source": st.sampled_from("ab"),
+        "category": st.text(st.characters(exclude_categories=["Cs"]), max_size=2),
+        "split": st.just(""),
+        "role": st.just(""),
+        "name": st.sampled_from(["x", "中"]),
+        "width": st.integers(0, 2**31 - 1),
+        "height": st.integers(0, 2**31 - 1),
+        "hash": st.binary(min_size=16, max_size=16),
+    }
+)
+
+
+@given(st.lists(st.lists(row, max_size=8), max_size=5), st.data())
+@settings(max_examples=50, deadline=None)
+def test_what_goes_in_comes_out(pieces: list[list[dict[str, Any]]], data: st.DataObject) -> None:
+    columns, rows = GrowingColumns(), [row for piece in pieces for row in piece]
+    for piece in pieces:
+        columns.append({name: [row[name] for row in piece] for name in row_names})
+    assert as_rows(columns) == rows
+    keep = np.array(data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows))), bool)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(growing, "_CHUNK", 3)
+        kept = columns.kept(keep)
+    assert as_rows(kept) == [row for row, good in zip(rows, keep, strict=True) if good]
+    assert as_rows(columns) == rows
+
+
+row_names = [
+    *("path", "offset", "length", "compression", "original_label", "source", "category"),
+    *("split", "role", "name", "width", "height", "hash"),
+]
+
+
+def as_rows(columns: GrowingColumns) -> list[dict[str, Any]]:
+    lists = {name: column.to_pylist() for name, column in columns.columns().items()}
+    assert len({len(columns), *map(len, lists.values())}) == 1
+    return [dict(zip(row_names, values, strict=True)) for values in zip(*map(lists.get, row_names), strict=True)]
+
+
+def test_a_full_disk_is_told_as_that(tmp_path: Path) -> None:
+    columns = GrowingColumns(tmp_path)
+    columns._files["path"] = open("/dev/full", "wb")  # noqa: SIM115
+    values: dict[str, Any] = dict.fromkeys(row_names, "")
+    values |= dict.fromkeys(("offset", "length", "original_label", "width", "height"), 1)
+    values |= {"path": "x" * 2**20, "hash": bytes(16)}
+    with pytest.raises(GuieError, match="The disk is full"):
+        columns.append({name: [value] for name, value in values.items()})
+    assert list(tmp_path.iterdir()) == []
