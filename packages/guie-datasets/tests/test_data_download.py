@@ -27,8 +27,15 @@ class Birds:
     )
 
 
+class Cats:
+    downloads: ClassVar[tuple[Download, ...]] = (HttpArchive(f"{GONE}/cats.zip", "cats"),)
+
+
 class Own:
     pass
+
+
+CLASSES = {"birds": Birds, "cats": Cats}
 
 
 ORIGIN = Origin("https://example.org/birds", size="2 images", commercial=False)
@@ -43,7 +50,7 @@ ENTRIES = {
 @pytest.fixture(autouse=True)
 def entries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "lookup", lambda kind, name: ENTRIES[name])
-    monkeypatch.setattr(Entry, "load", lambda entry: Birds if entry.name == "birds" else Own)
+    monkeypatch.setattr(Entry, "load", lambda entry: CLASSES.get(entry.name, Own))
     monkeypatch.delenv("GUIE_DATA", raising=False)
     monkeypatch.setenv("GUIE_DATA", "data")  # so that it is put back: --data-folder changes it
     monkeypatch.chdir(tmp_path)
@@ -100,10 +107,15 @@ def test_sets_that_need_no_download() -> None:
     assert "packed: nothing to fetch, its data come with guie-birds 1.2" in result.output
 
 
-def test_several_sets_in_turn(tmp_path: Path) -> None:
+def test_one_set_that_fails_keeps_none_of_the_others_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hand_over(tmp_path / "data")
-    output = run("own", "birds").output
-    assert output.index("own: nothing") < output.index("Next: guie data prepare birds")
+    monkeypatch.setitem(ENTRIES, "cats", Entry("cats", "birds.sets:Cats", "Cats of the park", "MIT", ORIGIN))
+    result = run("cats", "own", "birds")
+    places = [result.output.index(text) for text in ("cats: ", "own: ", "Next: guie data prepare birds")]
+    assert places == sorted(places)
+    assert (tmp_path / "data/birds/images/1.jpg").is_file()
+    assert isinstance(result.exception, GuieError)
+    assert str(result.exception).endswith("Then run: guie data download cats")
 
 
 def test_ctrl_c_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from guie_core import Entry, lookup
+from guie_core import Entry, GuieError, Interrupted, lookup
 from guie_core.tables import table
 from guie_core.wording import shown
 
@@ -23,8 +23,8 @@ _PERMISSION = {True: "allowed", False: "not allowed", None: "not known, which is
 def download(names: tuple[str, ...], keep_archive: bool) -> None:
     """Fetch the data sets NAME... and unpack them into the data folder.
 
-    What is there is not fetched again. What breaks off is gone on with by the same command. Kaggle asks for your
-    account: kaggle.json, KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY.
+    What is there is not fetched again. What broke off is gone on with by the same command. Kaggle wants to know you:
+    kaggle.json, KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY.
     """
     from guie_datasets.download import fetch
     from guie_datasets.places import data_folder
@@ -32,6 +32,7 @@ def download(names: tuple[str, ...], keep_archive: bool) -> None:
     folder = data_folder()
     where = "" if folder == Path("data").absolute() else f" --data-folder {shlex.quote(shown(folder))}"
     sets = [(entry, getattr(entry.load(), "downloads", ())) for entry in (lookup("datasets", name) for name in names)]
+    failures: list[str] = []
     for entry, downloads in sets:
         if not downloads:
             click.echo(f"{entry.name}: {_nothing(entry)}")
@@ -44,9 +45,17 @@ def download(names: tuple[str, ...], keep_archive: bool) -> None:
         rows += [("from", each.source) for each in downloads]
         click.echo(table([*rows, ("to", shown(folder))]))
         again = f"guie data download {entry.name}{where}"
-        for line in fetch(downloads, folder, keep_archive=keep_archive, command=again):
-            click.echo(f"  {line}")
-        click.echo(f"Next: guie data prepare {entry.name}{where}")
+        try:
+            for line in fetch(downloads, folder, keep_archive=keep_archive, command=again):
+                click.echo(f"  {line}")
+        except Interrupted:
+            raise
+        except GuieError as error:  # the other sets may be had all the same
+            failures.append(str(error))
+        else:
+            click.echo(f"Next: guie data prepare {entry.name}{where}")
+    if failures:
+        raise GuieError("\n\n".join(failures))
 
 
 def _nothing(entry: Entry) -> str:
