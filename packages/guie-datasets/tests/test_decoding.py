@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
+import pickle
 import random
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from collections.abc import Callable
@@ -190,15 +194,29 @@ def test_12_bit_tiff_keeps_the_upper_8() -> None:
     assert check_shape(tiff(2, 1, 12, b"\xff\xf8\x00"), 2, 1)[0, 0].tolist() == [0xFF, 0x80]
 
 
-def test_16_bit_gray_with_a_transparent_value() -> None:
+def png_of_16_bits(colour: int, pixels: bytes, *others: tuple[bytes, bytes], width: int = 2) -> bytes:
+    """One row of a PNG, made by hand; colour: 0 gray, 2 RGB, 4 gray with alpha, 6 RGB with alpha."""
+
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
-    header = struct.pack(">IIBBBBB", 2, 1, 16, 0, 0, 0, 0)
-    rows = zlib.compress(b"\0" + struct.pack(">HH", 0x1234, 0x5678))
-    parts = [(b"IHDR", header), (b"tRNS", b"\x12\x34"), (b"IDAT", rows), (b"IEND", b"")]
-    data = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+    header = struct.pack(">IIBBBBB", width, 1, 16, colour, 0, 0, 0)
+    parts = [(b"IHDR", header), *others, (b"IDAT", zlib.compress(b"\0" + pixels)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def test_16_bit_gray_with_a_transparent_value() -> None:
+    data = png_of_16_bits(0, struct.pack(">HH", 0x1234, 0x5678), (b"tRNS", b"\x12\x34"))
     assert check_shape(data, 2, 1)[0, 0].tolist() == [255, 0x56]
+
+
+def test_16_bit_colour_and_alpha_keep_the_upper_8() -> None:
+    data = png_of_16_bits(2, struct.pack(">6H", 0x12FF, 0x3400, 0x5680, 0xFFFF, 0x00FF, 0x0100))
+    assert check_shape(data, 2, 1)[:, 0].T.tolist() == [[0x12, 0x34, 0x56], [0xFF, 0, 1]]
+    data = png_of_16_bits(4, struct.pack(">4H", 0x4000, 0xFFFF, 0x4000, 0x00FF))
+    assert check_shape(data, 2, 1)[:, 0].T.tolist() == [[0x40] * 3, [0xFF] * 3]
+    data = png_of_16_bits(6, struct.pack(">8H", 0x1000, 0x2000, 0x3000, 0xFFFF, 0, 0, 0, 0))
+    assert check_shape(data, 2, 1)[:, 0].T.tolist() == [[0x10, 0x20, 0x30], [0xFF] * 3]
 
 
 @pytest.mark.parametrize(("mode", "message"), [("F", "floating-point pixels"), ("I", "32-bit pixels")])
@@ -327,6 +345,71 @@ def test_no_images(data: bytes, message: str) -> None:
     for read in (decode, header_size, examine):
         with pytest.raises(BadImage, match=message):
             read(data)
+
+
+def bombs() -> dict[str, bytes]:
+    """Small files whose headers claim 600 megapixels (WebP: 268, the most of its plain form)."""
+    wide, high = 30_000, 20_000
+    small = Image.new("RGB", (8, 8))
+    png = bytearray(saved(small, "PNG"))
+    png[16:24] = struct.pack(">II", wide, high)
+    png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
+    jpeg = bytearray(saved(small, "JPEG"))
+    at = jpeg.index(b"\xff\xc0") + 5
+    jpeg[at : at + 4] = struct.pack(">HH", high, wide)
+    webp = bytearray(saved(small, "WEBP", lossless=True))
+    at = webp.index(b"VP8L") + 9
+    webp[at : at + 4] = struct.pack("<I", struct.unpack_from("<I", webp, at)[0] & 0xF0000000 | 0x0FFFFFFF - 1)
+    lossy = bytearray(saved(small, "WEBP"))
+    at = lossy.index(b"\x9d\x01\x2a") + 3
+    lossy[at : at + 4] = struct.pack("<HH", 16_383, 16_383)
+    gif = bytearray(saved(small, "GIF"))
+    gif[6:10] = struct.pack("<HH", wide, high)
+    at = gif.index(b",", 13)
+    gif[at + 5 : at + 9] = struct.pack("<HH", wide, high)
+    bmp = bytearray(saved(small, "BMP"))
+    bmp[18:26] = struct.pack("<ii", wide, high)
+    jp2 = bytearray(saved(small, "JPEG2000"))
+    at = jp2.index(b"ihdr") + 4
+    jp2[at : at + 8] = struct.pack(">II", high, wide)
+    return {
+        "PNG": bytes(png),
+        "JPEG": bytes(jpeg),
+        "WebP": bytes(webp),
+        "lossy WebP": bytes(lossy),
+        "GIF": bytes(gif),
+        "BMP": bytes(bmp),
+        "TIFF": tiff(wide, high, 8, bytes(64)),
+        "JPEG 2000": bytes(jp2),
+        "PPM": b"P6 30000 20000 255\n" + bytes(64),
+    }
+
+
+@pytest.mark.parametrize("name", bombs())
+def test_bombs_are_refused_by_their_headers(name: str) -> None:
+    for read in (decode, header_size, examine, lambda data: decode(data, "scaled", 64)):
+        assert "limit of 1" in reason(read, bombs()[name])  # 100 megapixels; for WebP Pillow has one of its own
+
+
+def test_bombs_cost_no_memory() -> None:
+    program = (
+        "import pickle, resource, sys\n"
+        "from guie_datasets.decoding import BadImage, decode, examine\n"
+        "bombs = pickle.load(sys.stdin.buffer)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "for data in bombs:\n"
+        "    for read in (examine, decode):\n"
+        "        try:\n            read(data)\n"
+        "        except BadImage:\n            pass\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=pickle.dumps(list(bombs().values())),
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert int(done.stdout) < 40_000, done.stderr.decode()  # kilobytes; a decoded one takes 1.8 GB
 
 
 def test_pixel_limit_is_ours_and_comes_before_decoding() -> None:
