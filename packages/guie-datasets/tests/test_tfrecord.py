@@ -23,6 +23,7 @@ from guie_core import GuieError, UsageError
 from guie_datasets import ImageRef, tfrecord
 from guie_datasets.reading import Reader
 from guie_datasets.tfrecord import TFRecordError
+from guie_datasets.tfrecord.example import ExampleError, _find_quickly, _find_thoroughly
 
 PAIRS = [(b"", 0), (b"\xff\xd8one", 1000), (b"\x00" * 300, 17690), (bytes(range(256)) * 300, 2**62), (b"negative", -7)]
 
@@ -504,6 +505,24 @@ def test_round_trip(
     for packed in (data, gzip.compress(data), zlib.compress(data)):
         path.write_bytes(packed)
         assert scanned(path, image=image, label=label) == pairs
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_the_quick_way_finds_nothing_that_the_thorough_one_does_not(data: st.DataObject) -> None:
+    whole = LABEL | {"score": b"\x12\x06\x0a\x04\x00\x00\x80\x3f"} | IMAGE
+    payload = bytearray(example({name: whole[name] for name in data.draw(st.permutations(list(whole)))}))
+    for _ in range(data.draw(st.integers(0, 2))):
+        payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
+    arguments = memoryview(bytes(payload)), b"image/encoded", b"image/class/label"
+    try:
+        quickly = _find_quickly(*arguments)
+    except (ExampleError, IndexError):
+        return
+    if payload == example(whole):
+        assert quickly is not None
+    if quickly is not None:
+        assert quickly == _find_thoroughly(*arguments)
 
 
 @settings(max_examples=300, deadline=None)

@@ -21,10 +21,57 @@ def find(data: memoryview, image: bytes, label: bytes) -> tuple[int, int, int]:
     Raises ExampleError.
     """
     try:
-        features = _features(data)
-        return *_one_bytes(data, features, image), _one_int64(data, features, label)
+        found = _find_quickly(data, image, label)
+    except (IndexError, ExampleError):
+        found = None
+    try:
+        return found or _find_thoroughly(data, image, label)
     except IndexError:
         raise ExampleError(_RUNS_OUT) from None
+
+
+def _find_quickly(data: memoryview, image: bytes, label: bytes) -> tuple[int, int, int] | None:
+    """What `find` gives, in less than half the time, for an example as writers make them: each message once, name before
+    value, the label packed. None for others, good or bad. Raises IndexError or ExampleError for some bad ones."""
+    end = len(data)
+    size, position = _varint(data, 1)
+    if data[0] != _MESSAGE_1 or position + size != end:
+        return None
+    start = stop = -1
+    number = None
+    while position < end:
+        size, at = _varint(data, position + 1)
+        entry_end = at + size
+        name_end = at + 2 + data[at + 1]
+        if data[position] != _MESSAGE_1 or data[at] != _MESSAGE_1 or data[at + 1] > 127 or entry_end > end:
+            return None
+        size, position = _varint(data, name_end + 1)
+        if data[name_end] != _MESSAGE_2 or position + size != entry_end:
+            return None
+        name = bytes(data[at + 2 : name_end])
+        if name == image or name == label:
+            kind = data[position]
+            size, at = _varint(data, position + 1)
+            if at + size != entry_end or data[at] != _MESSAGE_1:
+                return None
+            size, position = _varint(data, at + 1)
+            if position + size != entry_end or kind != (_BYTES if name == image else _INT64):
+                return None
+            if kind == _BYTES:
+                start, stop = position, entry_end
+            else:
+                number, position = _varint(data, position)
+                if position != entry_end:
+                    return None
+        position = entry_end
+    if start < 0 or number is None:
+        return None
+    return start, stop, number - (1 << 64) if number >> 63 else number
+
+
+def _find_thoroughly(data: memoryview, image: bytes, label: bytes) -> tuple[int, int, int]:
+    features = _features(data)
+    return *_one_bytes(data, features, image), _one_int64(data, features, label)
 
 
 def serialise(image: bytes, label: int, image_key: bytes, label_key: bytes) -> bytes:

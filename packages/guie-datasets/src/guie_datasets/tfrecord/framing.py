@@ -10,7 +10,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -18,6 +18,9 @@ import numpy as np
 from guie_core import GuieError
 
 from ..compressed import MAX_BYTES, PackedError, PackedFile, looks_packed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
@@ -84,7 +87,7 @@ def frames(path: str, packed: str, *, check: bool = True) -> Iterator[Frame]:
             raise TFRecordError(path, number, position, f"the file ends {missing} bytes too early: it is truncated")
         crc = _CRC.unpack(data[length:])[0]
         data = data[:length]
-        yield Frame(number, position, offset, data, not check or crc == masked_crc(data))
+        yield Frame(number, position, offset, data, not check or crc == masked_crc(np.frombuffer(data, np.uint8)))
         position = offset + length + _CRC.size
         number += 1
 
@@ -126,8 +129,9 @@ def framed(data: bytes) -> bytes:
     return b"".join((header, _CRC.pack(masked_crc(header)), data, _CRC.pack(masked_crc(data))))
 
 
-def masked_crc(data: bytes | memoryview) -> int:
-    crc: int = google_crc32c.value(np.frombuffer(data, np.uint8))  # it takes an array without a copy, but no memoryview
+def masked_crc(data: bytes | NDArray[np.uint8]) -> int:
+    """Of bytes or an array; a memoryview would have to be copied."""
+    crc: int = google_crc32c.value(data)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -138,12 +142,13 @@ def _is_length(header: bytes) -> bool:
 def _length(path: str, number: int, position: int, header: bytes, packed: str = "") -> int:
     if len(header) < _HEADER.size:
         raise TFRecordError(path, number, position, "the file ends inside the record's header: it is truncated")
-    if not _is_length(header):
+    length: int
+    length, crc = _HEADER.unpack(header)
+    if crc != masked_crc(header[:8]):
         problem = "the length's checksum is wrong: the file is damaged"
         if not number:
             problem = f"this is no TFRecord file: {packed and 'unpacked, '}it starts with {header[:8]!r}"
         raise TFRecordError(path, number, position, problem)
-    length: int = _HEADER.unpack(header)[0]
     return length
 
 

@@ -1,0 +1,201 @@
+"""TFRecord shards: reading them through, and from shards to something that a model can be trained from.
+
+    python benchmarks/tfrecords.py [--images 4000] [--expanded 200] [--rounds 3] [--workers 2]
+
+1. One pass over all records, to image and label: guie (which checks every checksum) beside tf.data, record by record as
+   the 5th place iterates it and in parsed batches, and beside the `tfrecord` package (which checks no checksum).
+2. Shards to a manifest, with sizes read and every image hashed, beside the way of the 5th place's tfrec2png.py: decoded
+   by tf.data, encoded as PNG, one by one; that on `--expanded` of the images. "disk": what it adds, in % of the
+   shards.
+
+The shards hold JPEG photos of about 25 KB, crops of scikit-learn's two. Each way is a process of its own, which does
+its work twice, with the files in the system's cache, and tells the better time, without imports; in each round all have
+their turn, and the best round counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+IMAGE, LABEL = "image/encoded", "image/class/label"
+PASSES = {
+    "guie": "guie scan, every checksum",
+    "one_by_one": "tf.data, record by record",
+    "batches": "tf.data, batches of 256",
+    "package": "tfrecord, no checksum",
+}
+PREPARATIONS = {"prepare": "guie prepare", "expand": "tf.data to PNG, one by one"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("images", 4000), ("expanded", 200), ("rounds", 3), ("workers", 2)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)  # way, folder of shards
+    options = parser.parse_args()
+    if options.run:
+        way, folder = options.run
+        print(json.dumps(WAYS[way](Path(folder), options.workers)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        make_shards(folder / "all", options.images, shards=4)
+        make_shards(folder / "part", options.expanded, shards=1)
+        results: dict[str, list[float]] = {}
+        for _ in range(options.rounds):
+            for way in WAYS:
+                shards = folder / ("part" if way == "expand" else "all")
+                arguments = ["--run", way, str(shards), "--workers", str(options.workers)]
+                done = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, check=True)
+                results[way] = min(results.get(way, [float("inf")]), json.loads(done.stdout))
+        report(results, options, disk(folder / "all") / options.images)
+
+
+def report(results: dict[str, list[float]], options: argparse.Namespace, size: float) -> None:
+    print(f"$ python {' '.join(sys.argv)}")
+    versions = ", ".join(f"{name} {version(name)}" for name in ("tensorflow", "tfrecord", "pillow", "google-crc32c"))
+    print(f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {versions}")
+    print(f"{options.images:,} images of {size / 1000:.1f} kB, {options.workers} workers\n")
+    assert len({results[way][1] for way in PASSES}) == 1, "the readers differ in the sum of all labels"
+    print(f"{'one pass':28}{'seconds':>9}{'records/s':>11}{'guie is':>11}")
+    for way, name in PASSES.items():
+        seconds = results[way][0]
+        print(f"{name:28}{seconds:9.3f}{options.images / seconds:11,.0f}{seconds / results['guie'][0]:9.1f} x")
+    print(f"\n{'shards to training data':28}{'seconds':>9}{'images/s':>11}{'guie is':>11}{'disk':>10}")
+    rates = {way: results[way][1] / results[way][0] for way in PREPARATIONS}
+    for way, name in PREPARATIONS.items():
+        seconds, images, added = results[way]
+        ratio = rates["prepare"] / rates[way]
+        print(f"{name:28}{seconds:9.3f}{images / seconds:11,.0f}{ratio:9.1f} x{100 * added / images / size:8.2f} %")
+
+
+def timed(work: Callable[[], int]) -> list[float]:
+    """[seconds, what `work` returns]"""
+    best, result = float("inf"), 0
+    for _ in range(2):
+        began = time.perf_counter()
+        result = work()
+        best = min(best, time.perf_counter() - began)
+    return [best, result]
+
+
+def guie(folder: Path, workers: int) -> list[float]:
+    from guie_datasets import tfrecord
+
+    return timed(lambda: sum(record.label for path in sorted(folder.iterdir()) for record in tfrecord.scan(path)))
+
+
+def one_by_one(folder: Path, workers: int) -> list[float]:
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import tensorflow as tf
+
+    wanted = {IMAGE: tf.io.FixedLenFeature([], tf.string), LABEL: tf.io.FixedLenFeature([], tf.int64)}
+    paths = tf.data.Dataset.from_tensor_slices(sorted(map(str, folder.iterdir())))
+    rows = paths.flat_map(tf.data.TFRecordDataset)
+    rows = rows.map(lambda data: tf.io.parse_single_example(data, wanted), num_parallel_calls=tf.data.AUTOTUNE)
+    rows = rows.batch(1).prefetch(tf.data.AUTOTUNE)
+
+    def work() -> int:
+        total = 0
+        for row in rows:
+            _, label = row[IMAGE].numpy()[0], row[LABEL].numpy()[0]
+            total += int(label)
+        return total
+
+    return timed(work)
+
+
+def batches(folder: Path, workers: int) -> list[float]:
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import tensorflow as tf
+
+    wanted = {IMAGE: tf.io.FixedLenFeature([], tf.string), LABEL: tf.io.FixedLenFeature([], tf.int64)}
+    records = tf.data.TFRecordDataset(sorted(map(str, folder.iterdir()))).batch(256)
+    rows = records.map(lambda data: tf.io.parse_example(data, wanted), num_parallel_calls=tf.data.AUTOTUNE)
+    rows = rows.prefetch(tf.data.AUTOTUNE)
+    return timed(lambda: sum(int(row[LABEL].sum()) for row in rows.as_numpy_iterator()))
+
+
+def package(folder: Path, workers: int) -> list[float]:
+    from tfrecord.reader import tfrecord_loader
+
+    kinds = {IMAGE: "byte", LABEL: "int"}
+    paths = sorted(map(str, folder.iterdir()))
+    return timed(lambda: sum(int(row[LABEL][0]) for path in paths for row in tfrecord_loader(path, None, kinds)))
+
+
+def prepare(folder: Path, workers: int) -> list[float]:
+    """[seconds, images, bytes added]"""
+    from guie_datasets import TFRecordDataset
+    from guie_datasets import prepare as prepared
+
+    output = folder.parent / "manifest.parquet"
+
+    def work() -> int:
+        manifest, quarantine = prepared([TFRecordDataset(folder, source="photos")], workers=workers)
+        assert not len(quarantine)
+        manifest.write(output)
+        return len(manifest)
+
+    return [*timed(work), output.stat().st_size]
+
+
+def expand(folder: Path, workers: int) -> list[float]:
+    """[seconds, images, bytes added]"""
+    from expansion import original
+
+    with tempfile.TemporaryDirectory() as output:
+        seconds = original(folder, Path(output))
+        return [seconds, len(list(Path(output).rglob("*.png"))), disk(Path(output))]
+
+
+WAYS: dict[str, Callable[[Path, int], list[float]]] = {
+    "guie": guie,
+    "one_by_one": one_by_one,
+    "batches": batches,
+    "package": package,
+    "prepare": prepare,
+    "expand": expand,
+}
+
+
+def make_shards(folder: Path, images: int, shards: int) -> None:
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    from guie_datasets import tfrecord
+
+    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    random = np.random.default_rng(0)
+
+    def photo(number: int) -> bytes:
+        whole = photos[number % 2]
+        width, height = random.integers(300, 500), random.integers(200, 400)
+        x, y = random.integers(0, whole.width - width), random.integers(0, whole.height - height)
+        buffer = io.BytesIO()
+        whole.crop((x, y, x + width, y + height)).save(buffer, "JPEG", quality=77)
+        return buffer.getvalue()
+
+    for shard, numbers in enumerate(np.array_split(np.arange(images), shards)):
+        path = folder / f"guie-photos-train-{shard:02d}-{len(numbers)}.tfrec"
+        tfrecord.write(path, ((photo(number), 1000 + number // 50) for number in numbers.tolist()))
+
+
+def disk(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+if __name__ == "__main__":
+    main()
