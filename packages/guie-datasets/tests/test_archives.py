@@ -459,6 +459,7 @@ def test_a_zip_that_says_less_than_it_holds(tmp_path: Path, place: Path) -> None
 
 def test_a_name_that_no_disk_takes(tmp_path: Path, place: Path) -> None:
     refused(make_zip(tmp_path / "a.zip", {"x" * 300: b"1"}), place, "xxx", "doesn't take")
+    refused(make_tar(tmp_path / "a.tar.gz", *regular({"a/" * 200_000 + "1.jpg": b"1"})), place, "no file can have")
     path = make_zip(tmp_path / "a.zip", {"x_y.jpg": b"1"}, zipfile.ZIP_STORED)
     path.write_bytes(path.read_bytes().replace(b"x_y", b"x\0y"))
     refused(path, place, "no file can have")

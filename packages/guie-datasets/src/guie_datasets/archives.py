@@ -40,6 +40,7 @@ ALWAYS_ALLOWED = 100_000_000
 RESERVE = 100_000_000
 #: The longest single piece of a tar archive that is held in memory; headers are far shorter.
 _LONGEST = 1 << 24
+_LONGEST_NAME = 4096  # of a path, in Linux
 _CHUNK = 1 << 20
 
 # what damaged archives make the standard library raise, besides its own errors
@@ -250,16 +251,14 @@ class _Unpacking:
         self._enter(path, member.kind)
         if member.kind == "link":
             self.links[path] = self._path(member.link, "points to")
-        elif member.kind == "folder":
-            (self.folder / path).mkdir(parents=True, exist_ok=True)
-        else:
+        elif member.kind == "file":
             self._write(self.folder / path, member.source)
             self.files += 1
 
     def _path(self, name: str, verb: str = "is named") -> str:
         """`name` without detours; "" for the top. Refuses what would lead out."""
         name = name.replace("\\", "/")
-        if "\0" in name:
+        if "\0" in name or len(name) > _LONGEST_NAME:
             self._refuse("has a name that no file can have")
         if name.startswith("/") or re.match(r"[A-Za-z]:", name):
             self._refuse(f"{verb} {name!r}, which is outside the folder it is unpacked to")
@@ -269,18 +268,24 @@ class _Unpacking:
         return "/".join(parts)
 
     def _enter(self, path: str, kind: str) -> None:
-        """Note what is at `path`, with the folders above it; each path is one thing, once."""
-        parts = path.split("/") if path else []
-        for count in range(1, len(parts)):
-            above = "/".join(parts[:count])
-            if self.kinds.setdefault(above, "folder") != "folder":
-                self._refuse(f"lies below {above!r}, which is no folder")
-        if not parts and kind != "folder":
+        """Note what is at `path`, and make the folders on the way to it; each path is one thing, once."""
+        if not path and kind != "folder":
             self._refuse("has no name")
-        if self.kinds.get(path, kind) != kind or (path in self.kinds and kind != "folder"):
+        parts = path.split("/")
+        for count in range(1, len(parts)):
+            self._make(above := "/".join(parts[:count]))
+            if self.kinds[above] != "folder":
+                self._refuse(f"lies below {above!r}, which is no folder")
+        if path in self.kinds and not kind == self.kinds[path] == "folder":
             self._refuse("is there twice")
-        if path:
-            self.kinds[path] = kind
+        if kind == "folder":
+            self._make(path)
+        self.kinds[path] = kind
+
+    def _make(self, path: str) -> None:
+        if path not in self.kinds:
+            self.kinds[path] = "folder"
+            (self.folder / path).mkdir(exist_ok=True)
 
     def _beside(self, name: str, target: str) -> str:
         """What a symbolic link at `name` points to, from the archive's top; absolute targets stay so."""
@@ -305,7 +310,6 @@ class _Unpacking:
         if self.kinds.get(target) != "file":
             self._refuse(f"is a link to {target!r}, which is no file of the archive")
         place = self.folder / path
-        place.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(self.folder / target, place)
         except FileExistsError:
@@ -315,7 +319,6 @@ class _Unpacking:
         self.files += 1
 
     def _write(self, path: Path, source: IO[bytes]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             file = open(path, "xb")  # noqa: SIM115  # never through something that is there
         except FileExistsError:
@@ -346,7 +349,8 @@ class _Unpacking:
             )
 
     def _refuse(self, why: str) -> NoReturn:
-        where = f"{shown(self.archive)}: {self.member!r}" if self.member else shown(self.archive)
+        member = self.member if len(self.member) <= 200 else f"{self.member[:200]}..."
+        where = f"{shown(self.archive)}: {member!r}" if member else shown(self.archive)
         raise GuieError(f"{where} {why}.\nNothing of it was unpacked.") from None
 
 
