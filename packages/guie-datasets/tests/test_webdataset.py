@@ -268,6 +268,7 @@ def test_findings_reach_the_quarantine(tmp_path: Path) -> None:
         (b"<html>" * 100, "no tar file: the header at byte 0 is damaged"),
         (b"short", "no tar file: the file ends inside the header at byte 0"),
         (b"BZh9" * 200, "packed by bzip2, inside which nothing can be found; unpack it"),
+        (b"\x1f\x8b" + b"no gzip" * 100, "no tar file: its gzip data are damaged"),
         (gzip.compress(b"<html>" * 100), "no tar file: the header at byte 0 is damaged"),
     ],
 )

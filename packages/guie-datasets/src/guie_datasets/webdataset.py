@@ -326,8 +326,8 @@ class Shard:
 
         Raises GuieError if the file is no tar file.
         """
-        header = self.read(0, _BLOCK) if self.size else b""
         try:
+            header = self.read(0, _BLOCK) if self.size else b""
             if not header:
                 raise DamagedTar("it has no bytes")
             if header.strip(b"\0"):
@@ -346,6 +346,8 @@ class Shard:
         while True:
             header = self.read(position, _BLOCK)
             if not header or (not header[0] and not header.strip(b"\0")):
+                if extended:
+                    raise DamagedTar(f"the extended header before byte {position} belongs to no file")
                 self._check_end(position, left_out)
                 return
             kind, name, size = _parse(header, position)
@@ -367,8 +369,6 @@ class Shard:
                 about, extended = everywhere | extended, {}
             name = about.get("path", name)
             size = _decimal(about["size"], position) if "size" in about else size
-            if kind == b"\0" and name.endswith("/"):
-                kind = _DIRECTORY
             if kind == b"S":
                 start = self._behind_map(header, start)
             position = start if kind == _DIRECTORY or kind in _WITHOUT_DATA else start + _padded(size)
@@ -412,7 +412,7 @@ class Shard:
             chunk = self.read(position, 1 << 20)
 
 
-class DamagedTar(Exception):  # noqa: N818  it names the thing
+class DamagedTar(ValueError):  # noqa: N818  it names the thing
     """What is wrong with a tar file."""
 
 
@@ -424,10 +424,12 @@ def _parse(header: bytes, position: int) -> tuple[bytes, str, int]:
     checksum = sum(header) - sum(header[148:156]) + 256
     if _number(header[148:156], position) != checksum:
         raise DamagedTar(f"the header at byte {position} is damaged")
-    name = _text(header[:100])
-    if header[257:263] == b"ustar\0" and header[345] and header[156:157] not in _EXTENDED:
+    kind, name = header[156:157], _text(header[:100])
+    if kind == b"\0" and name.endswith("/"):
+        kind = _DIRECTORY  # as the oldest tar programs wrote it
+    if header[257:263] == b"ustar\0" and header[345] and kind not in _EXTENDED:
         name = f"{_text(header[345:500])}/{name}"
-    return header[156:157], name, _number(header[124:136], position)
+    return kind, name, _number(header[124:136], position)
 
 
 def _number(field: bytes, position: int) -> int:
@@ -437,7 +439,7 @@ def _number(field: bytes, position: int) -> int:
         if field[0] & 0x40:
             raise DamagedTar(f"the header at byte {position} has a negative number")
         return value
-    digits = field.strip(b"\0 ")
+    digits = field.partition(b"\0")[0].strip()
     if digits.translate(None, b"01234567"):
         raise DamagedTar(f"the header at byte {position} is damaged")
     return int(digits or b"0", 8)
