@@ -10,6 +10,7 @@ import csv
 import glob
 import hashlib
 import io
+import itertools
 import json
 import os
 import tarfile
@@ -24,13 +25,13 @@ from PIL import Image
 from guie_core import GuieError, Interrupted, UsageError
 from guie_core.files import atomic_write, digest
 from guie_core.interrupt import interruptible
-from guie_core.progress import Bar, bar
+from guie_core.progress import bar
 from guie_core.wording import did_you_mean, listing, shown
 
 from . import tfrecord
 from .decoding import BadImage, Method, check_method, decode
 from .manifest import Manifest
-from .preparation import Finding, Quarantine, _judge
+from .quarantine import Finding, Quarantine
 from .reading import Reader, ordered_map
 from .rows import ImageRef
 
@@ -106,14 +107,25 @@ def export(
             _tfrecord(work, per_shard)
         else:
             _webdataset(work, per_shard)
-    found = Quarantine(tuple(work.findings), len(manifest))
     table = folder / "quarantine.csv"
-    if found:
-        found.write(table)
+    if work.found:
+        work.found.write(table)
     else:
         table.unlink(missing_ok=True)
-    _judge(found, max_bad, table)
-    return found
+    _judge(work.found, max_bad, table)
+    return work.found
+
+
+def _judge(found: Quarantine, max_bad: float, table: Path) -> None:
+    bad = len(found)
+    if bad > max_bad * found.images:
+        first = "\n".join(f"  {finding.place}: {finding.reason}" for finding in itertools.islice(found, 10))
+        more = f"\n  and {bad - 10:,} more" if bad > 10 else ""
+        raise GuieError(
+            f"{bad:,} of {found.images:,} images are bad ({bad / found.images:.2%}), more than max_bad = {max_bad:.2%} "
+            f"allows:\n{first}{more}\nThe whole list is in {table}. The others are written. Mend these and repeat the "
+            "command, or raise max_bad"
+        )
 
 
 def _of_split(manifest: Manifest, split: str) -> Manifest:
@@ -150,7 +162,7 @@ class _Export:
     def __init__(self, manifest: Manifest, folder: Path, workers: int) -> None:
         self.manifest = manifest
         self.folder = folder
-        self.findings: list[Finding] = []
+        self.found = Quarantine(images=len(manifest))
         self.bad: set[int] = set()  # rows
         self._workers = workers
         self._refs = manifest.images()
@@ -160,7 +172,7 @@ class _Export:
     def __enter__(self) -> _Export:
         self._stop = self._stack.enter_context(interruptible())
         self._reader = self._stack.enter_context(Reader())
-        self._progress: Bar = self._stack.enter_context(bar(len(self.manifest), f"export to {shown(self.folder)}"))
+        self._progress = self._stack.enter_context(bar(len(self.manifest), f"export to {shown(self.folder)}"))
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -210,7 +222,7 @@ class _Export:
             if problem:
                 self.bad.add(row)
                 source, label = (self.manifest.table.column(name)[row].as_py() for name in ("source", "label"))
-                self.findings.append(Finding("bad", str(self._refs[row]), problem, source, label))
+                self.found.add(Finding("bad", str(self._refs[row]), problem, source, label))
             else:
                 yield row, data
             self._progress.advance()
@@ -238,7 +250,7 @@ class _Export:
 
 
 def _png(work: _Export, output: str, method: Method) -> None:
-    column = "original_label" if "original_label" in work.manifest.table.column_names else "label"
+    column = "original_label" if "original_label" in work.manifest.column_names else "label"
     labels = work.manifest.column(column).tolist()
     names = []
     for row, (source, label) in enumerate(zip(work.texts("source"), labels, strict=True)):
