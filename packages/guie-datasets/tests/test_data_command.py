@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -373,6 +374,66 @@ def test_prepare_fails(
     assert "fault" not in err
 
 
+# --- verify
+
+
+def test_verify(pictures: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    guie(capsys, "prepare", "pictures")
+    fine = (0, "pictures.parquet: 4 images, nothing is wrong.\n", "")
+    assert guie(capsys, "verify", "pictures.parquet") == guie(capsys, "verify", "pictures.parquet", "--decode") == fine
+    path = pictures / "cat" / "1.png"
+    before = path.read_bytes()
+    picture(path, 77)
+    (pictures / "dog" / "0.png").rename("elsewhere.png")
+    assert guie(capsys, "verify", "pictures.parquet") == (
+        1,
+        f"  {tmp_path}/pictures/cat/1.png: its bytes are not those that were prepared\n"
+        f"  {tmp_path}/pictures/dog/0.png: cannot be read: No such file or directory\n"
+        "pictures.parquet: of 4 images 2 bad; listed in pictures.verify.csv.\n",
+        "",
+    )
+    assert len(pd.read_csv("pictures.verify.csv")) == 2
+    path.write_bytes(before)
+    Path("elsewhere.png").rename(pictures / "dog" / "0.png")
+    assert guie(capsys, "verify", "pictures.parquet") == fine
+    assert not Path("pictures.verify.csv").exists()
+
+
+def rewritten(path: str, version: int) -> None:
+    """The manifest as another version of guie would have written it."""
+    table = pq.read_table(path)
+    about = {"version": version, "provenance": {}}
+    pq.write_table(table.replace_schema_metadata({b"guie.manifest": json.dumps(about).encode()}), path)
+
+
+@pytest.mark.parametrize(
+    "command", [["verify"], ["export", "--to", "csv", "-o", "out"], ["prepare", "-o", "x.parquet"]]
+)
+def test_a_manifest_of_another_version(pictures: Path, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    guie(capsys, "prepare", "pictures")
+    for version, remedy in ((99, "Update guie-datasets"), (0, "Prepare the data again")):
+        rewritten("pictures.parquet", version)
+        code, out, err = guie(capsys, command[0], "pictures.parquet", *command[1:])
+        assert (code, out) == (1, "")
+        assert re.fullmatch(
+            rf"error: \S*pictures.parquet: a manifest of version {version}; this guie-datasets reads 1. {remedy}\n", err
+        )
+
+
+@pytest.mark.parametrize("command", [["verify"], ["export", "--to", "csv", "-o", "out"]])
+def test_what_is_no_manifest(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    pq.write_table(pa.table({"path": ["a"], "label": [1]}), "table.parquet")
+    Path("text.csv").write_text("path,label\n")
+    for name, message in [
+        ("none.parquet", "no such file. A manifest is what preparing data sets writes"),
+        ("table.parquet", "a Parquet file, but not a manifest of guie's"),
+        ("text.csv", "not a manifest, or a damaged one: "),
+    ]:
+        code, out, err = guie(capsys, command[0], name, *command[1:])
+        assert (code, out) == (1, "")
+        assert err.startswith(f"error: {name}: {message}")
+
+
 # --- what paths tell
 
 
@@ -442,8 +503,6 @@ def test_export(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (["none.parquet", "--to", "png", "-o", "out"], 1, "error: none.parquet: no such file. A manifest is what "),
-        (["t.csv", "--to", "png", "-o", "out"], 1, "error: t.csv: not a manifest, or a damaged one: "),
         (["pictures.parquet", "--to", "pgn", "-o", "out"], 2, "error: Invalid value for '--to': 'pgn' is not one of 'png', 'folder', 'csv', 'tfrecord', 'webdataset'.\n"),
         (["pictures.parquet", "--to", "png", "-o", "pictures"], 2, "error: pictures is there and not empty. Name a new folder, so that nothing of yours is mixed up\n"),
         (["pictures.parquet", "--to", "png", "-o", "out", "--split", "test"], 2, "error: no image is in the split 'test'. It has none: experiments split it when they run\n"),
@@ -455,7 +514,6 @@ def test_wrong_usage_of_export(
     pictures: Path, capsys: pytest.CaptureFixture[str], args: list[str], code: int, message: str
 ) -> None:
     guie(capsys, "prepare", "pictures")
-    Path("t.csv").write_text("path,label\n")
     found, out, err = guie(capsys, "export", *args)
     assert (found, out) == (code, "")
     assert err.startswith(message)

@@ -19,8 +19,8 @@ COMMANDS = (
     Entry("download", f"{_MODULE}.download:download", "Fetch data sets from where their owners publish them"),
     Entry("prepare", f"{_MODULE}.prepare:prepare", "Make a manifest of data sets or of your own images"),
     Entry("verify", f"{_MODULE}.verify:verify", "Check that a manifest's images are there and unchanged"),
-    Entry("stats", f"{_MODULE}.stats:stats", "Write a page about a manifest: classes, counts, sizes"),
-    Entry("show", f"{_MODULE}.show:show", "Write a page of a manifest's images, class by class"),
+    Entry("stats", f"{_MODULE}.stats:stats", "Count what a manifest holds: images, classes, sizes, shapes"),
+    Entry("show", f"{_MODULE}.show:show", "Draw a manifest's images, class by class, as a page or picture"),
     Entry("leaks", f"{_MODULE}.leaks:leaks", "Find the same or nearly the same images in two manifests or splits"),
     Entry("export", f"{_MODULE}.export:export", "Write a manifest's images as PNG, folders, a table or shards"),
 )
