@@ -21,6 +21,8 @@ from guie_core.interrupt import interruptible
 from guie_core.progress import Bar
 from guie_datasets import ClassFolders, Dataset, ImageRef, Manifest, Row, TFRecordDataset, exporting, prepare, tfrecord
 from guie_datasets.exporting import FORMATS, MARK, export, png
+from guie_datasets.tables import Table
+from guie_datasets.webdataset import WebDataset
 
 
 def jpeg(seed: int, width: int = 24, height: int = 17) -> bytes:
@@ -188,6 +190,9 @@ def test_csv(pictures: Manifest, recipe: Manifest, tmp_path: Path) -> None:
     assert frame["path"].tolist() == [ref.path for ref in pictures.images()]
     for name in ("label", "category", "source", "name", "width", "height"):
         assert frame[name].tolist() == pictures.column(name).tolist()
+    again = prepare([Table(tmp_path / "out" / "label.csv")])[0]
+    same_images(again, pictures)
+    assert again.digest == pictures.digest
     export(recipe, "csv", tmp_path / "shards")
     frame = pd.read_csv(tmp_path / "shards" / "label.csv")
     for path, offset, length, digest in zip(
@@ -235,6 +240,8 @@ def test_webdataset_is_read_by_webdataset(recipe: Manifest, tmp_path: Path) -> N
     ]
     encoded = list(webdataset.WebDataset(url, shardshuffle=False))
     assert [sample["jpg"] for sample in encoded] == [ref.read() for ref in recipe.images()]
+    shards = [str(path) for path in sorted((tmp_path / "out").glob("*.tar"))]
+    same_images(prepare([WebDataset(shards)])[0], recipe)
 
 
 # --- what goes wrong
