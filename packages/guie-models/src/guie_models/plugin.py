@@ -77,8 +77,11 @@ def guie_exporters() -> list[Entry]:
         Entry(
             "Onnx",
             "guie_models.exporters:Onnx",
-            "model.onnx: preprocessed images and size values in, dynamic batch",
+            "model.onnx: preprocessed images and size values in, dynamic batch; 32, 16 or 8 bits",
             requires=("guie-models[onnx]",),
+        ),
+        Entry(
+            "Program", "guie_models.exporters:Program", "model.pt2 of torch.export: preprocessed images, dynamic batch"
         ),
         Entry(
             "Safetensors",
