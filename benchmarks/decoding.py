@@ -42,7 +42,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as legacy
 from torchvision.transforms.v2 import functional as v2
 
-from guie_datasets import ImageRef, decode, read_images
+from guie_datasets import ImageRef, decode, decoding, read_images
 from guie_models.views import Squash
 
 WIDTH, HEIGHT = 1024, 768
@@ -162,7 +162,9 @@ def main() -> None:
         print(
             f"{options.photos} JPEGs of {WIDTH} x {HEIGHT}, {kilobytes:.0f} kB each, to {options.size} x {options.size}"
         )
+        turbo = "with" if decoding._turbo() else "without"
         print(f"{options.workers} workers, {platform.machine()}, torch {torch.__version__}, Pillow {Image.__version__}")
+        print(f"guie {turbo} its extra guie-datasets[turbo]")
         compare_speed(paths, options.size, options.workers, options.rounds)
         compare_embeddings(paths, options.size)
 
@@ -222,18 +224,30 @@ def compare_speed(paths: list[str], size: int, workers: int, rounds: int) -> Non
     compare_processes(refs, exact, workers)
 
 
+def with_process(transform: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> tuple[int, np.ndarray]:
+    return os.getpid(), transform(image)
+
+
 def compare_processes(refs: list[ImageRef], transform: Callable[[np.ndarray], np.ndarray], workers: int) -> None:
-    """Threads beside processes, once these have started."""
+    """Threads beside processes, once all of these have started."""
     for processes in (False, True):
-        images = read_images(refs * 5, workers=workers, transform=transform, processes=processes)
-        for _ in refs * 4:  # by then the last process has started as well
+        images = read_images(
+            refs * 100, workers=workers, transform=partial(with_process, transform), processes=processes
+        )
+        seen: set[int] = set()
+        while len(seen) < (workers if processes else 1):
+            seen.add(next(images)[0])
+        for _ in range(8 * workers):  # what was ahead when the last one came
             next(images)
         began, busy = time.perf_counter(), processor_seconds()
-        count = sum(1 for _ in images) - 1
+        for _ in refs:
+            next(images)
         took, spent = time.perf_counter() - began, processor_seconds() - busy
+        images.close()
         name = "processes" if processes else "threads"
         print(
-            f"guie, view in float32, by {name:10}{count / took:7.0f} images/s{1000 * spent / count:8.2f} processor ms"
+            f"guie, view in float32, by {name:10}{len(refs) / took:7.0f} images/s"
+            f"{1000 * spent / len(refs):8.2f} processor ms"
         )
 
 

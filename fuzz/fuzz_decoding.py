@@ -33,7 +33,7 @@ def one_input(data: bytes) -> None:
     if found is not None:
         image = decoding._open(data)
         assert image.format == "JPEG"
-        assert (*image.size, decoding._orientation(image)) == found
+        assert (*image.size, decoding._orientation(image), len(image.getbands())) == found
     size = unless_bad(header_size, data)
     if size is None:
         assert unless_bad(examine, data) is None

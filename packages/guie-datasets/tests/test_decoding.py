@@ -237,6 +237,45 @@ def test_of_an_animation_the_first_frame_is_taken(format: str) -> None:
     assert np.array_equal(check_shape(data, 8, 6), planes(frames[0]))
 
 
+# --- plain JPEGs by libjpeg-turbo itself
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"subsampling": 0}, {"subsampling": "4:2:2"}, {"progressive": True}, {"keep_rgb": True}]
+)
+def test_pixels_are_the_same_with_and_without_the_extra(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("simplejpeg")
+    for size in ((200, 150), (41, 23), (1, 1), (17, 300)):
+        data = saved(noise(*size), "JPEG", quality=80, **options)
+        assert decoding._by_turbo(data) is not None
+        fast = check_shape(data, *size)
+        with monkeypatch.context() as without:
+            without.setattr(decoding, "_turbo", lambda: None)
+            assert np.array_equal(check_shape(data, *size), fast)
+
+
+def test_what_is_not_plain_is_left_to_pillow() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(noise(), "JPEG")
+    damaged = bytearray(data)
+    damaged[len(data) // 2] ^= 0xFF
+    for other in (
+        saved(noise().convert("L"), "JPEG"),
+        saved(noise().convert("CMYK"), "JPEG"),
+        saved(noise(), "JPEG", exif=exif),
+        saved(noise(), "PNG"),
+        data[: len(data) // 2],
+        bombs()["JPEG"],
+    ):
+        assert decoding._by_turbo(other) is None
+    decoded = decoding._by_turbo(bytes(damaged))  # with a warning of its decoder's: left to Pillow, which tolerates it
+    assert decoded is None
+    assert decode(bytes(damaged)).shape == (3, 150, 200)
+
+
 # --- scaled decoding
 
 

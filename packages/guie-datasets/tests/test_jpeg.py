@@ -30,8 +30,8 @@ def saved(image: Image.Image | None = None, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def pillow(data: bytes) -> tuple[int, int, int] | None:
-    """Size and orientation by Pillow; None if it can't open the file as a JPEG."""
+def pillow(data: bytes) -> tuple[int, int, int, int] | None:
+    """Size, orientation and number of components by Pillow; None if it can't open the file as a JPEG."""
     factory, accept = Image.OPEN["JPEG"]
     if accept is None or not accept(data[:16]):
         return None
@@ -45,7 +45,7 @@ def pillow(data: bytes) -> tuple[int, int, int] | None:
             orientation = int(image.getexif().get(0x0112, 1))
         except Exception:
             orientation = 1
-    return (*image.size, orientation)
+    return (*image.size, orientation, len(image.getbands()))
 
 
 def agrees(data: bytes) -> bool:
@@ -91,7 +91,7 @@ def short(order: str, tag: int, value: int) -> tuple[int, int, int, bytes]:
 )
 def test_files_that_pillow_writes_are_read_without_it(mode: str, options: dict[str, Any]) -> None:
     data = saved(photo(mode), **options)
-    assert jpeg.header(data) == pillow(data) == (WIDTH, HEIGHT, 1)
+    assert jpeg.header(data) == pillow(data) == (WIDTH, HEIGHT, 1, len(mode))
 
 
 @pytest.mark.parametrize("orientation", [0, *range(1, 10), 65535])
@@ -99,7 +99,7 @@ def test_files_that_pillow_writes_are_read_without_it(mode: str, options: dict[s
 def test_exif_orientation_in_both_byte_orders(order: str, orientation: int) -> None:
     entries = [short(order, 0x0100, 5), short(order, 0x0112, orientation), short(order, 0x0128, 2)]
     data = after_start(segment(0xE1, b"Exif\0\0" + tiff(order, *entries)))
-    assert jpeg.header(data) == pillow(data) == (WIDTH, HEIGHT, orientation)
+    assert jpeg.header(data) == pillow(data) == (WIDTH, HEIGHT, orientation, 3)
 
 
 def test_orientation_of_the_image_is_not_that_of_its_thumbnail() -> None:
@@ -115,7 +115,7 @@ def test_orientation_of_the_image_is_not_that_of_its_thumbnail() -> None:
     second = struct.pack(order + "H", 1) + struct.pack(order + "HHI4s", *short(order, 0x0112, 3)) + bytes(4)
     block = whole[:link] + struct.pack(order + "I", len(whole) - 6) + whole[link + 4 :] + second + saved()
     data = after_start(segment(0xE1, block))
-    assert jpeg.header(data) == pillow(data) == (WIDTH, HEIGHT, 6)
+    assert jpeg.header(data) == pillow(data) == (WIDTH, HEIGHT, 6, 3)
 
 
 @pytest.mark.parametrize("orientation", [b'tiff:Orientation="8"', b"tiff:Orientation>5<", b"Orientation=8"])
@@ -183,7 +183,7 @@ def test_the_odd_files_are_what_they_claim() -> None:
     factory = Image.OPEN["JPEG"][0]
     assert isinstance(factory(io.BytesIO(files["several pictures"]), ""), MpoImagePlugin.MpoImageFile)
     assert pillow(files["resolution of one byte"]) is None
-    assert pillow(files["bytes between segments"]) == (WIDTH, HEIGHT, 1)
+    assert pillow(files["bytes between segments"]) == (WIDTH, HEIGHT, 1, 3)
     assert pillow(files["12 bits"]) is None
 
 

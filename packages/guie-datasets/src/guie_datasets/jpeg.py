@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended, progressive: what libjpeg decodes
 _SKIPPED = frozenset((0xC4, 0xCC, 0xDD, 0xFE))  # Huffman and arithmetic tables, restart interval, comment
@@ -22,8 +23,17 @@ class _Odd(Exception):  # noqa: N818  no error: somebody else is asked
     """A header that is left to Pillow."""
 
 
-def header(data: bytes) -> tuple[int, int, int] | None:
-    """(width, height, orientation) as stored, exactly as Pillow reads them; None: ask Pillow.
+class Header(NamedTuple):
+    """What a header says: the size as stored, EXIF orientation (1 if there is none), and the number of components."""
+
+    width: int
+    height: int
+    orientation: int
+    components: int
+
+
+def header(data: bytes) -> Header | None:
+    """The header exactly as Pillow reads it; None: ask Pillow.
 
     Given only where Pillow would open the file as a plain JPEG without a complaint. Whatever is out of the ordinary
     (damage, bytes between segments, several EXIF blocks, multi-picture files, Photoshop's own blocks, lossless and
@@ -35,8 +45,8 @@ def header(data: bytes) -> tuple[int, int, int] | None:
         return None
 
 
-def _header(data: bytes) -> tuple[int, int, int]:
-    width = height = 0
+def _header(data: bytes) -> Header:
+    width = height = components = 0
     orientation: int | None = None
     resolution = False
     exif = xmp = b""
@@ -45,7 +55,7 @@ def _header(data: bytes) -> tuple[int, int, int]:
             bits, high, wide, layers = struct.unpack_from(">BHHB", data, start)
             if width or bits != 8 or layers not in (1, 3, 4) or stop - start != 6 + 3 * layers or not high * wide:
                 raise _Odd
-            width, height = wide, high
+            width, height, components = wide, high, layers
         elif marker == 0xDB:
             _check_tables(data, start, stop)
         elif marker == 0xE0 and data.startswith(b"JFIF", start, stop):
@@ -79,7 +89,7 @@ def _header(data: bytes) -> tuple[int, int, int]:
     if orientation is None:
         match = _XMP_ORIENTATION.search(xmp)
         orientation = int(match[2]) if match else 1
-    return width, height, orientation
+    return Header(width, height, orientation, components)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
