@@ -341,32 +341,33 @@ def fingerprints(
             kept_count = int(readable.sum())
             try:
                 _save(kept, prints[readable])
-            except GuieError as error:
+            except (GuieError, OSError) as error:
                 write(f"warning: the hashes are not kept for the next time. {error}")
 
-    with ExitStack() as stack:
-        stop = stack.enter_context(interruptible())
-        progress = stack.enter_context(bar(len(wanted), "hash images"))
-        batches = [wanted[start : start + _BATCH] for start in range(0, len(wanted), _BATCH)]
-        for batch, found in _read(images, [first[batch].tolist() for batch in batches], workers, stack):
-            chosen = wanted[batch * _BATCH : (batch + 1) * _BATCH]
-            good = np.array([not isinstance(each, str) for each in found])
-            if good.any():
-                small = np.stack([each for each in found if not isinstance(each, str)])
-                prints["hash"][chosen[good]] = perceptual_hashes(small)
-                prints["mirrored"][chosen[good]] = perceptual_hashes(small[:, :, ::-1])
-                readable[chosen[good]] = True
-            for at, reason in zip(chosen.tolist(), found, strict=True):
-                if isinstance(reason, str):
-                    findings.append(Finding("bad", str(images[int(first[at])]), reason))
-            progress.advance(len(chosen))
-            if stop:
-                keep()
-                raise Interrupted(
-                    f"stopped after {plural(progress.count, 'image')}. The same command goes on from there"
-                )
-            if progress.count % _SAVE < len(chosen):
-                keep()
+    if len(wanted):
+        with ExitStack() as stack:
+            stop = stack.enter_context(interruptible())
+            progress = stack.enter_context(bar(len(wanted), "hash images"))
+            batches = [wanted[start : start + _BATCH] for start in range(0, len(wanted), _BATCH)]
+            for batch, found in _read(images, [first[batch].tolist() for batch in batches], workers, stack):
+                chosen = wanted[batch * _BATCH : (batch + 1) * _BATCH]
+                good = np.array([not isinstance(each, str) for each in found])
+                if good.any():
+                    small = np.stack([each for each in found if not isinstance(each, str)])
+                    prints["hash"][chosen[good]] = perceptual_hashes(small)
+                    prints["mirrored"][chosen[good]] = perceptual_hashes(small[:, :, ::-1])
+                    readable[chosen[good]] = True
+                for at, reason in zip(chosen.tolist(), found, strict=True):
+                    if isinstance(reason, str):
+                        findings.append(Finding("bad", str(images[int(first[at])]), reason))
+                progress.advance(len(chosen))
+                if stop:
+                    keep()
+                    raise Interrupted(
+                        f"stopped after {plural(progress.count, 'image')}. The same command goes on from there"
+                    )
+                if progress.count % _SAVE < len(chosen):
+                    keep()
     keep()
     rows = number[: len(words)]
     bad = int((~readable[rows]).sum())
@@ -567,6 +568,8 @@ class _Look:
 
     def prepare(self, wanted: NDArray[np.int64]) -> None:
         wanted = wanted[self._at[wanted] < 0]
+        if not len(wanted):
+            return
         space = np.zeros((len(self._thumbnails) + len(wanted), SIDE, SIDE, 3), np.uint8)
         space[: len(self._thumbnails)] = self._thumbnails
         at = len(self._thumbnails)
@@ -679,6 +682,7 @@ def _candidates(a: _Buckets, b: _Buckets, distance: int) -> tuple[NDArray[np.int
                 progress.advance(done)
             if stop:
                 raise Interrupted("stopped; the hashes are kept, and the same command is faster the next time")
+        progress.advance(1000 - progress.count)
     first, second = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return first, second
 
