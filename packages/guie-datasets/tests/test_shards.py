@@ -182,6 +182,16 @@ def test_a_broken_shard_costs_its_own_records_only(
     assert len(dataset.left_out()) == bool(lost)  # of the last pass alone
 
 
+def test_each_lost_record_counts_towards_the_limit(folder: Path) -> None:
+    path = sorted(folder.glob("*.tfrec"))[1]
+    cut(path, places(path)[3] + 50)
+    dataset = TFRecordDataset(folder, source="s")
+    manifest, quarantine = prepare([dataset], max_bad=0.14)
+    assert (len(manifest), quarantine.images, quarantine.count("bad")) == (13, 15, 2)
+    with pytest.raises(GuieError, match=r"2 of 15 images are bad \(13.33%\)"):
+        prepare([dataset], max_bad=0.13)
+
+
 def test_a_broken_shard_whose_name_does_not_say_how_much_is_lost_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.tfrec"
     tfrecord.write(path, [(jpeg(0), 0), (jpeg(1), 0)])
