@@ -87,6 +87,7 @@ class ArcFaceThenClassifier:
 
     Args:
         data: data sets, united in this order.
+        filters: which of their images are used at all, applied in this order; none means all.
         splits: who is set aside for what, in this order; what is left is trained on.
         backbone: gives the features; it is not trained.
         views: how it sees images.
@@ -100,6 +101,7 @@ class ArcFaceThenClassifier:
         evaluation: what is reported; None reports nothing, where all is left to somebody else's test.
         exports: formats to write.
         seed: of initialisation, order, dropout and random crops.
+        keep_duplicates: keep images that are there more than once in a class.
         max_bad: the share of images that may be left out as unreadable, in preparation and again in decoding.
     """
 
@@ -114,15 +116,23 @@ class ArcFaceThenClassifier:
     classifier: Classifier | None
     augmentation: Switched | None
     evaluation: Evaluation | None
+    filters: list[Annotated[Config, Slot("filters")]] = field(default_factory=list)
     features: Stored = Stored()
     exports: list[Annotated[Config, Slot("exporters")]] = field(default_factory=list)
     seed: int = 0
+    keep_duplicates: bool = False
     max_bad: float = 0.001
 
     def stages(self, profile: Profile) -> list[Stage[Any]]:
         """The stages, each after its inputs."""
         reported = self.evaluation.protocol.get("split", "test") if self.evaluation else ""
-        prepare = Prepare(name="prepare", data=self.data, max_bad=self.max_bad)
+        prepare = Prepare(
+            name="prepare",
+            data=self.data,
+            filters=self.filters,
+            keep_duplicates=self.keep_duplicates,
+            max_bad=self.max_bad,
+        )
         split = Split(name="split", manifest=prepare, splits=self.splits)
 
         def features(name: str, view: Config, part: Part = "all", shape: Shape = "any") -> Features:

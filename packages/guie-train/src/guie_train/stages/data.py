@@ -2,44 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 import numpy as np
 
-from guie_core import Config, Slot
+from guie_core import Config, GuieError, Slot
 from guie_core.registry import build
-from guie_datasets import Manifest, prepare, split
+from guie_datasets import Dataset, Manifest, apply_filters, prepare, split
 from guie_train.stage import Stage, Workspace
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare(Stage[Manifest]):
-    """Data sets to one manifest: labels united, sizes and hashes read, bad images set apart (5th place, point 1)."""
+    """Data sets to one manifest: labels united, sizes and hashes read, bad images set apart (5th place, point 1).
+
+    Then `filters` say, in order, which images are used at all.
+    """
 
     slug: ClassVar[str] = "prepare"
     cheap: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("guie-datasets",)
     data: list[Annotated[Config, Slot("datasets")]]
+    filters: list[Annotated[Config, Slot("filters")]] = field(default_factory=list)
+    keep_duplicates: bool = False
     max_bad: float = 0.001
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write `manifest.parquet`, and to `quarantine.csv` what was left out or looks wrong."""
-        datasets = [build("datasets", config, where=f"recipe.data.{i}") for i, config in enumerate(self.data)]
-        manifest, _ = prepare(datasets, max_bad=self.max_bad, quarantine=folder / "quarantine.csv")
-        manifest.write(folder / "manifest.parquet")
-
-    def fingerprint(self) -> list[tuple[str, int, int]]:
-        """Path, size and time of the files that the data sets read, so that changed data are prepared again."""
-        paths = sorted(
-            {
-                path
-                for i, config in enumerate(self.data)
-                for path in build("datasets", config, where=f"recipe.data.{i}").sources()
-            }
+        filters = [build("filters", config, where=f"recipe.filters.{i}") for i, config in enumerate(self.filters)]
+        manifest, _ = prepare(
+            list(self._datasets()),
+            max_bad=self.max_bad,
+            keep_duplicates=self.keep_duplicates,
+            quarantine=folder / "quarantine.csv",
         )
-        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        apply_filters(manifest, filters).write(folder / "manifest.parquet")
+
+    def fingerprint(self) -> str:
+        """A digest of path, size and time of the files that the data sets read: changed data are prepared again."""
+        whole = hashlib.blake2b(digest_size=16)
+        for path in sorted({os.fspath(path) for dataset in self._datasets() for path in dataset.sources()}):
+            try:
+                about = os.stat(path)
+            except OSError as error:
+                raise GuieError(f"{path}: cannot be read: {error.strerror or error}") from error
+            whole.update(b"%b\0%d %d\0" % (os.fsencode(path), about.st_size, about.st_mtime_ns))
+        return whole.hexdigest()
+
+    def _datasets(self) -> Iterator[Dataset]:
+        return (build("datasets", config, where=f"recipe.data.{i}") for i, config in enumerate(self.data))
 
     def load(self, folder: Path) -> Manifest:
         """The manifest; its `split` column is empty."""
@@ -50,7 +66,9 @@ class Prepare(Stage[Manifest]):
         classes = len(np.unique(output.column("label")))
         findings = output.provenance["findings"]
         aside = f"; quarantine.csv: {findings}" if findings else ""
-        return f"{len(output):,} images of {classes:,} classes{aside}"
+        left_out = sum(done["left_out"] for done in output.provenance.get("filters", ()))
+        filtered = f"; filters left out {left_out:,}" if left_out else ""
+        return f"{len(output):,} images of {classes:,} classes{filtered}{aside}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,71 @@
+"""The stage that prepares data: filters, duplicates, and when it's run again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from guie_core import GuieError
+from guie_datasets import Manifest
+from guie_train.stage import Workspace
+from guie_train.stages.data import Prepare
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Classes of 1, 2, 3 and 4 images, the last of which is there twice."""
+    generator = np.random.default_rng(0)
+    for label in range(4):
+        (tmp_path / "images" / f"class{label}").mkdir(parents=True)
+        for number in range(label + 1):
+            pixels = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / f"class{label}" / f"{number}.png")
+    again = tmp_path / "images" / "class3" / "again.png"
+    again.write_bytes((tmp_path / "images" / "class3" / "0.png").read_bytes())
+    return tmp_path / "images"
+
+
+def made(images: Path, **arguments: Any) -> tuple[Prepare, Manifest]:
+    stage = Prepare(name="prepare", data=[{"type": "folder", "root": str(images)}], **arguments)
+    folder = images.parent / "out"
+    folder.mkdir(exist_ok=True)
+    stage.run(folder, cast(Workspace, None))
+    return stage, stage.load(folder)
+
+
+def test_filters_in_order(images: Path) -> None:
+    filters = [{"type": "MinImages", "images": 2}, {"type": "MaxImages", "images": 3}]
+    stage, manifest = made(images, filters=filters)
+    assert np.bincount(manifest.column("label")).tolist() == [2, 3, 3]
+    assert manifest.column("name").tolist()[0] == "class1"
+    assert stage.summary(manifest) == "8 images of 3 classes; filters left out 2; quarantine.csv: 1 repeated"
+    stage, manifest = made(images)
+    assert stage.summary(manifest) == "10 images of 4 classes; quarantine.csv: 1 repeated"
+
+
+def test_duplicates_can_be_kept(images: Path) -> None:
+    assert np.bincount(made(images, keep_duplicates=True)[1].column("label")).tolist() == [1, 2, 3, 5]
+    assert np.bincount(made(images)[1].column("label")).tolist() == [1, 2, 3, 4]
+
+
+def test_what_its_key_depends_on(images: Path) -> None:
+    def key(**arguments: Any) -> str:
+        return Prepare(name="prepare", data=[{"type": "folder", "root": str(images)}], **arguments).key
+
+    first = key()
+    assert key() == first
+    assert key(keep_duplicates=True) != first
+    assert key(filters=[{"type": "MinImages", "images": 2}]) != key(filters=[{"type": "MinImages", "images": 3}])
+    image = images / "class0" / "0.png"
+    os.utime(image, ns=(0, 0))
+    assert key() != first
+
+
+def test_a_filter_that_leaves_nothing_says_so(images: Path) -> None:
+    with pytest.raises(GuieError, match=r"MinImages\(images=9.* leaves none of 10 images"):
+        made(images, filters=[{"type": "MinImages", "images": 9}])
