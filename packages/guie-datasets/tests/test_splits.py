@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from guie_core import GuieError, UsageError
@@ -14,13 +17,16 @@ from guie_datasets import HoldOutClasses, Manifest, Split, StratifiedImages, Uns
 NAMES = ["landmarks", "products10k", "food101", "sketches"]
 
 
-def make(labels: Sequence[int] | np.ndarray, splits: Sequence[str] | None = None) -> Manifest:
+def make(
+    labels: Sequence[int] | np.ndarray, splits: Sequence[str] | None = None, categories: Sequence[str] | None = None
+) -> Manifest:
     labels = np.asarray(labels)
+    shown = list(categories or (NAMES[label % 4 if label % 8 else 0] for label in labels))
     return Manifest.from_columns(
         {
             "path": [f"{number}.jpg" for number in range(len(labels))],
             "label": labels,
-            "category": [NAMES[label % 4 if label % 8 else 0] for label in labels],
+            "category": shown,
             "width": np.ones(len(labels), int),
             "height": np.ones(len(labels), int),
             "hash": [f"{number:032x}" for number in range(len(labels))],
@@ -70,6 +76,70 @@ def test_held_out_classes(manifest: Manifest) -> None:
     assert not set(labels[done == "train"]) & set(expected)
     other = split(manifest, [HoldOutClasses(30, seed=6)]).column("split")
     assert (other != done).any()
+
+
+@pytest.mark.parametrize(("share", "classes"), [(0.15, 30), (0.0001, 1), (0.5, 100), (0.9949, 199)])
+def test_a_share_of_the_classes(manifest: Manifest, share: float, classes: int) -> None:
+    assert np.array_equal(HoldOutClasses(share).choose(manifest), HoldOutClasses(classes).choose(manifest))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 2.5, float("nan")])
+def test_a_share_that_is_none(manifest: Manifest, share: float) -> None:
+    with pytest.raises(UsageError, match=r"split 'test': classes is .*; give a whole number, or a share between 0 and"):
+        HoldOutClasses(share).choose(manifest)
+
+
+# --- scikit-learn as the oracle, on whatever labels and categories
+
+rows = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 2)), min_size=4, max_size=80)
+
+
+def expected_fold(
+    splitter: StratifiedKFold | StratifiedGroupKFold, fold: int, *arrays: np.ndarray
+) -> np.ndarray | None:
+    """What scikit-learn gives; None where it refuses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            chosen: np.ndarray = list(splitter.split(np.zeros(len(arrays[0])), *arrays))[fold][1]
+        except ValueError:
+            return None
+    return chosen
+
+
+@given(rows, st.integers(2, 5), st.data(), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_unseen_classes_of_any_rows(made: list[tuple[int, int]], folds: int, data: st.DataObject, seed: int) -> None:
+    labels, categories = np.array([label for label, _ in made]), [NAMES[number] for _, number in made]
+    fold = data.draw(st.integers(0, folds - 1))
+    one = UnseenClasses(folds, fold, seed)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    expected = expected_fold(splitter, fold, np.array(categories), labels)
+    assume(len(set(labels.tolist())) >= folds)
+    manifest = make(labels, categories=categories)
+    if expected is None or not len(expected):
+        with pytest.raises(GuieError, match="split 'select'"):
+            one.choose(manifest)
+    else:
+        assert np.array_equal(one.choose(manifest), expected)
+
+
+@given(rows, st.integers(2, 5), st.data(), st.integers(0, 2**32 - 1), st.integers(1, 12))
+@settings(max_examples=60, deadline=None)
+def test_stratified_images_of_any_rows(
+    made: list[tuple[int, int]], folds: int, data: st.DataObject, seed: int, least: int
+) -> None:
+    labels = np.array([label for label, _ in made])
+    eligible = np.flatnonzero(np.bincount(labels)[labels] >= least)
+    fold = data.draw(st.integers(0, folds - 1))
+    one, manifest = StratifiedImages(folds, fold, seed, min_images=least), make(labels)
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    expected = expected_fold(splitter, fold, labels[eligible]) if len(eligible) else None
+    if expected is None:
+        with pytest.raises(GuieError, match="split 'valid'"):
+            one.choose(manifest)
+    else:
+        assert np.array_equal(one.choose(manifest), eligible[expected])
 
 
 def test_the_recipe_s_splits_in_order_on_what_is_left(manifest: Manifest) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from guie_core import GuieError, UsageError
 
+from .filters import share_of
 from .manifest import Manifest
 
 if TYPE_CHECKING:
@@ -56,21 +57,26 @@ def split(manifest: Manifest, splits: Sequence[Split]) -> Manifest:
 @dataclass(frozen=True)
 class HoldOutClasses(Split):
     """All images of `classes` classes chosen at random: the first `classes` of
-    `numpy.random.default_rng(seed).permutation(labels)`, labels in ascending order."""
+    `numpy.random.default_rng(seed).permutation(labels)`, labels in ascending order.
 
-    classes: int
+    A fraction below 1 is a share of the classes that are there, `round(classes * C)`, at least one: it fits collections
+    of any size.
+    """
+
+    classes: int | float
     seed: int = 0
     name: str = "test"
 
     def choose(self, manifest: Manifest) -> NDArray[np.intp]:
         labels = manifest.column("label")
         there = np.unique(labels)
-        if not 0 < self.classes < len(there):
+        classes = share_of(self.classes, len(there), f"split {self.name!r}")
+        if not 0 < classes < len(there):
             raise GuieError(
-                f"split {self.name!r}: {self.classes} classes are to be held out, but there are {len(there)}. "
+                f"split {self.name!r}: {classes} classes are to be held out, but there are {len(there)}. "
                 f"Hold out between 1 and {max(len(there) - 1, 1)}, or add data"
             )
-        held_out = np.random.default_rng(self.seed).permutation(there)[: self.classes]
+        held_out = np.random.default_rng(self.seed).permutation(there)[:classes]
         return np.flatnonzero(np.isin(labels, held_out))
 
 
