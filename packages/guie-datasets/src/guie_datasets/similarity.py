@@ -105,6 +105,10 @@ def close_pairs(
     """
     if not 0 <= distance <= 64:
         raise ValueError(f"distance must be 0..64, not {distance}")
+    if len(a) > len(b):  # the fewer ask
+        for j, i, share in close_pairs(b, a, distance):
+            yield i, j, share
+        return
     everything = len(a) * len(b)
     if everything > 1 << 24:
         quarters = [_Quarter(a, b, number, radius) for number, radius in enumerate(_radii(distance)) if radius >= 0]
