@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,17 +23,15 @@ def make(
 ) -> Manifest:
     labels = np.asarray(labels)
     shown = list(categories or (NAMES[label % 4 if label % 8 else 0] for label in labels))
-    return Manifest.from_columns(
-        {
-            "path": [f"{number}.jpg" for number in range(len(labels))],
-            "label": labels,
-            "category": shown,
-            "width": np.ones(len(labels), int),
-            "height": np.ones(len(labels), int),
-            "hash": [f"{number:032x}" for number in range(len(labels))],
-        }
-        | ({} if splits is None else {"split": list(splits)})
-    )
+    columns: dict[str, Any] = {
+        "path": [f"{number}.jpg" for number in range(len(labels))],
+        "label": labels,
+        "category": shown,
+        "width": np.ones(len(labels), int),
+        "height": np.ones(len(labels), int),
+        "hash": [f"{number:032x}" for number in range(len(labels))],
+    }
+    return Manifest.from_columns(columns if splits is None else columns | {"split": list(splits)})
 
 
 @pytest.fixture(scope="module")

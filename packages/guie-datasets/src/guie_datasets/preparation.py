@@ -60,9 +60,9 @@ def prepare(
       different labels all are kept, and listed: one of the labels is likely wrong.
     - `quarantine` is a path for the table of findings (CSV), written also when this fails or is stopped.
     - The provenance names each data set's plugin with its version, its options, and hashes of its files (`sources`).
-    - Memory doesn't grow with the rows, but for about 50 bytes each at the end, while repeated images are found. The
-      manifest lies in files without a name beside `quarantine`, or in the temporary folder, until it is written
-      elsewhere: 80 bytes a row, and its path.
+    - Memory doesn't grow with the rows, but for about 50 bytes each at the end, while repeated images are found (100
+      where most of them are). The manifest lies in files without a name beside `quarantine`, or in the temporary
+      folder, until it is written elsewhere: 80 bytes a row, and its path.
 
     Raises GuieError if more than `max_bad` of the images are bad (it lists the first ten): as soon as that is certain,
     where all data sets know their `count()`, otherwise at the end. Also if there are no images, or as the data sets do;
