@@ -264,6 +264,14 @@ def test_damage_inside_a_file_is_found_when_it_is_looked_at(manifest: Manifest, 
         again.column("label")
 
 
+@pytest.mark.parametrize("about", [b"", b"{", b"[]", b"3", b"{}", b'{"version": 1, "provenance": 3}', b"[" * 10**5])
+def test_damage_in_what_a_file_says_of_itself(manifest: Manifest, tmp_path: Path, about: bytes) -> None:
+    path = tmp_path / "m.parquet"
+    pq.write_table(manifest.table.replace_schema_metadata({b"guie.manifest": about}), path)
+    with pytest.raises(GuieError, match="a damaged manifest"):
+        Manifest.read(path)
+
+
 def test_an_open_manifest_stays_as_it_is_when_its_file_is_replaced(manifest: Manifest, tmp_path: Path) -> None:
     path = tmp_path / "m.parquet"
     manifest.write(path)

@@ -290,13 +290,16 @@ class _Images(Sequence[ImageRef]):
 def _about(path: Path, metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
     if _METADATA not in metadata:
         raise GuieError(f"{path}: a Parquet file, but not a manifest of guie's")
-    about: dict[str, Any] = json.loads(metadata[_METADATA])
-    if about["version"] != SCHEMA_VERSION:
-        newer = about["version"] > SCHEMA_VERSION
-        remedy = "Update guie-datasets" if newer else "Prepare the data again"
+    try:
+        about: dict[str, Any] = json.loads(metadata[_METADATA])
+        version, _ = int(about["version"]), dict(about["provenance"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise GuieError(
-            f"{path}: a manifest of version {about['version']}; this guie-datasets reads {SCHEMA_VERSION}. {remedy}"
-        )
+            f"{path}: a damaged manifest: what it says of itself makes no sense. Prepare it again"
+        ) from error
+    if version != SCHEMA_VERSION:
+        remedy = "Update guie-datasets" if version > SCHEMA_VERSION else "Prepare the data again"
+        raise GuieError(f"{path}: a manifest of version {version}; this guie-datasets reads {SCHEMA_VERSION}. {remedy}")
     return about
 
 
