@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from guie_core import GuieError
-from guie_core.files import atomic_directory, atomic_write, digest, explain, explain_os_errors
+from guie_core.files import atomic_directory, atomic_write, digest, explain, explain_os_errors, folder_option
 
 
 def test_file_appears_when_it_is_complete(tmp_path: Path) -> None:
@@ -96,6 +96,7 @@ def test_file_that_cannot_be_completed(tmp_path: Path) -> None:
 def test_full_disk_in_words(tmp_path: Path) -> None:
     with (
         pytest.raises(GuieError) as error,
+        folder_option("--work-dir"),
         explain_os_errors(tmp_path / "features.bin"),
         open("/dev/full", "wb") as full,
     ):
@@ -134,7 +135,7 @@ def test_folder_that_cannot_be_written(tmp_path: Path, number: int, words: str) 
     text = explain(OSError(number, "x"), tmp_path / "a" / "file")
     assert text == (
         f"{words}: {tmp_path}/a/file could not be written.\nNothing that was complete is lost. "
-        f"Make {tmp_path} writable, or choose another folder (--work-dir), and run the same command again."
+        f"Make {tmp_path} writable, or choose another folder, and run the same command again."
     )
 
 

@@ -424,7 +424,7 @@ def test_a_disk_that_fills_up(got: Got, server: Server) -> None:
     command = [sys.executable, "-c", code, server.url("/file.bin"), str(got.path)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "file.bin could not be written" in said
-    assert "--data-folder" in said
+    assert "choose a folder on another disk" in said
     assert got.left() == ["file.bin.part", "file.bin.part.json"]
     assert 0 < got.path.with_name("file.bin.part").stat().st_size <= 1_000_000
     assert got.fetch() == BODY

@@ -109,18 +109,33 @@ def _concerns_another(error: OSError, path: Path) -> bool:
     return not (named.is_relative_to(path.parent) or path.is_relative_to(named))
 
 
+_options: list[str] = []
+
+
+@contextlib.contextmanager
+def folder_option(name: str) -> Iterator[None]:
+    """While a command runs that has an option for the folder it writes to, such as "--work-dir": what fails on the disk
+    is told with it."""
+    _options.append(name)
+    try:
+        yield
+    finally:
+        _options.pop()
+
+
 def explain(error: OSError, path: str | os.PathLike[str] = "") -> str:
     """What a failure of the disk means: what was being written, how much is free, what to do."""
     path = Path(path or error.filename or ".")
     what = _REMEDY.get(error.errno or 0, os.strerror(error.errno or 0))
     text = f"{what}: {path} could not be written."
     folder = next((parent for parent in (path, *path.absolute().parents) if parent.is_dir()), Path.cwd())
+    option = f" ({_options[-1]})" if _options else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         with contextlib.suppress(OSError):
             text += f" {size(shutil.disk_usage(folder).free)} are free in {folder}."
-        remedy = "Make room, or choose a folder on another disk (--work-dir), and run the same command again."
+        remedy = f"Make room, or choose a folder on another disk{option}, and run the same command again."
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        remedy = f"Make {folder} writable, or choose another folder (--work-dir), and run the same command again."
+        remedy = f"Make {folder} writable, or choose another folder{option}, and run the same command again."
     else:
         remedy = "Run the same command again when that is mended."
     return f"{text}\nNothing that was complete is lost. {remedy}"

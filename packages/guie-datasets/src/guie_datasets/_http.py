@@ -27,11 +27,9 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from guie_core import GuieError, Interrupted
-from guie_core.files import atomic_write
+from guie_core.files import atomic_write, explain_os_errors
 from guie_core.interrupt import Stop, interruptible
 from guie_core.wording import shown, size
-
-from .archives import disk_failures
 
 #: Seconds without a byte after which a connection counts as broken.
 TIMEOUT = 60.0
@@ -87,7 +85,7 @@ def fetch(
         GuieError: the disk is full; a redirect to an unsafe address; a size other than expected.
         Interrupted: Ctrl-C; the same call goes on.
     """
-    with interruptible() as stop, disk_failures(path):
+    with interruptible() as stop, explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _Fetching(url, path, expected, timeout, sleep, stop).run()
 

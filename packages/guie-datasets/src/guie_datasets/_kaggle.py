@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from guie_core import GuieError, Interrupted
+from guie_core.files import explain_os_errors
 from guie_core.interrupt import Stop, interruptible
 from guie_core.wording import shown, size
 
 from ._http import Unreachable, arriving
-from .archives import disk_failures
 
 #: Seconds without a byte after which Kaggle's client is given up; its own limit is 300 for each of several tries.
 STALLED = 900.0
@@ -55,7 +55,7 @@ def fetch(slug: str, path: Path, *, stalled: float = STALLED) -> None:
     """
     folder = path.with_name(f".{path.name}.kaggle")
     coming = folder / f"{slug.split('/')[1]}.zip"
-    with disk_failures(path):
+    with explain_os_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
     with interruptible() as stop, _client(slug, folder) as client:
         _watch(client, coming, stop, stalled)
@@ -67,7 +67,7 @@ def fetch(slug: str, path: Path, *, stalled: float = STALLED) -> None:
         raise (GuieError if answer == "disk" else Unreachable)(f"{slug}: {told}{_kept(coming)}")
     if not coming.is_file() or _marker(coming).exists():  # the client's mark of what is not whole
         raise Unreachable(f"{slug}: Kaggle's client left it unfinished.{_kept(coming)}")
-    with disk_failures(path):
+    with explain_os_errors(path):
         os.replace(coming, path)
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
 
 from guie_core import GuieError, Interrupted
-from guie_core.files import explain
+from guie_core.files import explain_os_errors
 from guie_core.wording import shown, size
 
 #: An archive may unpack to this many times its own size (images hardly shrink; text shrinks to a tenth), ...
@@ -91,7 +91,7 @@ def unpacked(archive: str | os.PathLike[str], folder: str | os.PathLike[str]) ->
     # one name for all attempts: what a killed one has left is cleared away by the next
     temporary = folder.with_name(f".{folder.name}.unpacking")
     try:
-        with disk_failures(folder):
+        with explain_os_errors(folder):
             if temporary.exists():
                 shutil.rmtree(temporary)
             temporary.mkdir(parents=True)
@@ -100,7 +100,7 @@ def unpacked(archive: str | os.PathLike[str], folder: str | os.PathLike[str]) ->
         inner = temporary / name
         whole = inner if alone and inner.is_dir() else temporary
         yield whole, result
-        with disk_failures(folder):
+        with explain_os_errors(folder):
             os.sync()  # once for all files, of which there may be a hundred thousand
             _move(whole, folder, archive)
     finally:
@@ -119,15 +119,6 @@ def _move(whole: Path, folder: Path, archive: Path) -> None:
             raise GuieError(f"{there} is there already, and {archive.name} is not unpacked over it; move it away.")
     for entry in entries:
         os.replace(entry, folder / entry.name)
-
-
-@contextlib.contextmanager
-def disk_failures(path: Path) -> Iterator[None]:
-    """Turn the disk's failures while `path` is written into a GuieError."""
-    try:
-        yield
-    except OSError as error:
-        raise GuieError(explain(error, path).replace("--work-dir", "--data-folder")) from error
 
 
 class _Unpacking:

@@ -29,12 +29,12 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from guie_core import GuieError
-from guie_core.files import atomic_write
+from guie_core.files import atomic_write, explain_os_errors
 from guie_core.tables import table
 from guie_core.wording import listing, plural, shown, size
 
 from . import _http, _kaggle
-from .archives import Unpacked, disk_failures, unpacked
+from .archives import Unpacked, unpacked
 
 #: Where archives lie, below the data folder.
 ARCHIVES = "downloads"
@@ -280,7 +280,7 @@ def by_hand(downloads: Sequence[Download], data_folder: Path, command: str) -> s
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Keep other processes from fetching the same to the same place."""
-    with disk_failures(path):
+    with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:

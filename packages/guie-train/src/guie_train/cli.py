@@ -44,10 +44,12 @@ def train(
     """
     # here, so that --help needs neither torch nor mmengine
     from guie_core.experiment import Experiment
+    from guie_core.files import folder_option
     from guie_train import runner
 
     loaded = Experiment.load(experiment, overrides=overrides, profile=profile)
     if dry_run:
         runner.show_plan(loaded, work_dir=work_dir, stage=stage, start=start)
     else:
-        runner.train(loaded, work_dir=work_dir, stage=stage, start=start, fresh=not resume)
+        with folder_option("--work-dir"):
+            runner.train(loaded, work_dir=work_dir, stage=stage, start=start, fresh=not resume)

@@ -26,6 +26,7 @@ def download(names: tuple[str, ...], keep_archive: bool) -> None:
     What is there is not fetched again. What broke off is gone on with by the same command. Kaggle wants to know you:
     kaggle.json, KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY.
     """
+    from guie_core.files import folder_option
     from guie_datasets.download import fetch
     from guie_datasets.places import data_folder
 
@@ -46,8 +47,9 @@ def download(names: tuple[str, ...], keep_archive: bool) -> None:
         click.echo(table([*rows, ("to", shown(folder))]))
         again = f"guie data download {entry.name}{where}"
         try:
-            for line in fetch(downloads, folder, keep_archive=keep_archive, command=again):
-                click.echo(f"  {line}")
+            with folder_option("--data-folder"):
+                for line in fetch(downloads, folder, keep_archive=keep_archive, command=again):
+                    click.echo(f"  {line}")
         except Interrupted:
             raise
         except GuieError as error:  # the other sets may be had all the same

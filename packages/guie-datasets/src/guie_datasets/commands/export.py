@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from guie_core.files import folder_option
 from guie_core.wording import plural, shown
 
 from .options import max_bad_option, workers_option
@@ -60,17 +61,18 @@ def export(
     from guie_datasets import Manifest
     from guie_datasets.exporting import export as export_
 
-    found = export_(
-        Manifest.read(manifest),
-        to,  # type: ignore[arg-type]
-        output,
-        split=split,
-        method=method,  # type: ignore[arg-type]
-        per_shard=per_shard,
-        link=link,
-        max_bad=max_bad,
-        workers=workers,
-    )
+    with folder_option("--output"):
+        found = export_(
+            Manifest.read(manifest),
+            to,  # type: ignore[arg-type]
+            output,
+            split=split,
+            method=method,  # type: ignore[arg-type]
+            per_shard=per_shard,
+            link=link,
+            max_bad=max_bad,
+            workers=workers,
+        )
     click.echo(f"{shown(Path(output).expanduser())}: {plural(found.images - found.count('bad'), 'image')} as {to}.")
     if found:
         click.echo(f"{found}; listed in {shown(Path(output).expanduser() / 'quarantine.csv')}.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from guie_core import GuieError, UsageError
+from guie_core.files import folder_option
 from guie_core.interrupt import interruptible
 from guie_core.tables import table
 from guie_core.wording import plural, shown
@@ -79,7 +80,7 @@ def prepare(
     filters += [MaxImages(max_images, seed)] if max_images is not None else []
     command = {"data": list(settings.values()), "filters": list(map(repr, filters)), "keep_duplicates": keep_duplicates}
     _may_be_written(path, what, command, force)
-    with interruptible():
+    with interruptible(), folder_option("--output"):
         manifest, found = prepare_(
             datasets(settings), max_bad=max_bad, keep_duplicates=keep_duplicates, workers=workers, quarantine=quarantine
         )
@@ -89,7 +90,8 @@ def prepare(
         manifest = apply_filters(manifest, filters)
     except GuieError as error:
         raise UsageError(f"{' and '.join(limits)} leaves none of {plural(images, 'image')}") from error
-    manifest.with_provenance({**manifest.provenance, "command": command}).write(path)
+    with folder_option("--output"):
+        manifest.with_provenance({**manifest.provenance, "command": command}).write(path)
 
     click.echo(f"{shown(path)}: {_counts(manifest)}")
     click.echo(table([(name, plural(count, "image"), _classes(labels)) for name, count, labels in _sources(manifest)]))
