@@ -1,0 +1,27 @@
+"""Your own images, a folder with one sub-folder a class: trained, measured on classes it has never seen, exported.
+
+Source: experiments/quickstart.py. Command: guie-train experiments/own_images.py --set recipe.data.0.root=~/photos
+Expected on 2 CPU cores: 20 to 50 images a second for the features, once; then a minute or two, and a report to look at.
+It wants ten classes or more, of two images at least; a third of the classes is kept for the report.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .quickstart import recipe
+
+recipe.update(
+    data=[dict(type="folder", root="photos")],  # the line to change: any of `guie data list`, or a prepared manifest
+    splits=[
+        dict(type="HoldOutClasses", classes=0.3, seed=0),  # for the report
+        dict(type="UnseenClasses", folds=5, seed=0),  # to choose the checkpoint by
+    ],
+    backbone=dict(image_size=224),
+    views=dict(valid=dict(interpolation="bicubic", antialias=True)),
+    arcface=dict(batch_size=64),
+    # the classifier tells kinds of things apart, such as food and landmarks, which a folder doesn't name
+    classifier=None,
+    augmentation=None,
+    exports=[dict(type="TorchScript"), dict(type="Onnx"), dict(type="Safetensors")],
+)
+profile = "auto"
