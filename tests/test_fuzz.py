@@ -22,7 +22,7 @@ def test_every_parser_has_a_target_and_every_target_seeds() -> None:
 def test_target(name: str, tmp_path: Path) -> None:
     seeds = FUZZ / "seeds" / name
     # the same inputs each time; the seed of libFuzzer's own choices is 1
-    command = [sys.executable, FUZZ / f"fuzz_{name}.py", tmp_path, seeds, "-runs=1000", "-seed=1"]
+    command = [sys.executable, str(FUZZ / f"fuzz_{name}.py"), str(tmp_path), str(seeds), "-runs=1000", "-seed=1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

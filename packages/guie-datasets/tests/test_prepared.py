@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tfrecord as other_tfrecord
 from PIL import Image
 
 from guie_core import GuieError, build
-from guie_datasets import ClassFolders, HoldOutClasses, Manifest, TFRecordDataset, prepare, split
+from guie_datasets import ClassFolders, HoldOutClasses, Manifest, TFRecordDataset, prepare, split, tfrecord
 from guie_datasets.prepared import Prepared
 from guie_datasets.testing import DatasetContract
 
@@ -20,11 +19,8 @@ def path(tmp_path: Path) -> Path:
         image = tmp_path / "images" / f"class-{number % 4}" / f"{number}.png"
         image.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8 + number, 6), (number, 20, 30)).save(image)
-    writer = other_tfrecord.TFRecordWriter(str(tmp_path / "a.tfrec"))
-    for number in range(5):
-        data = (tmp_path / "images" / f"class-{number % 4}" / f"{number}.png").read_bytes() + b"\0"
-        writer.write({"image/encoded": (data, "byte"), "image/class/label": (number % 2, "int")})
-    writer.close()
+    images = [tmp_path / "images" / f"class-{number % 4}" / f"{number}.png" for number in range(5)]
+    tfrecord.write(tmp_path / "a.tfrec", [(image.read_bytes() + b"\0", i % 2) for i, image in enumerate(images)])
     shards = TFRecordDataset(files=[tmp_path / "a.tfrec"], source="shards", category="packed")
     manifest, _ = prepare([ClassFolders(tmp_path / "images", category="things"), shards])
     manifest = split(manifest, [HoldOutClasses(classes=2)])

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import tfrecord as other_tfrecord
 from PIL import Image
+from torchvision.datasets import Food101 as Other
 
 from guie_core import GuieError, UsageError, build
 from guie_datasets import Dataset, ImageRef, Row, prepare
@@ -38,16 +38,20 @@ def jpeg(comment: str) -> bytes:
 
 
 def shards(folder: Path, name: str, labels: list[list[int]]) -> list[tuple[bytes, int]]:
-    """A shard for each list of labels, written by the `tfrecord` package; returns the records in order."""
+    """A shard for each list of labels, written by TensorFlow; returns the records in order."""
+    import tensorflow as tf
+
     folder.mkdir(parents=True)
     written = []
     for shard, there in enumerate(labels):
-        writer = other_tfrecord.TFRecordWriter(str(folder / f"guie-{name}-train-{shard:02d}-{len(there)}.tfrec"))
-        for number, label in enumerate(there):
-            image = jpeg(f"{name} {shard} {number}")
-            writer.write({"image/encoded": (image, "byte"), "image/class/label": (label, "int")})
-            written.append((image, label))
-        writer.close()
+        with tf.io.TFRecordWriter(str(folder / f"guie-{name}-train-{shard:02d}-{len(there)}.tfrec")) as writer:
+            for number, label in enumerate(there):
+                image = jpeg(f"{name} {shard} {number}")
+                example = tf.train.Example()
+                example.features.feature["image/encoded"].bytes_list.value.append(image)
+                example.features.feature["image/class/label"].int64_list.value.append(label)
+                writer.write(example.SerializeToString())
+                written.append((image, label))
     return written
 
 
@@ -378,7 +382,6 @@ def test_gpr1200_missing_and_foreign_files(data: Path) -> None:
 
 
 def test_food101_against_torchvision(data: Path) -> None:
-    from torchvision.datasets import Food101 as Other
 
     food101(data)
     everything = {row.image: row for row in Food101(split="own").rows()}
