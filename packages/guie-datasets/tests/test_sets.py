@@ -382,7 +382,6 @@ def test_gpr1200_missing_and_foreign_files(data: Path) -> None:
 
 
 def test_food101_against_torchvision(data: Path) -> None:
-
     food101(data)
     everything = {row.image: row for row in Food101(split="own").rows()}
     for split in ("train", "test"):
