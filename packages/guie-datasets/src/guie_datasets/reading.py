@@ -104,10 +104,10 @@ def read_images(
         on_bad: called with the index and the error for an image that can't be decoded, in its place in the order and in
             the calling thread; None stands for the image then.
         processes: a process for each worker, with one thread inside, see `guie_datasets.processes`. Threads are the
-            default since they start at once and are faster where decoders and torch do the work, which let go of the
-            interpreter: 6.2 ms of a core for a photo of 1024 x 768 and its view of 224, and both cores of two kept
-            busy; by processes 7.0 (`benchmarks/decoding.py`), and a second or more to start. They pay where a transform
-            is Python code. `transform` must be picklable then, and give numpy arrays to be fast.
+            default: they start at once, and are as fast where decoders and torch do the work, which let go of the
+            interpreter (332 photos of 1024 x 768 and their views of 224 a second on two cores, 327 by processes:
+            `benchmarks/decoding.py`). Processes take a second or more to start, and pay where a transform is Python
+            code. `transform` must be picklable then, and give numpy arrays to be fast.
 
     Raises BadImage, with the place, for an image that cannot be decoded, unless there is `on_bad`; GuieError for one
     that cannot be read, and for a process that was killed; the images before it have been given by then. UsageError as
