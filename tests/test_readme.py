@@ -20,33 +20,65 @@ BLOCKS, TRAIN_BLOCKS = (
     re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     for page in ("README.md", "packages/guie-train/README.md")
 )
+README = (ROOT / "README.md").read_text()
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A home whose folder photos has 75 classes of six images."""
+    """A home whose folder photos has twenty classes of six images, and the repository's experiments beside it."""
     for row in Emoji().rows():
-        if row.label < 75:
+        if row.label < 20:
             folder = tmp_path / "photos" / row.name
             folder.mkdir(parents=True, exist_ok=True)
             image = Image.fromarray(decode(row.image.read()).transpose(1, 2, 0))
             image.save(folder / f"{len(list(folder.iterdir()))}.png")
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
     return tmp_path
 
 
-def test_your_own_images(photos: Path) -> None:
-    shutil.copytree(ROOT / "experiments", photos / "experiments")
-    (photos / "experiments" / "mine.py").write_text(BLOCKS[0])
-    small = ["recipe.backbone.type=timm/test_resnet", "recipe.backbone.weights=none", "recipe.backbone.image_size=32"]
-    # a toy backbone and few epochs, and as few images a batch as 75 classes less 50 need; else as it stands
-    small += ["recipe.arcface.epochs=4", "recipe.arcface.batch_size=64", "recipe.exports=[]"]
-    command = [sys.executable, "-m", "guie_train", "experiments/mine.py"]
-    command += [part for override in small for part in ("--set", override)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=photos, env=ENVIRONMENT | {"HOME": str(photos)})
+def _run(home: Path, *command: str) -> str:
+    """What a command of the README prints, run in the folder that it would be typed in."""
+    scripts = Path(os.environ.get("GUIE_VENV", sys.prefix)) / "bin"
+    line = [str(scripts / command[0]), *command[1:]]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=home, env=ENVIRONMENT | {"HOME": str(home)})
     assert done.returncode == 0, done.stderr
-    assert "mP@5 of 300 queries of 50 unseen classes" in done.stdout
-    assert len(list(photos.glob("runs/mine-*/report.html"))) == 1
+    return done.stdout
+
+
+# a toy backbone and few epochs; else as it stands
+SMALL = ["recipe.backbone.type=timm/test_resnet", "recipe.backbone.weights=none", "recipe.backbone.image_size=32"]
+SMALL += ["recipe.arcface.epochs=4", "recipe.exports=[dict(type='Safetensors')]"]
+
+
+def test_your_own_images(photos: Path) -> None:
+    """The commands of the README's section, one after the other."""
+    section = README.partition("## Your own images")[2].partition("\n## ")[0]
+    commands = re.findall(r"^\$ \.venv/bin/(.*?)(?: +#.*)?$", section, re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["guie", "guie", "guie", "guie-train"]
+    prepare, stats, show, train = (
+        command.replace("~", str(photos)).split() for command in commands  # as a shell would
+    )
+    assert "120 images of 20 classes" in _run(photos, *prepare)
+    assert re.search(r"classes +20", _run(photos, *stats))
+    _run(photos, *show)
+    assert "data:image/" in (photos / "photos.html").read_text()
+    overrides = [part for override in SMALL for part in ("--set", override)]
+    out = _run(photos, *train, *overrides)
+    assert "of 36 queries of 6 unseen classes" in out, "a third of the classes, rounded"
+    (report,) = photos.glob("runs/own_images-*/report.html")
+    assert (report.parent / "stages" / "export" / "embedder.safetensors").is_file()
+
+
+def test_any_data_is_an_entry(photos: Path) -> None:
+    """The README's experiment: a table, and a manifest that was prepared before."""
+    rows = ["path,label"]
+    rows += [f"photos/{path.parent.name}/{path.name},{path.parent.name}" for path in sorted(photos.rglob("*.png"))]
+    (photos / "cars.csv").write_text("\n".join(rows[:61]))
+    _run(photos, "guie", "data", "prepare", "photos")
+    (photos / "experiments" / "mine.py").write_text(BLOCKS[0])
+    out = _run(photos, "guie-train", "experiments/mine.py", "--stage", "split", "--profile", "cpu")
+    assert "180 images of 30 classes" in out  # labels of two data sets are kept apart
 
 
 @pytest.mark.parametrize("code", [BLOCKS[1], *TRAIN_BLOCKS])
