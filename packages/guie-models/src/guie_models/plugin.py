@@ -58,7 +58,21 @@ def guie_heads() -> list[Entry]:
 
 @hookimpl
 def guie_losses() -> list[Entry]:
-    return [Entry("ArcFace", "guie_models.losses:ArcFace", "Softmax over cosines with an additive angular margin")]
+    losses = "guie_models.losses"
+    return [
+        Entry("ArcFace", f"{losses}:ArcFace", "Softmax over cosines with an additive angular margin"),
+        Entry("CosFace", f"{losses}:CosFace", "The target's cosine lowered by a margin (1st place)"),
+        Entry("NormFace", f"{losses}:NormFace", "Softmax over cosines, no margin"),
+        Entry("AdaFace", f"{losses}:AdaFace", "Margins by the length of the embedding"),
+        Entry("ElasticFace", f"{losses}:ElasticFace", "Margins drawn at random"),
+        Entry("CurricularFace", f"{losses}:CurricularFace", "Hard negatives weigh more as training goes on"),
+        Entry(
+            "pml/*",
+            f"{losses}:PmlLoss",
+            "Any loss of pytorch-metric-learning, with a miner if wanted",
+            requires=("guie-models[pml]",),
+        ),
+    ]
 
 
 @hookimpl

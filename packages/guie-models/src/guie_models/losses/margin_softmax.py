@@ -1,94 +1,348 @@
-"""Cross-entropy over scaled cosines with an additive angular margin on the target column, and its gradient by hand.
+"""Cross-entropy over scaled cosines with a margin on the target, and its gradient by hand: what all losses of class
+centres are made of.
 
-Shapes: embeddings [B, E], centres [C, E], labels [B]; a "logits matrix" is [B, C].
+Shapes: embeddings [B, E], centres [C, E] or [K, C, E] with K sub-centres a class, labels [B]; a "logits matrix" is
+[B, C].
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import softplus
+
+from guie_core import UsageError
 
 SINE_SQUARED_MIN = 1e-7
 """1 - cos^2 is not taken below this (an angle of 0.018 degrees, what float32 can tell from 1), so that the sine has a
 finite slope at cosine +-1."""
 
-NORM_MIN = 1e-12
+LENGTH_MIN = 1e-12
 """Lengths are not taken below this when vectors are normalised, as in `torch.nn.functional.normalize`."""
 
+EXPONENT_MAX = 64.0
+"""Logits up to this are exponentiated as they are: a million times e^64 and e^-64 are still float32. Beyond it, the
+largest of a row is subtracted first, which costs two more passes over the matrix."""
 
-def angular_margin(cosine: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """cos(theta + m) from cos(theta), and its derivative by cos(theta); without acos.
+HALF_GAIN = 32.0
+"""Float16 products take probabilities times this, so that those below 6e-5 keep their digits."""
 
-    For theta <= pi - m: cos(theta) cos(m) - sin(theta) sin(m), with sin(theta) = sqrt(max(1 - cos^2, 1e-7)); beyond it
-    the 5th place's fallback (point 5) cos(theta) - m sin(pi - m), which keeps falling where cos(theta + m) would rise
-    again. The derivative is the exact one of that expression: cos(m) + sin(m) cos / sin, or cos(m) where the sine is
-    held at its least value, or 1 in the fallback.
+ROWS = 128
+"""Rows of logits that the CPU holds at once: the fastest where its cache is 32 MB."""
+
+CLASSES = 1024
+"""Classes whose gradient is brought to its final form at once, for the same reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Softmax:
+    """How the cross-entropy of a loss with class centres is taken.
+
+    Args:
+        label_smoothing: e; the wanted distribution is 1 - e on the target plus e / C everywhere (arXiv 1512.00567).
+        focal: g; a row of cross-entropy l counts as (1 - exp(-l))^g l (arXiv 1708.02002; 10th place).
+        sample: the part of the classes that a training batch is compared with: those of its labels, and random ones
+            up to sample * C (Partial FC, arXiv 2203.15565). The centres of the others get a gradient of zero.
+        sparse: with `sample`, the gradient of the centres is a sparse tensor of the sampled ones, for optimisers that
+            take those (SGD without momentum, SparseAdam) and then leave all others as they are, their state too.
+        products: precision of the three matrix products. Lengths, targets, margins and sums are float32 whatever it
+            says, and so is the arithmetic of the softmax; "bfloat16" and "float16" store logits and probabilities in
+            it, which the products would round to it anyway.
+        rows: rows of logits held at once; if None, all of the batch's on a GPU, 128 on the CPU. It changes no result
+            but for rounding.
     """
+
+    label_smoothing: float = 0.0
+    focal: float = 0.0
+    sample: float = 1.0
+    sparse: bool = False
+    products: Literal["float32", "bfloat16", "float16"] = "float32"
+    rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; it is from 0 to below 1")
+        if self.focal < 0.0:
+            raise ValueError(f"focal is {self.focal}; it is 0 (none) or more")
+        if not 0.0 < self.sample <= 1.0:
+            raise ValueError(f"sample is {self.sample}; it is a part of the classes, above 0 and up to 1")
+        if self.products not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"products is {self.products!r}; it is 'float32', 'bfloat16' or 'float16'")
+        if self.rows is not None and self.rows < 1:
+            raise ValueError(f"rows is {self.rows}; it is 1 or more, or None")
+
+
+def angular_margin(cosine: Tensor, margin: float | Tensor) -> tuple[Tensor, Tensor]:
+    """cos(theta + m) from cos(theta), and its derivative by cos(theta); without acos. m is in radians, above -pi and
+    below pi, one for all or of the shape of `cosine`.
+
+    For 0 <= theta + m <= pi: cos(theta) cos(m) - sin(theta) sin(m), with sin(theta) = sqrt(max(1 - cos^2, 1e-7)).
+    Beyond pi the 5th place's fallback (point 5) cos(theta) - m sin(pi - m), which keeps falling where cos(theta + m)
+    would rise again; below 0, where only a negative m leads (AdaFace), 1.
+    The derivative is the exact one of that expression: cos(m) + sin(m) cos / sin, or cos(m) where the sine is held at
+    its least value; 1 in the fallback; 0 below 0.
+    """
+    if not isinstance(margin, Tensor):
+        margin = torch.full((), margin, dtype=cosine.dtype, device=cosine.device)
+    cos_m, sin_m = margin.cos(), margin.sin()
     sine_squared = 1.0 - cosine * cosine
     sine = sine_squared.clamp_min(SINE_SQUARED_MIN).sqrt()
-    within = cosine >= -math.cos(margin)  # theta <= pi - m
-    shifted = torch.where(
-        within, cosine * math.cos(margin) - sine * math.sin(margin), cosine - margin * math.sin(math.pi - margin)
-    )
     slope_of_sine = torch.where(sine_squared > SINE_SQUARED_MIN, cosine / sine, 0.0)  # its negative
-    slope = torch.where(within, math.cos(margin) + math.sin(margin) * slope_of_sine, 1.0)
-    return shifted, slope
+    shifted, slope = cosine * cos_m - sine * sin_m, cos_m + sin_m * slope_of_sine
+    beyond = (margin > 0) & (cosine < -cos_m)  # theta > pi - m
+    below = (margin < 0) & (cosine > cos_m)  # theta < -m
+    shifted = torch.where(beyond, cosine - margin * sin_m, torch.where(below, 1.0, shifted))
+    return shifted, torch.where(beyond, 1.0, torch.where(below, 0.0, slope))
 
 
-class MarginSoftmax(torch.autograd.Function):
-    """Mean over the batch of -log softmax(z)[label], where z = scale * cos(theta), and scale *
-    angular_margin(cos(theta)) at the label.
+def margin_softmax(
+    embeddings: Tensor,
+    centres: Tensor,
+    labels: Tensor,
+    *,
+    scale: float,
+    angle: float | Tensor = 0.0,
+    offset: float | Tensor = 0.0,
+    hardness: Tensor | None = None,
+    softmax: Softmax | None = None,
+) -> Tensor:
+    """Mean over the batch of the cross-entropy of logits z: [B, E], [C, E] or [K, C, E], [B] -> scalar.
 
-    The gradient, with p = softmax(z), y the label's column, d the slope of the margin, x^ and w^ the normalised
-    vectors:
+    With c[i, j] the cosine of embedding i and class j, the largest of its K sub-centres', and y the label of i:
 
-        dz[i, j] = p[i, j] / B                for j != y
-        dz[i, y] = (p[i, y] - 1) * d[i] / B
-        dx^ = scale * dz @ w^                 dx = (dx^ - x^ (x^ . dx^)) / |x|
-        dw^ = scale * dz.T @ x^               dw = (dw^ - w^ (w^ . dw^)) / |w|
+        z[i, y] = scale * t,  t = angular_margin(c[i, y], angle) - offset
+        z[i, j] = scale * c[i, j]                         for j != y
+        z[i, j] = scale * c[i, j] (hardness + c[i, j])    for j != y with c[i, j] > t, where `hardness` is given
 
-    One logits matrix is held from forward to backward and none is made besides: the product becomes exp(z - max) in
-    place, and its rows' sums are applied to the [B, E] factors of the backward products instead of to the matrix.
-    Differentiable once.
+    and loss = mean of -log softmax(z)[y], or as `softmax` says. `angle` and `offset` are numbers or [B].
+
+    The gradient, with p = softmax(z), q the wanted distribution, l the cross-entropy of a row, f its focal weight
+    d/dl (1 - exp(-l))^g l, d[i, y] the slope of the margin, d[i, j] = hardness + 2 c[i, j] where that applies and 1
+    elsewhere, x^ and w^ the normalised vectors:
+
+        dc = scale * f * (p - q) * d / B
+        dx^ = dc @ w^                 dx = (dx^ - x^ (x^ . dx^)) / |x|
+        dw^ = dc.T @ x^               dw = (dw^ - w^ (w^ . dw^)) / |w|
+
+    where only the sub-centre with the largest cosine has a part in c. It is the exact derivative of the value: margins,
+    hardness and the choice of what is hard are constants of it. Differentiable once.
+
+    The value being a scalar, the gradient is taken together with it, `softmax.rows` rows at a time, and those rows are
+    all that is ever held of the logits matrix (twice, and a quarter, with sub-centres or hardness), beside a normalised
+    copy of the centres. An embedding that isn't finite makes the value and both gradients NaN.
     """
+    wanted = torch.is_grad_enabled()
+    loss: Tensor = _MarginSoftmax.apply(
+        embeddings, centres, labels, scale, angle, offset, hardness, softmax or Softmax(), wanted
+    )
+    return loss
 
+
+class _MarginSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, embeddings: Tensor, centres: Tensor, labels: Tensor, scale: float, margin: float) -> Tensor:
-        x_length = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True).clamp_min(NORM_MIN)
-        w_length = torch.linalg.vector_norm(centres, dim=1, keepdim=True).clamp_min(NORM_MIN)
+    def forward(
+        ctx: Any,
+        embeddings: Tensor,
+        centres: Tensor,
+        labels: Tensor,
+        scale: float,
+        angle: float | Tensor,
+        offset: float | Tensor,
+        hardness: Tensor | None,
+        softmax: Softmax,
+        wanted: bool,
+    ) -> Tensor:
+        batch, exact, device = len(labels), embeddings.dtype, embeddings.device
+        rough = exact if softmax.products == "float32" else getattr(torch, softmax.products)
+        of_x, of_w = (wanted and needed for needed in ctx.needs_input_grad[:2])
+        stack = centres if centres.dim() == 3 else centres[None]
+        subs, classes, size = stack.shape
+
+        x_length, w_length = _length(embeddings), _length(stack)
         x = embeddings / x_length
-        w = centres / w_length
-        column = labels[:, None]
-        z = (x * scale) @ w.T
-        shifted, slope = angular_margin(z.gather(1, column) / scale, margin)
-        target = shifted * scale
-        z.scatter_(1, column, target)
-        largest = z.amax(dim=1, keepdim=True)
-        z.sub_(largest).exp_()
-        total = z.sum(dim=1, keepdim=True)
-        loss: Tensor = (total.log() + largest - target).mean()
-        z.scatter_(1, column, (z.gather(1, column) - total) * slope)  # now dz * B * total
-        ctx.save_for_backward(z, total, x, w, x_length, w_length)
-        ctx.scale = scale
-        return loss
+        w = torch.div(stack, w_length, out=torch.empty(stack.shape, dtype=rough, device=device))
+        nearest, own = _own_centres(x, stack, w_length, labels)
+        shifted, slope = angular_margin((x * own).sum(1), angle)
+        target = (shifted - offset) * scale
+        smoothing = softmax.label_smoothing / classes
+        bound = scale * (1.0 if hardness is None else 2.0)
+
+        losses = torch.empty(batch, dtype=exact, device=device)
+        pull = torch.empty(batch, dtype=exact, device=device)  # dc of the target columns
+        x_gradient = torch.empty_like(x) if of_x else None
+        w_gradient = torch.empty_like(stack) if of_w else None
+        rows = min(batch, softmax.rows or _rows(batch, device, wide=subs > 1 or hardness is not None))
+        space = torch.empty(rows, classes, dtype=rough, device=device)
+        spare = torch.empty_like(space) if subs > 1 else None
+        for start in range(0, batch, rows):
+            part = slice(start, start + rows)
+            z, best = _pooled(x[part] * scale, w, space, spare)
+            rest, sums, factor = _negatives(z, labels[part], target[part], scale, bound, hardness, smoothing)
+            row = rest + softmax.label_smoothing * target[part] - smoothing * (sums + target[part])
+            losses[part], weight = _focal(row, softmax.focal)
+            weight = weight * (scale / batch)
+            pull[part] = (torch.expm1(-rest) + softmax.label_smoothing - smoothing) * slope[part] * weight
+            factor = factor * weight[:, None]
+            for k in range(subs) if of_x or of_w else ():
+                share = z if best is None else torch.mul(z, best == k, out=spare[: len(z)])  # type: ignore[index]
+                if x_gradient is not None:
+                    _product(share, w[k], factor, x_gradient[part], add=k > 0)
+                if w_gradient is not None:
+                    _product_transposed(share, x[part], factor, w_gradient[k], add=start > 0)
+        del space, spare, z, w  # the last of what is as large as a matrix of logits
+
+        if x_gradient is not None:
+            x_gradient.addcmul_(own, pull[:, None])
+            x_gradient = (x_gradient - x * (x_gradient * x).sum(1, keepdim=True)) / x_length
+        if w_gradient is not None:
+            w_gradient.view(-1, size).index_add_(0, nearest, x * pull[:, None])
+            _through_length(w_gradient.view(-1, size), stack.reshape(-1, size), w_length.view(-1, 1))
+            w_gradient = w_gradient.view_as(centres)
+        ctx.save_for_backward(x_gradient, w_gradient)
+        return losses.mean()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        z, total, x, w, x_length, w_length = ctx.saved_tensors
-        with torch.autocast(z.device.type, enabled=False):
-            factor = gradient * (ctx.scale / z.shape[0]) / total
-            x_gradient = (z @ w) * factor
-            w_gradient = z.T @ (x * factor)
-        x_gradient = (x_gradient - x * (x_gradient * x).sum(dim=1, keepdim=True)) / x_length
-        w_gradient.addcmul_(w, (w_gradient * w).sum(dim=1, keepdim=True), value=-1.0).div_(w_length)
-        return x_gradient, w_gradient, None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        mine = [None if saved is None else saved * gradient for saved in ctx.saved_tensors]
+        return (*mine, *[None] * 7)
 
 
 def cosines(embeddings: Tensor, centres: Tensor) -> Tensor:
-    """Cosine of every embedding [B, E] with every centre [C, E] -> [B, C]."""
-    return F.linear(F.normalize(embeddings, eps=NORM_MIN), F.normalize(centres, eps=NORM_MIN))
+    """Cosine of every embedding [B, E] with every class [C, E] or [K, C, E] -> [B, C]; the largest of K."""
+    x = torch.nn.functional.normalize(embeddings, eps=LENGTH_MIN)
+    w = torch.nn.functional.normalize(centres, dim=-1, eps=LENGTH_MIN)
+    if w.dim() == 2:
+        return x @ w.T
+    pooled: Tensor = x @ w[0].T
+    for sub in w[1:]:
+        pooled = torch.maximum(pooled, x @ sub.T)
+    return pooled
+
+
+def _length(vectors: Tensor) -> Tensor:
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return length.clamp_min(LENGTH_MIN)
+
+
+def _rows(batch: int, device: torch.device, wide: bool) -> int:
+    if device.type == "cpu":
+        return ROWS
+    return (batch + 1) // 2 if wide else batch  # at most two matrices in all
+
+
+def _own_centres(x: Tensor, stack: Tensor, w_length: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The centre of each label, of its sub-centres the nearest: its row among [K * C], and itself, normalised."""
+    own = stack[:, labels] / w_length[:, labels]
+    sub = (own * x).sum(-1).argmax(0)
+    return sub * stack.shape[1] + labels, own[sub, torch.arange(len(labels), device=x.device)]
+
+
+def _pooled(x: Tensor, w: Tensor, space: Tensor, spare: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """x @ w.T in `space`, with sub-centres the largest of theirs, and which of them that is."""
+    x = x.to(w.dtype)
+    z = torch.mm(x, w[0].T, out=space[: len(x)])
+    if spare is None:
+        return z, None
+    best = torch.zeros(z.shape, dtype=torch.int8 if len(w) < 128 else torch.int16, device=z.device)
+    for k in range(1, len(w)):
+        other = torch.mm(x, w[k].T, out=spare[: len(x)])
+        best.masked_fill_(other > z, k)
+        torch.maximum(z, other, out=z)
+    return z, best
+
+
+def _negatives(
+    z: Tensor, labels: Tensor, target: Tensor, scale: float, bound: float, hardness: Tensor | None, smoothing: float
+) -> tuple[Tensor, Tensor | float, Tensor | float]:
+    """(rest, sums, factor), by operations of torch each of which goes through the matrix once, in place.
+
+    `z` [R, C] holds scale * c for every class, also the target's, which is passed over. It becomes (p - smoothing) * d
+    / factor, zero at the target. `rest` is -log p of the target [R], `sums` that of the negatives' logits [R], where
+    smoothing needs it, and `factor` [R, 1]. No logit but the target's is above `bound`.
+    """
+    column, exact = labels[:, None], target.dtype
+    half = z.dtype == torch.float16
+    z.scatter_(1, column, 0.0)
+    easy, slope = None, None
+    if hardness is not None:
+        easy = z <= target[:, None]
+        slope = z.mul(1.0 / scale).add_(hardness).masked_fill_(easy, 1.0)
+        z.mul_(slope)
+        slope.mul_(2.0).sub_(hardness).masked_fill_(easy, 1.0)
+    sums = z.sum(1, dtype=exact) if smoothing else 0.0
+    z.scatter_(1, column, -math.inf)
+    largest: Tensor | float = 0.0
+    if half or bound > EXPONENT_MAX:
+        largest = z.amax(1).clamp_min(torch.finfo(z.dtype).min)  # a single class leaves nothing to compare with
+        z.sub_(largest[:, None])
+    total = z.exp_().sum(1, dtype=exact).clamp_min(torch.finfo(torch.float32).tiny)
+    above = total.log() + largest - target
+    factor = (above.sigmoid() / total)[:, None]
+    if half:
+        z.mul_(factor * HALF_GAIN)
+        factor = torch.full_like(factor, 1.0 / HALF_GAIN)
+    if smoothing:
+        z.sub_(smoothing / factor).scatter_(1, column, 0.0)
+    if slope is not None:
+        z.mul_(slope)
+    return softplus(above), sums, factor
+
+
+def _focal(loss: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    """(1 - exp(-l))^g l, and its derivative (1 - exp(-l))^g (1 + g l / (exp(l) - 1))."""
+    if power == 0.0:
+        return loss, torch.ones_like(loss)
+    loss = loss.clamp_min(LENGTH_MIN)
+    missing = (-torch.expm1(-loss)).pow(power)
+    return missing * loss, missing * (1.0 + power * loss / torch.expm1(loss))
+
+
+def _product(z: Tensor, w: Tensor, factor: Tensor, out: Tensor, add: bool) -> None:
+    """out (+)= (z @ w) * factor."""
+    found = torch.mm(z, w)
+    if add:
+        out.addcmul_(found, factor)
+    else:
+        torch.mul(found, factor, out=out)
+
+
+def _product_transposed(z: Tensor, x: Tensor, factor: Tensor, out: Tensor, add: bool) -> None:
+    """out (+)= z.T @ (x * factor)."""
+    if z.dtype == out.dtype:
+        torch.addmm(out, z.T, x * factor, beta=float(add), out=out)
+        return
+    # float16 would lose small factors: what they have in common is taken out
+    common = factor.amax().clamp_min(torch.finfo(factor.dtype).tiny)
+    found = torch.mm(z.T, (x * (factor / common)).to(z.dtype))
+    if add:
+        out.addcmul_(found, common)
+    else:
+        torch.mul(found, common, out=out)
+
+
+def _through_length(gradient: Tensor, vectors: Tensor, length: Tensor) -> None:
+    """From the gradient of normalised vectors to that of the vectors, in place."""
+    for part in range(0, len(vectors), CLASSES):
+        g, length_, unit = (t[part : part + CLASSES] for t in (gradient, length, vectors))
+        unit = unit / length_
+        g.addcmul_(unit, (g * unit).sum(1, keepdim=True), value=-1.0).div_(length_)
+
+
+def check_shapes(loss: str, embedding: Tensor, size: int, labels: Tensor | None = None) -> None:
+    """Raises UsageError where these are not embeddings [B, size] and labels [B], of one image at least."""
+    if embedding.dim() != 2 or embedding.shape[1] != size:
+        raise UsageError(f"{loss} takes embeddings of shape [B, {size}]; these are {list(embedding.shape)}.")
+    if labels is None:
+        return
+    if labels.shape != embedding.shape[:1]:
+        raise UsageError(
+            f"{loss} takes one label an embedding: {embedding.shape[0]}; there are labels of shape"
+            f" {list(labels.shape)}."
+        )
+    if labels.shape[0] == 0:
+        raise UsageError(f"{loss} got an empty batch: the mean of no losses doesn't exist.")
