@@ -417,14 +417,16 @@ def test_a_disk_that_fills_up(got: Got, server: Server) -> None:
     """A process may write 1 MB a file; what it wrote is kept, and gone on with when there is room."""
     code = (
         "import resource, sys, pathlib; from guie_datasets import _http; from guie_core import GuieError\n"
+        "from guie_core.files import folder_option\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
-        "try: _http.fetch(sys.argv[1], pathlib.Path(sys.argv[2]))\n"
+        "try:\n"
+        "    with folder_option('--data-folder'): _http.fetch(sys.argv[1], pathlib.Path(sys.argv[2]))\n"
         "except GuieError as error: print(error)"
     )
     command = [sys.executable, "-c", code, server.url("/file.bin"), str(got.path)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "file.bin could not be written" in said
-    assert "choose a folder on another disk" in said
+    assert "--data-folder" in said
     assert got.left() == ["file.bin.part", "file.bin.part.json"]
     assert 0 < got.path.with_name("file.bin.part").stat().st_size <= 1_000_000
     assert got.fetch() == BODY

@@ -176,6 +176,22 @@ def test_centres_are_xavier_uniform_and_saved() -> None:
     assert list(loss.state_dict()) == ["centres"]
 
 
+def test_no_matrix_of_logits_is_held_for_the_backward_pass() -> None:
+    batch, classes = 64, 4001
+    loss = ArcFace(16, classes)
+    x = torch.randn(batch, 16, requires_grad=True)
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss(x, torch.randint(0, classes, (batch,)))
+    assert not any(t.numel() >= batch * classes for t in saved)
+    assert sum(t.numel() for t in saved) <= 2 * classes * 16 + 4 * batch * 16
+
+
 @pytest.mark.parametrize(("labels", "least", "most"), [([0, 9], 0, 9), ([-1, 3], -1, 3)])
 def test_labels_out_of_range(labels: list[int], least: int, most: int) -> None:
     loss = ArcFace(4, 9)

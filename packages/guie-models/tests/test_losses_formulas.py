@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -239,14 +239,22 @@ def test_rows_at_once_change_nothing(name: str, rows: int) -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("products", "precision"), [("bfloat16", 2.5e-2), ("float16", 3e-3)])
-@pytest.mark.parametrize("scale", [30.0, 64.0])
-@pytest.mark.parametrize("kind", [ArcFace, CurricularFace])
-def test_products_in_less_precision(products: str, precision: float, scale: float, kind: type[ArcFace]) -> None:
-    """The gradients point the same way, and differ by what rounding of logits explains; CurricularFace's twice over,
-    whose logits are products of cosines, and whose choice of what is hard rounding moves."""
-    if kind is CurricularFace:
-        precision *= 3
+@pytest.mark.parametrize(
+    ("products", "scale", "kind", "precision"),
+    [
+        ("bfloat16", 30.0, ArcFace, 2e-2),
+        ("bfloat16", 30.0, CurricularFace, 2e-2),
+        ("float16", 30.0, ArcFace, 3e-3),
+        ("float16", 30.0, CurricularFace, 3e-3),
+        # a logit's rounding grows with the scale; CurricularFace's are products of cosines and round twice
+        ("bfloat16", 64.0, ArcFace, 2.5e-2),
+        ("bfloat16", 64.0, CurricularFace, 6.5e-2),
+        ("float16", 64.0, ArcFace, 3e-3),
+        ("float16", 64.0, CurricularFace, 5e-3),
+    ],
+)
+def test_products_in_less_precision(products: str, scale: float, kind: type[ArcFace], precision: float) -> None:
+    """The gradients point the same way, and differ by what rounding of logits explains."""
 
     def results(products: str) -> list[Tensor]:
         torch.manual_seed(0)
@@ -262,11 +270,12 @@ def test_products_in_less_precision(products: str, precision: float, scale: floa
 
 
 class Live(TorchDispatchMode):
-    """The most bytes that tensors made under it held at one time, large ones alone."""
+    """The most bytes that tensors made under it held at one time, large ones alone; not those of `given`."""
 
-    def __init__(self, least: int) -> None:
+    def __init__(self, least: int, given: Sequence[Tensor]) -> None:
         super().__init__()
         self.least, self.held, self.most = least, {}, 0  # type: ignore[var-annotated]
+        self.given = {tensor.untyped_storage()._cdata for tensor in given}  # which views of them share
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
         import weakref
@@ -275,7 +284,7 @@ class Live(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()
-                if storage.nbytes() >= self.least and storage._cdata not in self.held:
+                if storage.nbytes() >= self.least and storage._cdata not in self.given | self.held.keys():
                     self.held[storage._cdata] = storage.nbytes()
                     weakref.finalize(storage, self.held.pop, storage._cdata, None)
         self.most = max(self.most, sum(self.held.values()))
@@ -285,13 +294,13 @@ class Live(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("kind", "subs", "softmax", "bound"),
     [
-        (ArcFace, 1, Softmax(rows=32), 0.7),
+        (ArcFace, 1, Softmax(rows=32), 0.5),
         (ArcFace, 1, Softmax(rows=256), 2.0),
-        (ArcFace, 1, Softmax(), 1.1),
-        (CurricularFace, 1, Softmax(rows=32, label_smoothing=0.1), 0.9),
+        (ArcFace, 1, Softmax(), 1.0),
+        (CurricularFace, 1, Softmax(rows=32, label_smoothing=0.1), 0.6),
         (CurricularFace, 1, Softmax(rows=128), 2.0),
-        (ArcFace, 3, Softmax(rows=128), 2.2),
-        (ArcFace, 1, Softmax(rows=32, products="bfloat16"), 0.7),
+        (ArcFace, 3, Softmax(rows=128), 2.1),
+        (ArcFace, 1, Softmax(rows=32, products="bfloat16"), 0.5),
     ],
 )
 def test_memory_beyond_inputs_parameters_and_gradients(
@@ -303,7 +312,7 @@ def test_memory_beyond_inputs_parameters_and_gradients(
     loss = kind(size, classes, softmax=softmax, **more)  # type: ignore[arg-type]
     x = torch.randn(batch, size, requires_grad=True)
     labels = torch.randint(0, classes, (batch,))
-    with Live(least=classes * 4) as live:
+    with Live(least=classes * 4, given=[x, loss.centres]) as live:
         loss(x, labels).backward()
     gradients = loss.centres.numel() * 4
     assert loss.centres.grad is not None
@@ -416,8 +425,8 @@ def test_a_single_class_is_no_loss() -> None:
         x = torch.randn(4, SIZE, requires_grad=True)
         value = loss(x, torch.zeros(4, dtype=torch.long))
         value.backward()
-        assert float(value) < 1e-20
-        assert (x.grad.abs() < 1e-20).all()  # type: ignore[union-attr]
+        assert value == 0
+        assert (x.grad == 0).all()  # type: ignore[union-attr]
 
 
 def test_the_value_of_what_is_learnt_keeps_its_digits() -> None:

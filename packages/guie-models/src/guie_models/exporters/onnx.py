@@ -75,10 +75,7 @@ class Onnx:
         """Writes directory/model.onnx, verified on `images`, raw ones [3, H, W] in 0..255."""
         check_images(images, "ONNX")
         embedder = on_cpu(embedder)
-        raw = [image.cpu().reshape(image.shape[-3:]) for image in images]
-        views = torch.stack([embedder.view(image) for image in raw])
-        sizes = torch.stack([size_values(image.shape[1], image.shape[2], embedder.size) for image in raw])
-        expected = torch.cat([embedder.embed_preprocessed(*pair) for pair in batches(views, sizes)])
+        views, sizes, expected = preprocessed(embedder, images)
         with staged(Path(directory)) as folder:
             path = folder / "model.onnx"
             _write(embedder, path, views[:1].expand(2, -1, -1, -1), sizes[:1].expand(2, -1))
@@ -99,6 +96,14 @@ class Onnx:
                 )
 
             return verify(path, Path(directory) / path.name, run, expected, self.limits, f"ONNX, {self.precision}")
+
+
+def preprocessed(embedder: Embedder, images: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Views [N, 3, h, w] and size values [N, 3] of raw images, and their embeddings [N, E] by the embedder."""
+    raw = [image.cpu().reshape(image.shape[-3:]) for image in images]
+    views = torch.stack([embedder.view(image) for image in raw])
+    sizes = torch.stack([size_values(image.shape[1], image.shape[2], embedder.size) for image in raw])
+    return views, sizes, torch.cat([embedder.embed_preprocessed(*pair) for pair in batches(views, sizes)])
 
 
 class Preprocessed(nn.Module):

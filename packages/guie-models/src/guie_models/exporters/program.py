@@ -12,9 +12,8 @@ from torch import Tensor
 
 from guie_core import GuieError
 from guie_models.embedder import Embedder
-from guie_models.exporters.onnx import Preprocessed, batches
+from guie_models.exporters.onnx import Preprocessed, batches, preprocessed
 from guie_models.exporters.parity import ExportReport, Limits, check_images, on_cpu, staged, verify
-from guie_models.views import size_values
 
 
 class Program:
@@ -33,10 +32,7 @@ class Program:
         """Writes directory/model.pt2, verified on `images`, raw ones [3, H, W] in 0..255."""
         check_images(images, "torch.export")
         embedder = on_cpu(embedder)
-        raw = [image.cpu().reshape(image.shape[-3:]) for image in images]
-        views = torch.stack([embedder.view(image) for image in raw])
-        sizes = torch.stack([size_values(image.shape[1], image.shape[2], embedder.size) for image in raw])
-        expected = torch.cat([embedder.embed_preprocessed(*pair) for pair in batches(views, sizes)])
+        views, sizes, expected = preprocessed(embedder, images)
         batch = torch.export.Dim("batch", max=2**31 - 1)
         example = (views[:1].expand(2, -1, -1, -1).contiguous(), sizes[:1].expand(2, -1).contiguous())
         shapes = {"images": {0: batch}, "sizes": {0: batch}}

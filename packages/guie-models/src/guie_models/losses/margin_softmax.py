@@ -193,6 +193,7 @@ class _MarginSoftmax(torch.autograd.Function):
                     _product(share, w[k], factor, x_gradient[part], add=k > 0)
                 if w_gradient is not None:
                     _product_transposed(share, x[part], factor, w_gradient[k], add=start > 0)
+            del best  # before the next rows' is made
         del space, spare, z, w  # the last of what is as large as a matrix of logits
 
         if x_gradient is not None:
@@ -280,9 +281,9 @@ def _negatives(
     if half or bound > EXPONENT_MAX:
         largest = z.amax(1).clamp_min(torch.finfo(z.dtype).min)  # a single class leaves nothing to compare with
         z.sub_(largest[:, None])
-    total = z.exp_().sum(1, dtype=exact).clamp_min(torch.finfo(torch.float32).tiny)
-    above = total.log() + largest - target
-    factor = (above.sigmoid() / total)[:, None]
+    total = z.exp_().sum(1, dtype=exact)
+    above = total.log() + largest - target  # -inf without negatives
+    factor = (above.sigmoid() / total.clamp_min(torch.finfo(torch.float32).tiny))[:, None]
     if half:
         z.mul_(factor * HALF_GAIN)
         factor = torch.full_like(factor, 1.0 / HALF_GAIN)
