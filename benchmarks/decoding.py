@@ -42,7 +42,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as legacy
 from torchvision.transforms.v2 import functional as v2
 
-from guie_datasets import ImageRef, decode, decoding, read_images
+from guie_datasets import ImageRef, decode, read_images
+from guie_datasets.images import decoding
 from guie_models.views import Squash
 
 WIDTH, HEIGHT = 1024, 768

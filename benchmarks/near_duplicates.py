@@ -29,7 +29,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_images
 
 from guie_datasets import decode
-from guie_datasets.similarity import close_pairs, perceptual_hashes, same_picture, thumbnail
+from guie_datasets.inspecting.similarity import close_pairs, perceptual_hashes, same_picture, thumbnail
 from guie_emoji.dataset import Emoji
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]

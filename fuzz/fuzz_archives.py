@@ -24,12 +24,12 @@ import atheris
 for name in ("tarfile", "zipfile"):
     sys.modules.pop(name, None)  # what was imported before isn't followed
 
-with atheris.instrument_imports(include=["guie_datasets.archives", "tarfile", "zipfile"]):
+with atheris.instrument_imports(include=["guie_datasets.fetching.archives", "tarfile", "zipfile"]):
     import tarfile
     import zipfile
 
     from guie_core import GuieError, progress
-    from guie_datasets import archives
+    from guie_datasets.fetching import archives
 
 FOLDER = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()) / f"fuzz-{os.getpid()}"
 

@@ -16,12 +16,14 @@ from typing import Any, TypeVar
 
 import atheris
 
-with atheris.instrument_imports(include=["guie_datasets.decoding", "guie_datasets.jpeg", "PIL.JpegImagePlugin"]):
+with atheris.instrument_imports(
+    include=["guie_datasets.images.decoding", "guie_datasets.images.jpeg", "PIL.JpegImagePlugin"]
+):
     import numpy as np
     from PIL import Image
 
-    from guie_datasets import decoding, jpeg
-    from guie_datasets.decoding import BadImage, decode, examine, header_size
+    from guie_datasets.images import decoding, jpeg
+    from guie_datasets.images.decoding import BadImage, decode, examine, header_size
 
 T = TypeVar("T")
 LARGEST = 1 << 20

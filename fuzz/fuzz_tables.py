@@ -17,7 +17,7 @@ import atheris
 
 with atheris.instrument_imports(include=["guie_datasets"]):
     from guie_core import GuieError
-    from guie_datasets.tables import Table
+    from guie_datasets.sets.tables import Table
 
 FOLDER = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
 OPTIONS: list[dict[str, Any]] = [

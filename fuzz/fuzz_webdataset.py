@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["guie_datasets"]):
     from guie_core import GuieError
     from guie_datasets.compressed import PackedFiles
     from guie_datasets.rows import LeftOut
-    from guie_datasets.webdataset import Shard, WebDataset
+    from guie_datasets.sets.webdataset import Shard, WebDataset
 
 PATH = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()) / f"fuzz-{os.getpid()}.tar"
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from guie_datasets import Manifest, decode, decoding
+from guie_datasets import Manifest, decode
+from guie_datasets.images import decoding
 from guie_train.feature_store import FeatureStore
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from guie_core import GuieError, Interrupted
 from guie_core.files import folder_option
-from guie_datasets import archives
-from guie_datasets.archives import Unpacked, unpack
+from guie_datasets.fetching import archives
+from guie_datasets.fetching.archives import Unpacked, unpack
 
 PICTURE = bytes(range(256)) * 40
 FILES = {"images/a/1.jpg": PICTURE, "images/b/2.jpg": b"two", "readme.txt": b""}

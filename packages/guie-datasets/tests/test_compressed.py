@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from guie_core import GuieError
 from guie_datasets import ImageRef, compressed
 from guie_datasets.compressed import PackedError, PackedFile, looks_packed
-from guie_datasets.reading import Reader
+from guie_datasets.images.reading import Reader
 
 STEP = 1 << 14
 

@@ -24,7 +24,7 @@ from guie_core.plugins import plugins
 from guie_datasets import Manifest, tfrecord
 from guie_datasets.commands import data as data_module
 from guie_datasets.commands import sets as sets_module
-from guie_datasets.recognition import named_settings, settings
+from guie_datasets.preparing.recognition import named_settings, settings
 
 HEAVY = "{'torch', 'mmengine', 'numpy', 'pandas', 'pyarrow', 'PIL', 'sklearn', 'tensorflow', 'kaggle'}"
 
@@ -117,7 +117,7 @@ def test_every_command_is_one() -> None:
 
 # --- list and info
 
-_OWN = Entry("mine", "guie_datasets.folders:ClassFolders", "My own", licence="LicenseRef-unknown")
+_OWN = Entry("mine", "guie_datasets.sets.folders:ClassFolders", "My own", licence="LicenseRef-unknown")
 _OPEN = Entry("open", "x.y:Open", "Free images", "CC0-1.0", Origin("https://a.b", size="9 images", commercial=True))
 _SHUT = Entry(
     "shut", "x.y:Shut", "For science", "LicenseRef-x", Origin("https://a.b", size="8 images", commercial=False)

@@ -14,9 +14,9 @@ from click.testing import CliRunner, Result
 
 from guie_core import Entry, GuieError, Interrupted, Origin
 from guie_core.entry import Owner
-from guie_datasets import download as library
 from guie_datasets.commands import download as module
-from guie_datasets.download import Download, HttpArchive
+from guie_datasets.fetching import download as library
+from guie_datasets.fetching.download import Download, HttpArchive
 
 GONE = "http://no-such-host.invalid"
 
@@ -152,7 +152,7 @@ def test_a_wrong_name_and_no_name() -> None:
 def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys, json, click.testing; from guie_datasets.commands.download import download;"
-        "click.testing.CliRunner().invoke(download, ['--help']); import guie_datasets.download;"
+        "click.testing.CliRunner().invoke(download, ['--help']); import guie_datasets.fetching.download;"
         "heavy = {'numpy', 'pandas', 'pyarrow', 'PIL', 'torch', 'kaggle', 'requests'};"
         "print(json.dumps(sorted(heavy & set(sys.modules))))"
     )

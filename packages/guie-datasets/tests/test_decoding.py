@@ -19,8 +19,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from guie_core import UsageError
-from guie_datasets import BadImage, decode, decoding, header_size
-from guie_datasets.decoding import examine
+from guie_datasets import BadImage, decode, header_size
+from guie_datasets.images import decoding
+from guie_datasets.images.decoding import examine
 
 WIDTH, HEIGHT = 41, 23
 
@@ -433,7 +434,7 @@ def test_bombs_are_refused_by_their_headers(name: str) -> None:
 def test_bombs_cost_no_memory() -> None:
     program = (
         "import pickle, resource, sys\n"
-        "from guie_datasets.decoding import BadImage, decode, examine\n"
+        "from guie_datasets.images.decoding import BadImage, decode, examine\n"
         "bombs = pickle.load(sys.stdin.buffer)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "for data in bombs:\n"

@@ -29,8 +29,8 @@ from typing import Any
 import pytest
 
 from guie_core import GuieError, Interrupted
-from guie_datasets import _http, _kaggle
-from guie_datasets.download import Download, HttpArchive, HttpFile, KaggleArchive, fetch
+from guie_datasets.fetching import _http, _kaggle
+from guie_datasets.fetching.download import Download, HttpArchive, HttpFile, KaggleArchive, fetch
 
 BODY = os.urandom(3_000_000)
 KEY = "0123456789abcdef-not-to-be-seen"
@@ -416,7 +416,7 @@ def test_a_disk_without_room_is_told_before(got: Got, server: Server, monkeypatc
 def test_a_disk_that_fills_up(got: Got, server: Server) -> None:
     """A process may write 1 MB a file; what it wrote is kept, and gone on with when there is room."""
     code = (
-        "import resource, sys, pathlib; from guie_datasets import _http; from guie_core import GuieError\n"
+        "import resource, sys, pathlib; from guie_datasets.fetching import _http; from guie_core import GuieError\n"
         "from guie_core.files import folder_option\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
         "try:\n"
@@ -757,7 +757,7 @@ def test_the_client_ends_with_its_parent(
 ) -> None:
     stand_in("hang")
     monkeypatch.delenv("VERBOSE")
-    command = [sys.executable, "-m", "guie_datasets._kaggle", "someone/shards", str(tmp_path)]
+    command = [sys.executable, "-m", "guie_datasets.fetching._kaggle", "someone/shards", str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as client:
         assert client.stdin
         client.stdin.close()

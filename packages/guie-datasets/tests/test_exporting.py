@@ -21,8 +21,8 @@ from guie_core.interrupt import interruptible
 from guie_core.progress import Bar
 from guie_datasets import ClassFolders, Dataset, ImageRef, Manifest, Row, TFRecordDataset, exporting, prepare, tfrecord
 from guie_datasets.exporting import FORMATS, MARK, export, png
-from guie_datasets.tables import Table
-from guie_datasets.webdataset import WebDataset
+from guie_datasets.sets.tables import Table
+from guie_datasets.sets.webdataset import WebDataset
 
 
 def jpeg(seed: int, width: int = 24, height: int = 17) -> bytes:

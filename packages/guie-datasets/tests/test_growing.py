@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guie_core import GuieError
-from guie_datasets import growing
-from guie_datasets.growing import GrowingColumns
+from guie_datasets.preparing import growing
+from guie_datasets.preparing.growing import GrowingColumns
 
 row = st.fixed_dictionaries(
     {

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, JpegImagePlugin, MpoImagePlugin
 
-from guie_datasets import jpeg
+from guie_datasets.images import jpeg
 
 WIDTH, HEIGHT = 37, 21
 

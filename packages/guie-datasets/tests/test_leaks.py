@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_images
 from guie_core import GuieError, UsageError
 from guie_datasets import ClassFolders, Manifest, prepare
 from guie_datasets.commands.leaks import leaks
-from guie_datasets.similarity import kept_beside
+from guie_datasets.inspecting.similarity import kept_beside
 
 
 def photo(number: int) -> Image.Image:

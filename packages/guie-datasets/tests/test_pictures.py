@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from guie_datasets.pictures import encode
+from guie_datasets.inspecting.pictures import encode
 
 
 def test_images_are_scaled_to_fit_with_their_shape() -> None:

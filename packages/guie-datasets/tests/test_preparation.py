@@ -30,11 +30,11 @@ from guie_datasets import (
     Quarantine,
     Row,
     TFRecordDataset,
-    preparation,
     prepare,
     tfrecord,
 )
-from guie_datasets.tables import Table
+from guie_datasets.preparing import preparation
+from guie_datasets.sets.tables import Table
 
 
 def jpeg(width: int, height: int, seed: int) -> bytes:
@@ -132,7 +132,7 @@ def test_tfrecords_and_folders_together(tmp_path: Path) -> None:
     assert manifest.column("label").tolist() == [0, 1, 0, 1, 2, 3]
     assert manifest.column("source").tolist() == ["x"] * 4 + ["own"] * 2
     first, second = manifest.provenance["datasets"]
-    assert first["type"] == "guie_datasets.shards:TFRecordDataset"
+    assert first["type"] == "guie_datasets.sets.tfrecords:TFRecordDataset"
     assert (first["folder"], first["rows"], first["good"]) == (str(tmp_path), 4, 4)
     assert second["label_offset"] == 1002
 
@@ -477,7 +477,7 @@ def test_nothing_is_lost_whatever_is_wrong(given_rows: list[tuple[str, Any]], ch
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preparation, "_BATCH", 3)
         patch.setattr(preparation, "_CHUNK", chunk)
-        patch.setattr("guie_datasets.growing._CHUNK", chunk)
+        patch.setattr("guie_datasets.preparing.growing._CHUNK", chunk)
         good = [row for row, is_good in made if is_good]
         if not good:
             with pytest.raises(GuieError, match="no image is good"):

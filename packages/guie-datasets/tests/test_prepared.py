@@ -9,7 +9,7 @@ from PIL import Image
 
 from guie_core import GuieError, build
 from guie_datasets import ClassFolders, HoldOutClasses, Manifest, TFRecordDataset, prepare, split, tfrecord
-from guie_datasets.prepared import Prepared
+from guie_datasets.sets.prepared import Prepared
 from guie_datasets.testing import DatasetContract
 
 
@@ -48,8 +48,8 @@ def test_rows_are_those_of_the_manifest(path: Path) -> None:
     about = after.provenance["datasets"][0]
     assert about["digest"] == before.digest
     assert [each["type"] for each in about["manifest"]["datasets"]] == [
-        "guie_datasets.folders:ClassFolders",
-        "guie_datasets.shards:TFRecordDataset",
+        "guie_datasets.sets.folders:ClassFolders",
+        "guie_datasets.sets.tfrecords:TFRecordDataset",
     ]
 
 

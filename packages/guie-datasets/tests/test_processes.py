@@ -19,7 +19,7 @@ from PIL import Image
 
 from guie_core import GuieError, UsageError
 from guie_datasets import BadImage, ImageRef, decode, read_images
-from guie_datasets.reading import image_seed
+from guie_datasets.images.reading import image_seed
 
 COUNT = 12
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from guie_core import GuieError
 from guie_datasets import BadImage, ImageRef, decode, read_images, tfrecord
-from guie_datasets.reading import Reader, ordered_map
+from guie_datasets.images.reading import Reader, ordered_map
 
 
 def png(number: int) -> bytes:

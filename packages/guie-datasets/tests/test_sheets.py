@@ -15,7 +15,7 @@ from PIL import Image
 from guie_core import UsageError
 from guie_datasets import ClassFolders, Manifest, prepare
 from guie_datasets.commands.show import show
-from guie_datasets.sheets import SIDE, choose, contact_sheet, sheets, write_sheets
+from guie_datasets.inspecting.sheets import SIDE, choose, contact_sheet, sheets, write_sheets
 
 COLOURS = {"红": (200, 0, 0), "green": (0, 160, 0), "<b>blue": (0, 0, 200)}
 

@@ -14,8 +14,9 @@ from sklearn.datasets import load_sample_images
 
 from guie_core import GuieError, Interrupted
 from guie_core.interrupt import interruptible
-from guie_datasets import ClassFolders, Manifest, prepare, similarity
-from guie_datasets.similarity import (
+from guie_datasets import ClassFolders, Manifest, prepare
+from guie_datasets.inspecting import similarity
+from guie_datasets.inspecting.similarity import (
     KINDS,
     close_pairs,
     contents,

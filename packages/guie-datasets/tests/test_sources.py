@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guie_datasets import ClassFolders, Dataset, ImageRef, Row, TFRecordDataset, prepare, sources, tfrecord
+from guie_datasets import ClassFolders, Dataset, ImageRef, Row, TFRecordDataset, prepare, tfrecord
+from guie_datasets.preparing import sources
 
 
 def png(seed: int) -> bytes:
@@ -47,7 +48,7 @@ def test_a_folder_is_one_hash(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert set(first) == {"files", "images"}
     assert first["files"] == []
     assert (first["images"]["files"], first["images"]["bytes"]) == (6, sum(path.stat().st_size for path in paths))
-    monkeypatch.setattr("guie_datasets.preparation._CHUNK", 2)
+    monkeypatch.setattr("guie_datasets.preparing.preparation._CHUNK", 2)
     assert recorded(ClassFolders(folder)) == first  # in whatever pieces it is gathered
     paths[0].touch()
     assert recorded(ClassFolders(folder)) == first

@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from guie_datasets import ClassFolders, Manifest, prepare
-from guie_datasets.charts import curve, histogram
 from guie_datasets.commands.stats import stats
-from guie_datasets.statistics import charts, facts, statistics, write_statistics
+from guie_datasets.inspecting.charts import curve, histogram
+from guie_datasets.inspecting.statistics import charts, facts, statistics, write_statistics
 
 HOSTILE = "<script>alert(1)</script> & 红苹果"
 
@@ -109,7 +109,7 @@ def test_bytes_of_many_files_are_an_estimate(tmp_path: Path, monkeypatch: pytest
         path.write_bytes(b"\xff\xd8\xff" + bytes(97))
     columns = {"path": [str(path) for path in paths], "label": np.zeros(50, int), "width": np.ones(50, int)}
     manifest = Manifest.from_columns({**columns, "height": np.ones(50, int), "hash": ["0" * 32] * 50})
-    monkeypatch.setattr("guie_datasets.statistics.SAMPLE", 10)
+    monkeypatch.setattr("guie_datasets.inspecting.statistics.SAMPLE", 10)
     found = statistics(manifest)
     assert found.storage is not None
     assert (found.storage.bytes, found.storage.exact, found.storage.looked_at) == (5000, False, 10)

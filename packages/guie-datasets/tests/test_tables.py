@@ -16,7 +16,7 @@ from PIL import Image
 
 from guie_core import GuieError, UsageError, build
 from guie_datasets import Dataset, ImageRef, prepare
-from guie_datasets.tables import Table, read_table
+from guie_datasets.sets.tables import Table, read_table
 from guie_datasets.testing import DatasetContract
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from guie_core import GuieError
 from guie_datasets import BadImage, decode
-from guie_datasets.tensorflow import tensorflow_decode
+from guie_datasets.images.tensorflow import tensorflow_decode
 
 
 def encoded(format: str, mode: str = "RGB", **options: object) -> bytes:
@@ -69,7 +69,7 @@ def test_bad_images(data: bytes, reason: str) -> None:
 
 
 def test_images_over_the_limit_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guie_datasets.decoding.MAX_PIXELS", 1000)
+    monkeypatch.setattr("guie_datasets.images.decoding.MAX_PIXELS", 1000)
     with pytest.raises(BadImage, match="50 x 37 is over the limit"):
         tensorflow_decode(JPEG)
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from guie_core import GuieError, UsageError
 from guie_datasets import ImageRef, tfrecord
-from guie_datasets.reading import Reader
+from guie_datasets.images.reading import Reader
 from guie_datasets.tfrecord import TFRecordError
 from guie_datasets.tfrecord.example import ExampleError, _find_quickly, _find_thoroughly
 

@@ -137,7 +137,7 @@ def test_a_decoder_that_fails_in_its_own_way(manifest: Manifest, monkeypatch: py
     def fail(data: bytes) -> None:
         raise ZeroDivisionError("no pixels")
 
-    monkeypatch.setattr("guie_datasets.verification.header_size", fail)
+    monkeypatch.setattr("guie_datasets.inspecting.verification.header_size", fail)
     found = verify_manifest(manifest.select([4]))
     assert [each.reason for each in found] == ["ZeroDivisionError: no pixels"]
     assert not issubclass(ZeroDivisionError, GuieError)

@@ -19,8 +19,8 @@ from PIL import Image
 
 from guie_core import GuieError, UsageError, build
 from guie_datasets import Dataset, prepare
+from guie_datasets.sets.webdataset import Shard, WebDataset, expand_braces
 from guie_datasets.testing import DatasetContract
-from guie_datasets.webdataset import Shard, WebDataset, expand_braces
 
 
 def image(number: int, kind: str = "JPEG") -> bytes:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from guie_core import Entry, GuieError
 from guie_core.signature import expected, signature
-
-from .rows import Dataset
+from guie_datasets.rows import Dataset
 
 
 @dataclass(frozen=True, slots=True)

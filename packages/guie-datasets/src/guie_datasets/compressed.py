@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 from guie_core import GuieError
 
 if TYPE_CHECKING:
-    from .rows import ImageRef
+    from guie_datasets.rows import ImageRef
 
 #: The most that one read gives: a damaged length must not fill the memory.
 MAX_BYTES = 256 << 20

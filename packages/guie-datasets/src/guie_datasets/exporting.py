@@ -27,13 +27,12 @@ from guie_core.files import atomic_write, digest
 from guie_core.interrupt import interruptible
 from guie_core.progress import bar
 from guie_core.wording import did_you_mean, listing, shown
-
-from . import tfrecord
-from .decoding import BadImage, Method, check_method, decode
-from .manifest import Manifest
-from .quarantine import Finding, Quarantine
-from .reading import Reader, ordered_map
-from .rows import ImageRef
+from guie_datasets import tfrecord
+from guie_datasets.images.decoding import BadImage, Method, check_method, decode
+from guie_datasets.images.reading import Reader, ordered_map
+from guie_datasets.manifest import Manifest
+from guie_datasets.quarantine import Finding, Quarantine
+from guie_datasets.rows import ImageRef
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

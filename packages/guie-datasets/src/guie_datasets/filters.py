@@ -16,8 +16,7 @@ import numpy as np
 
 from guie_core import GuieError, UsageError
 from guie_core.wording import did_you_mean, listing, plural
-
-from .manifest import Manifest
+from guie_datasets.manifest import Manifest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -19,8 +19,7 @@ import pyarrow.parquet as pq
 
 from guie_core import GuieError
 from guie_core.files import atomic_write
-
-from .rows import ImageRef
+from guie_datasets.rows import ImageRef
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -136,6 +136,6 @@ def _holds(folder: Path, pattern: str) -> bool:
 
 
 def _page(entry: str) -> str:
-    from .plugin import guie_datasets  # which names the pages once, for `guie data info` and for messages
+    from guie_datasets.plugin import guie_datasets  # which names the pages once, for `guie data info` and for messages
 
     return next(each.origin.url for each in guie_datasets() if each.name == entry and each.origin)

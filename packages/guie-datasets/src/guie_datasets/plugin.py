@@ -22,23 +22,31 @@ def guie_datasets() -> list[Entry]:
     return [
         Entry(
             "folder",
-            "guie_datasets.folders:ClassFolders",
+            "guie_datasets.sets.folders:ClassFolders",
             "Your own images: a folder of class folders",
             licence=_UNKNOWN,
         ),
         Entry(
-            "tfrecord", "guie_datasets.shards:TFRecordDataset", "TFRecord shards of images and labels", licence=_UNKNOWN
+            "tfrecord",
+            "guie_datasets.sets.tfrecords:TFRecordDataset",
+            "TFRecord shards of images and labels",
+            licence=_UNKNOWN,
         ),
         Entry(
             "table",
-            "guie_datasets.tables:Table",
+            "guie_datasets.sets.tables:Table",
             "A CSV or Parquet table with a path and a label column",
             licence=_UNKNOWN,
         ),
         Entry(
-            "webdataset", "guie_datasets.webdataset:WebDataset", "WebDataset's tar shards of samples", licence=_UNKNOWN
+            "webdataset",
+            "guie_datasets.sets.webdataset:WebDataset",
+            "WebDataset's tar shards of samples",
+            licence=_UNKNOWN,
         ),
-        Entry("manifest", "guie_datasets.prepared:Prepared", "A manifest that was prepared before", licence=_UNKNOWN),
+        Entry(
+            "manifest", "guie_datasets.sets.prepared:Prepared", "A manifest that was prepared before", licence=_UNKNOWN
+        ),
         Entry(
             "products10k",
             "guie_datasets.sets.products10k:Products10K",

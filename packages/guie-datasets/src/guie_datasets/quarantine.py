@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from guie_core.files import atomic_write, explain_os_errors
-
-from .places import printable
+from guie_datasets.places import printable
 
 _IN_MEMORY = 1 << 20  # bytes of findings, some thousands of them; more are kept in a file without a name
 _AT_ONCE = 1 << 16  # bytes that are read back at a time

@@ -27,7 +27,7 @@ class ImageRef:
     def read(self) -> bytes:
         """The encoded bytes. Raises GuieError if the file is missing, unreadable or shorter than the reference says."""
         if self.compression:
-            from . import compressed
+            from guie_datasets import compressed
 
             return compressed.read(self)
         try:

@@ -19,8 +19,7 @@ import numpy as np
 
 from guie_core import GuieError, UsageError
 from guie_core.wording import did_you_mean, listing
-
-from .manifest import Manifest
+from guie_datasets.manifest import Manifest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

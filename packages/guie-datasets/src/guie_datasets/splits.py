@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from guie_core import GuieError, UsageError
-
-from .filters import share_of
-from .manifest import Manifest
+from guie_datasets.filters import share_of
+from guie_datasets.manifest import Manifest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -18,9 +18,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from .decoding import decode, header_size
-from .preparation import prepare
-from .rows import Dataset, ImageRef, Row
+from guie_datasets.images.decoding import decode, header_size
+from guie_datasets.preparing.preparation import prepare
+from guie_datasets.rows import Dataset, ImageRef, Row
 
 
 class DatasetContract:

@@ -10,8 +10,7 @@ import click
 from guie_core import Entry, GuieError, Interrupted, lookup
 from guie_core.tables import table
 from guie_core.wording import shown
-
-from .options import data_folder_option
+from guie_datasets.commands.options import data_folder_option
 
 _PERMISSION = {True: "allowed", False: "not allowed", None: "not known, which is no permission"}
 
@@ -27,7 +26,7 @@ def download(names: tuple[str, ...], keep_archive: bool) -> None:
     kaggle.json, KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY.
     """
     from guie_core.files import folder_option
-    from guie_datasets.download import fetch
+    from guie_datasets.fetching.download import fetch
     from guie_datasets.places import data_folder
 
     folder = data_folder()

@@ -8,8 +8,7 @@ import click
 
 from guie_core.files import folder_option
 from guie_core.wording import plural, shown
-
-from .options import max_bad_option, workers_option
+from guie_datasets.commands.options import max_bad_option, workers_option
 
 _FORMATS = ("png", "folder", "csv", "tfrecord", "webdataset")  # of guie_datasets.exporting, which is slow to import
 

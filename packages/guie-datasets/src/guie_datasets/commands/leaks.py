@@ -9,8 +9,7 @@ import click
 
 from guie_core import UsageError
 from guie_core.wording import shown
-
-from .options import max_bad_option, workers_option
+from guie_datasets.commands.options import max_bad_option, workers_option
 
 
 @click.command()
@@ -61,7 +60,7 @@ def leaks(
     """
     from guie_core.interrupt import interruptible
     from guie_datasets import Manifest
-    from guie_datasets.leaks import (
+    from guie_datasets.inspecting.leaks import (
         Comparison,
         compare_splits,
         default_table,
@@ -70,8 +69,8 @@ def leaks(
         write_leaks,
         write_table,
     )
-    from guie_datasets.sheets import column_is
-    from guie_datasets.similarity import Fingerprints, find_leaks, fingerprints, kept_beside
+    from guie_datasets.inspecting.sheets import column_is
+    from guie_datasets.inspecting.similarity import Fingerprints, find_leaks, fingerprints, kept_beside
 
     if output is not None and output.suffix.lower() not in (".html", ".csv"):
         raise UsageError(f"--output {output}: it must end in .html, or in .csv for the table alone")

@@ -15,8 +15,7 @@ from guie_core.files import folder_option
 from guie_core.interrupt import interruptible
 from guie_core.tables import table
 from guie_core.wording import plural, shown
-
-from .options import data_folder_option, max_bad_option, workers_option
+from guie_datasets.commands.options import data_folder_option, max_bad_option, workers_option
 
 if TYPE_CHECKING:
     from guie_datasets import Manifest
@@ -71,7 +70,7 @@ def prepare(
     """
     from guie_datasets import prepare as prepare_
     from guie_datasets.filters import Filter, MaxImages, MinImages, apply_filters
-    from guie_datasets.recognition import datasets, named_settings
+    from guie_datasets.preparing.recognition import datasets, named_settings
 
     settings = named_settings(what, overrides)
     path = output or Path(f"{'+'.join(_plain_names(what, settings))}.parquet")

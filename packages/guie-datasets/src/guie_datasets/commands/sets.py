@@ -12,8 +12,7 @@ import click
 from guie_core import Entry, lookup
 from guie_core.plugins import plugins
 from guie_core.tables import table
-
-from .options import data_folder_option
+from guie_datasets.commands.options import data_folder_option
 
 _PERMISSION = {True: "yes", False: "no", None: "not known"}
 

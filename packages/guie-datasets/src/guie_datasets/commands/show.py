@@ -8,8 +8,7 @@ from pathlib import Path
 import click
 
 from guie_core.wording import plural, shown
-
-from .options import workers_option
+from guie_datasets.commands.options import workers_option
 
 
 @click.command()
@@ -52,7 +51,7 @@ def show(
     guie data show pictures.parquet --class cat --class 17 --images 40 --output cats.jpg
     """
     from guie_datasets import Manifest
-    from guie_datasets.sheets import check_suffix, choose, sheets, write_sheets
+    from guie_datasets.inspecting.sheets import check_suffix, choose, sheets, write_sheets
 
     path = output or Path(f"{manifest.stem}.html")
     check_suffix(path)

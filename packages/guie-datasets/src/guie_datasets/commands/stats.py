@@ -26,7 +26,7 @@ def stats(manifest: Path, output: Path | None, style: str) -> None:
     import json
 
     from guie_datasets import Manifest
-    from guie_datasets.statistics import facts, statistics, write_statistics
+    from guie_datasets.inspecting.statistics import facts, statistics, write_statistics
 
     found = statistics(Manifest.read(manifest))
     if style == "json":

@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from guie_core.wording import plural, shown
-
-from .options import workers_option
+from guie_datasets.commands.options import workers_option
 
 _SHOWN = 10
 
@@ -24,7 +23,7 @@ def verify(ctx: click.Context, manifest: Path, decode: bool, workers: int | None
     What is wrong is listed beside it, in NAME.verify.csv. The exit code is 1 if anything is.
     """
     from guie_datasets import Manifest
-    from guie_datasets.verification import verify_manifest
+    from guie_datasets.inspecting.verification import verify_manifest
 
     found = verify_manifest(Manifest.read(manifest), decode=decode, workers=workers)
     table = manifest.with_suffix(".verify.csv")

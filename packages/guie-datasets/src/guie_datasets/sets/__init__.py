@@ -1,1 +1,1 @@
-"""The data sets of the 5th-place recipe, each as it comes out of its archive."""
+"""Data sets: generic ones for one's own images, and those of the 5th-place recipe as their archives hold them."""

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from ..places import Place, absolute, data_folder
-from ..rows import LeftOut, Row
-from ..shards import TFRecordDataset
+from guie_datasets.places import Place, absolute, data_folder
+from guie_datasets.rows import LeftOut, Row
+from guie_datasets.sets.tfrecords import TFRecordDataset
 
 
 class NamedShards(TFRecordDataset):

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
 from guie_core import GuieError, UsageError
-
-from ..download import Download, HttpArchive
-from ..filters import sample_images
-from ..folders import entries_of
-from ..places import Place, absolute, is_text, printable
-from ..rows import Dataset, ImageRef, LeftOut, Row
-from ._folders import images_in
+from guie_datasets.fetching.download import Download, HttpArchive
+from guie_datasets.filters import sample_images
+from guie_datasets.places import Place, absolute, is_text, printable
+from guie_datasets.rows import Dataset, ImageRef, LeftOut, Row
+from guie_datasets.sets.folders import entries_of, images_in
 
 Which = Literal["all", "train", "test", "own"]
 

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from guie_core import UsageError
-
-from .. import tfrecord
-from ..download import Download, KaggleArchive
-from ..filters import sample_classes
-from ..places import Place
-from ..rows import LeftOut, Row
-from ._shards import NamedShards
+from guie_datasets import tfrecord
+from guie_datasets.fetching.download import Download, KaggleArchive
+from guie_datasets.filters import sample_classes
+from guie_datasets.places import Place
+from guie_datasets.rows import LeftOut, Row
+from guie_datasets.sets._shards import NamedShards
 
 _FOLDER = "guie-glr2021mini-tfrecords-label-10691-17690"
 

@@ -12,11 +12,10 @@ from typing import ClassVar
 
 from guie_core import UsageError
 from guie_core.wording import did_you_mean
-
-from ..download import Download, HttpArchive, HttpFile
-from ..places import Place, absolute
-from ..rows import Dataset, ImageRef, LeftOut, Row
-from ._folders import images_in
+from guie_datasets.fetching.download import Download, HttpArchive, HttpFile
+from guie_datasets.places import Place, absolute
+from guie_datasets.rows import Dataset, ImageRef, LeftOut, Row
+from guie_datasets.sets.folders import images_in
 
 #: Six blocks of 200 classes, in the order of the labels.
 BLOCKS = ("Landmarks", "iNat", "sketch", "instre", "sop", "face")

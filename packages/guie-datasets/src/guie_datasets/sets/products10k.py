@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ..download import Download, KaggleArchive
-from ..places import Place
-from ._shards import NamedShards
+from guie_datasets.fetching.download import Download, KaggleArchive
+from guie_datasets.places import Place
+from guie_datasets.sets._shards import NamedShards
 
 _FOLDER = "guie-products10k-tfrecords-label-1000-10690"
 

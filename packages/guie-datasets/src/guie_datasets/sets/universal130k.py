@@ -9,11 +9,10 @@ from typing import ClassVar
 
 from guie_core import GuieError
 from guie_core.wording import listing
-
-from ..download import Download, KaggleArchive
-from ..places import Inside, Place, absolute
-from ..rows import Dataset, ImageRef, LeftOut, Row
-from ..tables import column_names, read_table, where
+from guie_datasets.fetching.download import Download, KaggleArchive
+from guie_datasets.places import Inside, Place, absolute
+from guie_datasets.rows import Dataset, ImageRef, LeftOut, Row
+from guie_datasets.sets.tables import column_names, read_table, where
 
 #: What each label is called, in the recipe's order.
 KINDS = (

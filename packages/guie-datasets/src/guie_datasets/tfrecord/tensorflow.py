@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ..tensorflow import import_tensorflow, reason
+from guie_datasets.images.tensorflow import import_tensorflow, reason
+
 from .framing import Frame, TFRecordError
 
 

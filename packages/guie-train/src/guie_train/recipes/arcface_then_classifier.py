@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from guie_core import Config, Slot
 from guie_core.profiles import Profile
 from guie_datasets import Manifest, decode
-from guie_datasets.decoding import Method
+from guie_datasets.images.decoding import Method
 from guie_datasets.splits import TRAIN
 from guie_train.fitting import Training
 from guie_train.report import Images, Report
@@ -19,7 +19,7 @@ from guie_train.stages.data import Prepare, Split
 from guie_train.stages.evaluate import RAW, TRAINED, Evaluate
 from guie_train.stages.export import Export
 from guie_train.stages.features import Features, Part, Shape
-from guie_train.stages.head import FitHead, Selection, TrainedHead
+from guie_train.stages.head import LOSS_PROVIDES, FitHead, Selection, TrainedHead
 
 ViewConfig = Annotated[Config, Slot("views", defaults=("size", "mean", "std"))]
 
@@ -110,7 +110,7 @@ class ArcFaceThenClassifier:
     backbone: Annotated[Config, Slot("backbones")]
     views: Views
     head: Annotated[Config, Slot("heads", provides=("in_features",))]
-    loss: Annotated[Config, Slot("losses", provides=("embedding_size", "classes"))]
+    loss: Annotated[Config, Slot("losses", provides=LOSS_PROVIDES)]
     arcface: Training
     selection: Selection
     classifier: Classifier | None

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guie_core import GuieError
-from guie_datasets.pages import write_page
-from guie_datasets.pictures import encode
+from guie_datasets.inspecting.pages import write_page
+from guie_datasets.inspecting.pictures import encode
 from guie_train.retrieval import Evaluation
 
 from .curves import charts

@@ -21,8 +21,8 @@ from guie_core.registry import build, lookup
 from guie_core.signature import signature
 from guie_core.wording import plural
 from guie_datasets import BadImage, Manifest, read_images
-from guie_datasets.decoding import Method
-from guie_datasets.tensorflow import import_tensorflow
+from guie_datasets.images.decoding import Method
+from guie_datasets.images.tensorflow import import_tensorflow
 from guie_models.backbones import Backbone
 from guie_models.backbones.weights import fingerprint
 from guie_train.device import autocast, device_of

@@ -57,7 +57,7 @@ def _environment(package: str) -> jinja2.Environment:
     import jinja2
 
     def source(name: str) -> str | None:
-        for folder in ([files(package)] if package else []) + [files("guie_datasets") / "page"]:
+        for folder in ([files(package)] if package else []) + [files("guie_datasets.inspecting") / "page"]:
             if (file := folder / name).is_file():
                 return file.read_text(encoding="utf-8")
         return None

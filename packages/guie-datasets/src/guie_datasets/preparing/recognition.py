@@ -12,9 +12,8 @@ from guie_core.experiment import apply_override
 from guie_core.plugins import plugins
 from guie_core.signature import convert, signature
 from guie_core.wording import did_you_mean, listing
-
-from .rows import Dataset
-from .tfrecord import images_in_name
+from guie_datasets.rows import Dataset
+from guie_datasets.tfrecord import images_in_name
 
 _PLAIN = (".tfrec", ".tfrecord", ".tfrecs", ".tfrecords")
 _TFRECORD = (*_PLAIN, *(f"{suffix}.gz" for suffix in _PLAIN))
@@ -93,7 +92,7 @@ def _is_manifest(path: Path) -> bool:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from .manifest import _METADATA
+    from guie_datasets.manifest import _METADATA
 
     try:
         return _METADATA in (pq.read_schema(path).metadata or {})

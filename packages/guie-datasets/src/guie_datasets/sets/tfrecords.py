@@ -8,11 +8,10 @@ from pathlib import Path
 
 from guie_core import GuieError, UsageError
 from guie_core.wording import listing
-
-from . import tfrecord
-from .rows import Dataset, LeftOut, Row
-from .tensorflow import import_tensorflow
-from .tfrecord import IMAGE, LABEL, ReaderName, Record, check_reader
+from guie_datasets import tfrecord
+from guie_datasets.images.tensorflow import import_tensorflow
+from guie_datasets.rows import Dataset, LeftOut, Row
+from guie_datasets.tfrecord import IMAGE, LABEL, ReaderName, Record, check_reader
 
 
 class TFRecordDataset(Dataset):

@@ -24,8 +24,7 @@ from guie_core import GuieError, Interrupted
 from guie_core.files import explain_os_errors
 from guie_core.interrupt import Stop, interruptible
 from guie_core.wording import shown, size
-
-from ._http import Unreachable, arriving
+from guie_datasets.fetching._http import Unreachable, arriving
 
 #: Seconds without a byte after which Kaggle's client is given up; its own limit is 300 for each of several tries.
 STALLED = 900.0
@@ -77,7 +76,7 @@ def _client(slug: str, folder: Path) -> Any:
     """The other process; it ends with this block, and with this process."""
     environment = {name: value for name, value in os.environ.items() if name not in ("VERBOSE", "VERBOSE_OUTPUT")}
     client = subprocess.Popen(
-        [sys.executable, "-m", "guie_datasets._kaggle", slug, str(folder)],
+        [sys.executable, "-m", "guie_datasets.fetching._kaggle", slug, str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

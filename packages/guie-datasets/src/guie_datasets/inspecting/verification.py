@@ -10,12 +10,11 @@ from guie_core import GuieError, Interrupted
 from guie_core.interrupt import interruptible
 from guie_core.progress import bar
 from guie_core.wording import plural
-
-from .decoding import BadImage, header_size
-from .decoding import decode as decode_
-from .manifest import Manifest
-from .quarantine import Finding, Quarantine
-from .reading import Reader, ordered_map
+from guie_datasets.images.decoding import BadImage, header_size
+from guie_datasets.images.decoding import decode as decode_
+from guie_datasets.images.reading import Reader, ordered_map
+from guie_datasets.manifest import Manifest
+from guie_datasets.quarantine import Finding, Quarantine
 
 _BATCH = 32  # images a thread takes at once
 

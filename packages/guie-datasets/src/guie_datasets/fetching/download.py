@@ -32,9 +32,8 @@ from guie_core import GuieError
 from guie_core.files import atomic_write, explain_os_errors
 from guie_core.tables import table
 from guie_core.wording import listing, plural, shown, size
-
-from . import _http, _kaggle
-from .archives import Unpacked, unpacked
+from guie_datasets.fetching import _http, _kaggle
+from guie_datasets.fetching.archives import Unpacked, unpacked
 
 #: Where archives lie, below the data folder.
 ARCHIVES = "downloads"

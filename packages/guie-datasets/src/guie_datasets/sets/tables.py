@@ -13,9 +13,8 @@ from typing import Any, NamedTuple, TextIO
 
 from guie_core import GuieError, UsageError
 from guie_core.wording import did_you_mean, listing
-
-from .places import Inside, absolute, check_path, is_text, joined
-from .rows import Dataset, ImageRef, LeftOut, Row
+from guie_datasets.places import Inside, absolute, check_path, is_text, joined
+from guie_datasets.rows import Dataset, ImageRef, LeftOut, Row
 
 #: What a table can say of an image, besides its path and its label.
 OPTIONAL = ("source", "category", "split", "role", "name")

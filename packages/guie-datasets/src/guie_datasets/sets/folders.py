@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from guie_core import GuieError
-
-from .places import Inside, is_text, printable
-from .rows import Dataset, ImageRef, LeftOut, Row
+from guie_datasets.places import Inside, is_text, printable
+from guie_datasets.rows import Dataset, ImageRef, LeftOut, Row
 
 #: Files with other suffixes are not taken for images; they are listed as left out.
 _SUFFIXES = "jpg jpeg jpe jfif png apng webp gif bmp dib tif tiff jp2 ppm pgm pbm pnm avif"
@@ -151,3 +150,22 @@ def entries_of(folder: Path) -> list[os.DirEntry[str]]:
             return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
         raise GuieError(f"{folder}: cannot be listed: {error.strerror or error}") from error
+
+
+def images_in(folder: Path) -> tuple[list[os.DirEntry[str]], list[LeftOut]]:
+    """The images in a folder in the order of their names, by code point, and what else is there; not hidden files.
+
+    Raises GuieError if it cannot be listed.
+    """
+    images, others = [], []
+    for entry in entries_of(folder):
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if entry.is_dir():
+            others.append(LeftOut(printable(entry.path), "a folder"))
+        elif suffix not in IMAGE_SUFFIXES:
+            others.append(LeftOut(printable(entry.path), f"not an image by its suffix {printable(suffix)!r}"))
+        elif not is_text(entry.path):
+            others.append(LeftOut(printable(entry.path), "its name is no UTF-8; rename it", bad=True))
+        else:
+            images.append(entry)
+    return images, others

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 
 from guie_core import GuieError, UsageError
 from guie_core.wording import did_you_mean, listing
-
-from .compressed import PackedError, PackedFile
-from .folders import IMAGE_SUFFIXES
-from .places import absolute, is_text, printable
-from .rows import Dataset, ImageRef, LeftOut, Row
+from guie_datasets.compressed import PackedError, PackedFile
+from guie_datasets.places import absolute, is_text, printable
+from guie_datasets.rows import Dataset, ImageRef, LeftOut, Row
+from guie_datasets.sets.folders import IMAGE_SUFFIXES
 
 _BLOCK = 512
 _MAX_HEADER = 1 << 20  # bytes of an extended header: more are no name

@@ -15,12 +15,11 @@ import numpy as np
 from guie_core import UsageError
 from guie_core.files import atomic_write
 from guie_core.wording import listing, plural
-
-from .manifest import Manifest
-from .pages import percent, write_page
-from .pictures import encode
-from .sheets import column_is, text, tiles
-from .similarity import DISTANCE, KINDS, Fingerprints, Found, Leaks, find_leaks
+from guie_datasets.inspecting.pages import percent, write_page
+from guie_datasets.inspecting.pictures import encode
+from guie_datasets.inspecting.sheets import column_is, text, tiles
+from guie_datasets.inspecting.similarity import DISTANCE, KINDS, Fingerprints, Found, Leaks, find_leaks
+from guie_datasets.manifest import Manifest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from guie_core import GuieError
-
-from .decoding import BadImage, header_size
+from guie_datasets.images.decoding import BadImage, header_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .manifest import Manifest
-from .places import absolute
-from .rows import Dataset, Row
+from guie_datasets.manifest import Manifest
+from guie_datasets.places import absolute
+from guie_datasets.rows import Dataset, Row
 
 
 class Prepared(Dataset):

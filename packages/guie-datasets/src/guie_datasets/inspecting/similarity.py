@@ -24,11 +24,10 @@ from guie_core.files import atomic_write
 from guie_core.interrupt import interruptible
 from guie_core.progress import bar, write
 from guie_core.wording import plural
-
-from .decoding import BadImage, decode
-from .manifest import Manifest, fixed_bytes
-from .quarantine import Finding
-from .reading import Reader, ordered_map
+from guie_datasets.images.decoding import BadImage, decode
+from guie_datasets.images.reading import Reader, ordered_map
+from guie_datasets.manifest import Manifest, fixed_bytes
+from guie_datasets.quarantine import Finding
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

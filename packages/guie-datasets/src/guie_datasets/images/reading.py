@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, TypeVar, overload
 
 from guie_core import GuieError
-
-from .compressed import PackedFiles
-from .decoding import BadImage, Method, check_method, decode
-from .processes import Processes
-from .rows import ImageRef
+from guie_datasets.compressed import PackedFiles
+from guie_datasets.images.decoding import BadImage, Method, check_method, decode
+from guie_datasets.images.processes import Processes
+from guie_datasets.rows import ImageRef
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,8 +102,8 @@ def read_images(
         method, target: how images are decoded, see `decode`.
         on_bad: called with the index and the error for an image that can't be decoded, in its place in the order and in
             the calling thread; None stands for the image then.
-        processes: a process for each worker, with one thread inside, see `guie_datasets.processes`. Threads are the
-            default: they start at once, and are as fast where decoders and torch do the work, which let go of the
+        processes: a process for each worker, with one thread inside, see `guie_datasets.images.processes`. Threads are
+            the default: they start at once, and are as fast where decoders and torch do the work, which let go of the
             interpreter (332 photos of 1024 x 768 and their views of 224 a second on two cores, 327 by processes:
             `benchmarks/decoding.py`). Processes take a second or more to start, and pay where a transform is Python
             code. `transform` must be picklable then, and give numpy arrays to be fast.

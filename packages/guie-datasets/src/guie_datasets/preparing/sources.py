@@ -12,9 +12,8 @@ import numpy as np
 
 from guie_core import GuieError
 from guie_core.files import digest
-
-from .folders import IMAGE_SUFFIXES
-from .rows import Dataset
+from guie_datasets.rows import Dataset
+from guie_datasets.sets.folders import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from hashlib import blake2b

@@ -17,12 +17,11 @@ from guie_core.files import atomic_write
 from guie_core.interrupt import interruptible
 from guie_core.progress import bar
 from guie_core.wording import did_you_mean, listing, plural
-
-from .decoding import decode
-from .manifest import Manifest
-from .pages import write_page
-from .pictures import encode, picture
-from .reading import Reader, ordered_map
+from guie_datasets.images.decoding import decode
+from guie_datasets.images.reading import Reader, ordered_map
+from guie_datasets.inspecting.pages import write_page
+from guie_datasets.inspecting.pictures import encode, picture
+from guie_datasets.manifest import Manifest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

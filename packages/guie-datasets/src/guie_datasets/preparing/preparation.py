@@ -20,15 +20,14 @@ from guie_core.files import explain_os_errors
 from guie_core.interrupt import interruptible
 from guie_core.plugins import plugins
 from guie_core.progress import bar
-
-from .decoding import BadImage, examine
-from .growing import GrowingColumns
-from .manifest import Manifest
-from .places import printable
-from .quarantine import Finding, Kind, Quarantine, written
-from .reading import Reader, ordered_map
-from .rows import Dataset, ImageRef, Row
-from .sources import Sources
+from guie_datasets.images.decoding import BadImage, examine
+from guie_datasets.images.reading import Reader, ordered_map
+from guie_datasets.manifest import Manifest
+from guie_datasets.places import printable
+from guie_datasets.preparing.growing import GrowingColumns
+from guie_datasets.preparing.sources import Sources
+from guie_datasets.quarantine import Finding, Kind, Quarantine, written
+from guie_datasets.rows import Dataset, ImageRef, Row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from guie_core.wording import plural, size
-
-from .charts import Chart, curve, histogram
-from .manifest import Manifest
-from .pages import percent, write_page
-from .similarity import contents, distinct
+from guie_datasets.inspecting.charts import Chart, curve, histogram
+from guie_datasets.inspecting.pages import percent, write_page
+from guie_datasets.inspecting.similarity import contents, distinct
+from guie_datasets.manifest import Manifest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .rows import ImageRef
+    from guie_datasets.rows import ImageRef
 
 #: Images whose files are looked at for bytes and formats; of more images it is a sample.
 SAMPLE = 2000

@@ -22,8 +22,7 @@ from PIL import (
 )
 
 from guie_core import GuieError, UsageError
-
-from . import jpeg
+from guie_datasets.images import jpeg
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,13 +100,13 @@ def decode(data: bytes, method: Method = "full", target: int | None = None) -> N
       follows, is left out; pixels change a little (mean difference about .3 of 255 after the resize to 224), hence
       embeddings as well: `benchmarks/decoding.py` prints by how much. H and W become those of the smaller image. Other
       formats, and images that are small already, are decoded in full.
-    - "tensorflow": by TensorFlow, for those who must match its pixels (`guie_datasets.tensorflow`).
+    - "tensorflow": by TensorFlow, for those who must match its pixels (`guie_datasets.images.tensorflow`).
 
     Raises BadImage: not an image of `FORMATS`, truncated, damaged, over `MAX_PIXELS`, or with pixels whose range is not
     known (floating point, 32-bit integers). UsageError: an unknown method, or "scaled" without a target.
     """
     if method == "tensorflow":
-        from .tensorflow import tensorflow_decode
+        from guie_datasets.images.tensorflow import tensorflow_decode
 
         return tensorflow_decode(data)
     check_method(method, target)

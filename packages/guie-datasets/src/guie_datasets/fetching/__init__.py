@@ -1,0 +1,1 @@
+"""Getting data sets from where their owners publish them, and unpacking them."""
