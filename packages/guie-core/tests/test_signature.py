@@ -24,6 +24,16 @@ class Settings:
     rate: float = 0.1
 
 
+@dataclass(frozen=True)
+class Range:
+    least: float
+    most: float
+
+    def __post_init__(self) -> None:
+        if self.least > self.most:
+            raise ValueError(f"least is {self.least}, above most, {self.most}.")
+
+
 class Opaque:
     """A class that no experiment can write, such as a Tensor."""
 
@@ -52,6 +62,8 @@ class Opaque:
         (Settings, {"epochs": 3, "rate": 1}, Settings(3, 1.0)),
         (Settings | None, {"epochs": 3}, Settings(3)),
         (list[Settings], [{"epochs": 3}], [Settings(3)]),
+        (float | Settings | Range, {"least": 1, "most": 2}, Range(1.0, 2.0)),
+        (float | Settings | Range, {"epochs": 1}, Settings(1)),
         (frozenset[str], ["a", "a"], {"a"}),
         (Any, {"x": object}, {"x": object}),
         (Annotated[int, "a remark"], 3, 3),
@@ -106,6 +118,15 @@ def test_values_that_fit(hint: Any, value: Any, result: Any) -> None:
             "here.epoch: here has no setting 'epoch'. Did you mean 'epochs'?\nIt takes: epochs, rate.",
         ),
         (Settings, {"rate": 0.1}, "here: here needs the setting 'epochs': a whole number."),
+        (float | Settings | Range, {"least": 1}, "here: here needs the setting 'most': a number."),
+        (Range | Settings, {"least": 2, "most": 1}, "here: least is 2.0, above most, 1.0."),
+        (Range | Settings, {"least": 2, "most": "a"}, "here.most: expects a number, got the text 'a'."),
+        (Range | None, {"least": 2, "most": 1}, "here: least is 2.0, above most, 1.0."),
+        (
+            Settings | Range,
+            {"least": 2, "mots": 1},
+            "here.mots: here has no setting 'mots'. Did you mean 'most'?\nIt takes: least, most.",
+        ),
         (list[Settings] | None, [{"epochs": 0.5}], "here.0.epochs: expects a whole number, got the number 0.5."),
         (Annotated[Config, Slot("heads")] | None, {"type": "x"}, "here: slot of heads"),
         (list[Annotated[Config, Slot("heads")]], ["fine", "x"], "here.1: slot of heads"),

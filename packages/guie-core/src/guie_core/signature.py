@@ -258,6 +258,14 @@ def _convert_union(members: Sequence[Any], value: Any, where: str, check_slot: C
             return converted, []
     if fitting:
         return fitting[0][1], []
+    if value and isinstance(value, Mapping):
+        settings = [
+            (value.keys() - signature(member).hints.keys(), problems)
+            for member, _, problems in results
+            if isinstance(member, type) and dataclasses.is_dataclass(member)
+        ]
+        if settings:  # the group that knows most of the names is the one that was meant
+            return value, min(settings, key=lambda found: (len(found[0]), len(found[1])))[1]
     deeper = [problems for _, _, problems in results if any(problem.where != where for problem in problems)]
     slots = [problems for member, _, problems in results if _slots(member) and isinstance(value, Mapping)]
     if deeper or slots:  # the member that was meant says more than "expects a or b"
