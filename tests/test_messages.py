@@ -41,6 +41,40 @@ def test_a_typo_in_set(guie_train: Run) -> None:
     )
 
 
+def test_settings_of_the_loss_that_do_not_fit(guie_train: Run) -> None:
+    code, message = guie_train(
+        *("--set", "recipe.loss.margin=dict(start=.3, growth=.1, ending=.8)", "--set", "recipe.loss.softmax.focl=2.0")
+    )
+    assert code == 2
+    assert message == (
+        "error: 2 problems in experiments/quickstart.py\n"
+        "  recipe.loss.margin.ending: margin has no setting 'ending'. Did you mean 'end'?\n"
+        "  It takes: start, growth, end, every.\n"
+        "  recipe.loss.softmax.focl: softmax has no setting 'focl'. Did you mean 'focal'?\n"
+        "  It takes: label_smoothing, focal, sample, sparse, products, rows.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["recipe.loss.margin=dict(start=.3, growth=.1, end=.8)", "recipe.loss.softmax.focal=2.0"],
+        ["recipe.loss.margin=dict(least=.25, most=.5)", "recipe.loss.sub_centres=3"],
+        ["recipe.loss.type=pml/ProxyAnchorLoss", "recipe.loss.alpha=16"],
+    ],
+)
+def test_losses_that_fit(guie_train: Run, overrides: list[str]) -> None:
+    code, message = guie_train("--dry-run", *(part for override in overrides for part in ("--set", override)))
+    assert (code, message) == (0, "")
+
+
+def test_a_margin_that_the_loss_refuses(guie_train: Run) -> None:
+    code, message = guie_train("--set", "recipe.loss.margin=4.0")
+    assert code == 2
+    assert message.endswith("error: ArcFace: margin is 4.0; it is an angle in radians, from 0 to below pi.\n")
+    assert "features" not in message
+
+
 def test_several_mistakes_are_all_told(guie_train: Run) -> None:
     code, message = guie_train(
         "--set", "recipe.arcface.epochs='many'", "--set", "recipe.loss.type=ArcFase", "--profile", "cpux"

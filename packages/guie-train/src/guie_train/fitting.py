@@ -14,7 +14,7 @@ import torch
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
-from guie_core import Config, GuieError, Interrupted, Slot
+from guie_core import Config, GuieError, Interrupted, Slot, UsageError
 from guie_core.files import atomic_write
 from guie_core.interrupt import Stop
 from guie_core.progress import bar
@@ -61,7 +61,8 @@ class Fit:
     was interrupted ends with the same bits as one that was not (on the CPU, with the same number of threads).
 
     Args:
-        model: called with (features [B, D], labels [B]), gives the loss, a scalar.
+        model: called with (features [B, D], labels [B]), gives the loss, a scalar. Those of its modules that have
+            `set_epoch` are told which epoch begins, from 0.
         features: [N, D] float32, on the device of `model`.
         labels: [N] int64, on the same device.
         training: how.
@@ -71,6 +72,7 @@ class Fit:
 
     Raises:
         GuieError: fewer images than a batch, or the loss is not finite.
+        UsageError: the loss gives sparse gradients, which the optimiser doesn't take.
     """
 
     def __init__(
@@ -143,6 +145,9 @@ class Fit:
 
     def _batches(self) -> Iterator[Tensor]:
         """Row numbers [batch_size] of the steps still to do in this epoch."""
+        for module in self.model.modules():  # after resuming, too: not every loss keeps the epoch in its state
+            if callable(set_epoch := getattr(module, "set_epoch", None)):
+                set_epoch(self.epoch)
         if self.step == 0:  # else the state that was loaded has set them
             torch.manual_seed(_mix(self.seed, self.epoch, 1))
             self.schedule.step(self.epoch)
@@ -165,7 +170,15 @@ class Fit:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.training.max_norm)
             return loss.detach()
 
-        loss: Tensor = self.optimizer.step(closure)
+        try:
+            loss: Tensor = self.optimizer.step(closure)
+        except RuntimeError as error:
+            if any(p.grad is not None and p.grad.is_sparse for p in self.model.parameters()):
+                raise UsageError(
+                    f"{self.name}: the loss gives sparse gradients, and {type(self.optimizer).__name__} doesn't take"
+                    f" those ({error}). Leave softmax.sparse of the loss out, or name an optimizer that takes them"
+                ) from error
+            raise
         return loss
 
     def _end_of_epoch(self, after_epoch: Callable[[int], Curve] | None) -> None:

@@ -22,8 +22,9 @@ class PmlLoss(nn.Module):
 
     Arguments are those of the loss itself; those that are components of the library in turn are written
     dict(type=name, ...): `distance`, `reducer`, `embedding_regularizer`, the `loss` that a wrapper wraps, ... Losses
-    that own class weights get `num_classes` and `embedding_size`; what they own is trained and saved as `loss.*`. Value
-    and gradient are the library's.
+    that own class weights get `num_classes` and `embedding_size`; what they own is trained and saved as `loss.*`, but for
+    what the library keeps outside the state dictionary (the queue of CrossBatchMemory), which is empty again after
+    resuming. Value and gradient are the library's.
 
     forward: embedding [B, E], labels [B] -> scalar, in float32 whatever autocast says. `logits` [B, C] for the losses
     that have them. There are no `margin_logits`.
@@ -33,6 +34,7 @@ class PmlLoss(nn.Module):
         embedding_size: E.
         classes: C.
         miner: dict(type=name, ...), chooses the pairs or triplets of each batch that the loss sees.
+        class_counts: not used, since no loss of the library asks for it; training loops give it to every loss.
 
     Raises:
         UsageError: no such loss, miner or argument; wrong shapes or an empty batch.
@@ -40,7 +42,13 @@ class PmlLoss(nn.Module):
     """
 
     def __init__(
-        self, name: str, embedding_size: int, classes: int, miner: Mapping[str, Any] | None = None, **arguments: Any
+        self,
+        name: str,
+        embedding_size: int,
+        classes: int,
+        miner: Mapping[str, Any] | None = None,
+        class_counts: object = None,
+        **arguments: Any,
     ) -> None:
         super().__init__()
         self._name = f"pml/{name}"

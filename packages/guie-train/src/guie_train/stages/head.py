@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from guie_core import Config, GuieError, Slot
 from guie_core.files import atomic_write
-from guie_core.registry import build
+from guie_core.registry import build, load
+from guie_core.signature import signature
 from guie_datasets import Manifest
 from guie_datasets.splits import TRAIN
 from guie_models.views import size_values
@@ -24,6 +25,9 @@ from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Curve, Fit, Training
 from guie_train.retrieval import Pairs, evaluate
 from guie_train.stage import Stage, Workspace
+
+LOSS_PROVIDES = ("embedding_size", "classes", "class_counts")
+"""What a loss is given, as far as it takes it; `class_counts` [C] are the images of each class in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,21 +103,35 @@ class FitHead(Stage[TrainedHead]):
     train: Stage[FeatureStore]
     valid: Stage[FeatureStore]
     head: Annotated[Config, Slot("heads", provides=("in_features",))]
-    loss: Annotated[Config, Slot("losses", provides=("embedding_size", "classes"))]
+    loss: Annotated[Config, Slot("losses", provides=LOSS_PROVIDES)]
     training: Training
     selection: Selection
     seed: int = 0
 
     def check(self, workspace: Workspace) -> None:
-        """Raise GuieError if there is nothing to train on or to choose by."""
+        """Raise GuieError if there is nothing to train on or to choose by, or the loss refuses its arguments."""
         manifest = workspace.get(self.manifest)
-        images = int((manifest.column("split") == TRAIN).sum())
+        train = manifest.column("label")[manifest.column("split") == TRAIN]
+        images = len(train)
         if images < self.training.batch_size:
             raise GuieError(
                 f"recipe.arcface: {images:,} training images do not fill one batch of {self.training.batch_size}; "
                 "lower recipe.arcface.batch_size or add images"
             )
         answerable_pairs(self.selection.protocol, "recipe.selection.protocol", manifest)
+        sizes = {**signature(load("heads", self.head["type"])).defaults, **self.head}
+        self._loss(sizes.get("out_features", 64), np.unique(train, return_counts=True)[1])
+
+    def _loss(self, embedding_size: int, class_counts: NDArray[np.int64]) -> nn.Module:
+        loss: nn.Module = build(
+            "losses",
+            self.loss,
+            where="recipe.loss",
+            embedding_size=embedding_size,
+            classes=len(class_counts),
+            class_counts=class_counts.tolist(),
+        )
+        return loss
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write the chosen weights, checkpoints, the curves, and the state from which an interrupted run goes on."""
@@ -123,11 +141,11 @@ class FitHead(Stage[TrainedHead]):
         split = manifest.column("split")
         rows = np.flatnonzero(split == TRAIN)
         # classes of the training split alone, so that no centre stands for a class without images
-        classes, labels = np.unique(manifest.column("label")[rows], return_inverse=True)
+        classes, labels, counts = np.unique(manifest.column("label")[rows], return_inverse=True, return_counts=True)
 
         torch.manual_seed(self.seed)
         head = build("heads", self.head, where="recipe.head", in_features=train.dimension)
-        loss = build("losses", self.loss, where="recipe.loss", embedding_size=head.out_features, classes=len(classes))
+        loss = self._loss(head.out_features, counts)
         model = HeadWithLoss(head, loss).to(device)
         fit = Fit(
             model,
@@ -157,7 +175,7 @@ class FitHead(Stage[TrainedHead]):
                 embedding = nn.functional.normalize(embedding)
             metrics = tuple(dict.fromkeys((self.selection.metric, "MRR@5")))
             curve = dict(evaluate(embedding.cpu(), asked_labels, asked_categories, pairs, metrics=metrics).overall)
-            if seen_inputs is not None:
+            if seen_inputs is not None and hasattr(loss, "margin_logits"):  # losses that compare pairs have none
                 curve |= _validate(head, loss, seen_inputs, seen_labels, self.training.batch_size)
                 for name, sign in (("valid loss", -1), ("valid accuracy", 1)):
                     if all(sign * curve[name] > sign * c[name] for c in fit.curves if name in c):

@@ -1,0 +1,273 @@
+"""FitHead with losses of every sort: margins that grow, margins by class, losses of pytorch-metric-learning."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from guie_core import Interrupted, UsageError
+from guie_core.interrupt import Stop
+from guie_core.profiles import profile
+from guie_core.registry import check
+from guie_datasets import Manifest
+from guie_models.losses import ArcFace
+from guie_train.feature_store import FeatureStore
+from guie_train.fitting import Training
+from guie_train.stage import Stage, Workspace
+from guie_train.stages.head import LOSS_PROVIDES, FitHead, Selection
+
+COUNTS = {3: 12, 5: 6, 8: 24}  # training images by label; labels have gaps, as after a split
+SAM = {"type": "SAM", "rho": 0.05, "base": {"type": "AdamW", "lr": 1e-2, "weight_decay": 0.1}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images(Stage[Manifest]):
+    """Training images of three classes; two more images of each to validate on, and two classes to select by."""
+
+    slug: ClassVar[str] = "images"
+
+    def run(self, folder: Path, workspace: Workspace) -> None:
+        rows = [(label, "train") for label, count in COUNTS.items() for _ in range(count)]
+        rows += [(label, "valid") for label in COUNTS for _ in range(2)]
+        rows += [(label, "select") for label in (1, 6) for _ in range(3)]
+        numbers = range(len(rows))
+        Manifest.from_columns(
+            {
+                "path": [f"{number}.png" for number in numbers],
+                "label": [label for label, _ in rows],
+                "split": [split for _, split in rows],
+                "width": [8] * len(rows),
+                "height": [6] * len(rows),
+                "hash": [f"{number:032x}" for number in numbers],
+            }
+        ).write(folder / "manifest.parquet")
+
+    def load(self, folder: Path) -> Manifest:
+        return Manifest.read(folder / "manifest.parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(Stage[FeatureStore]):
+    """A direction for each class, and noise."""
+
+    slug: ClassVar[str] = "random"
+    manifest: Stage[Manifest]
+
+    def run(self, folder: Path, workspace: Workspace) -> None:
+        manifest = workspace.get(self.manifest)
+        generator = np.random.default_rng(0)
+        directions = generator.normal(size=(9, 10))
+        features = directions[manifest.column("label")] + generator.normal(size=(len(manifest), 10))
+        store = FeatureStore(folder, {"dimension": 10, "dtype": "float32", "image_size": 16})
+        store.append(manifest.column("hash"), features)
+
+    def load(self, folder: Path) -> FeatureStore:
+        return FeatureStore(folder)
+
+
+def stage(loss: Mapping[str, Any], **training: Any) -> FitHead:
+    images = Images(name="images")
+    features = Random(name="features", manifest=images)
+    settings = {"epochs": 4, "batch_size": 14, "optimizer": SAM, "warmup_epochs": 0, "keep_every": 1, **training}
+    return FitHead(
+        name="head",
+        manifest=images,
+        train=features,
+        valid=features,
+        head={"type": "BatchNormLinear", "out_features": 4, "dropout": 0.2},
+        loss=loss,
+        training=Training(**settings),
+        selection=Selection(protocol={"type": "LeaveOneOut", "split": "select"}, every=2),
+    )
+
+
+def workspace(folder: Path, stop: Stop | None = None) -> Workspace:
+    return Workspace(folder, profile("cpu"), Stop() if stop is None else stop)
+
+
+class StopAfter(Stop):
+    """Asks to stop once it was looked at `steps` times."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.left = steps
+
+    def __bool__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def interrupt(folder: Path, loss: Mapping[str, Any], steps: int) -> None:
+    """Stop the training after so many more steps."""
+    workspace(folder).get(stage(loss).train)
+    with pytest.raises(Interrupted, match="saved at"):
+        workspace(folder, StopAfter(steps)).get(stage(loss))  # a first look, before the stage
+
+
+GROWING = {"type": "ArcFace", "margin": {"start": 0.1, "growth": 0.2, "end": 0.5}}
+BY_CLASS = {"type": "ArcFace", "margin": {"least": 0.2, "most": 0.5}}
+LOSSES: list[dict[str, Any]] = [
+    GROWING,
+    GROWING | {"margin": {"start": 0.1, "growth": 0.1, "end": 0.5, "every": 3}},
+    BY_CLASS | {"softmax": {"label_smoothing": 0.1, "focal": 1.0}},
+    {"type": "ArcFace", "softmax": {"sample": 0.6}},
+    {"type": "AdaFace"},
+    {"type": "ElasticFace"},
+    {"type": "CurricularFace"},
+    {"type": "pml/MultiSimilarityLoss", "miner": {"type": "MultiSimilarityMiner"}},
+    {"type": "pml/SubCenterArcFaceLoss", "margin": 20.0},
+]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path, loss: dict[str, Any]) -> None:
+    whole = workspace(tmp_path / "whole").get(stage(loss))
+    for steps in (4, 5):  # in the second epoch, and at the end of the third
+        interrupt(tmp_path / "parts", loss, steps)
+        torch.manual_seed(99)  # another process has another generator state
+    parts = workspace(tmp_path / "parts").get(stage(loss))
+    assert parts.curves == whole.curves
+    for name in ("chosen", "last", "epoch-0002"):
+        one, other = (load_file(trained.folder / f"{name}.safetensors") for trained in (whole, parts))
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert torch.equal(value, other[key]), (name, key)
+
+
+def test_a_scheduled_margin_grows_with_the_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """.1, .3, .5, and no further; told at the beginning of each epoch, and again after resuming."""
+    told: list[int] = []
+    margins: list[float] = []
+    set_epoch, forward = ArcFace.set_epoch, ArcFace.forward
+
+    def spied_epoch(self: ArcFace, epoch: int) -> None:
+        told.append(epoch)
+        set_epoch(self, epoch)
+
+    def spied_forward(self: ArcFace, embedding: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        margins.append(float(self.margin_of(labels)))
+        return forward(self, embedding, labels)
+
+    monkeypatch.setattr(ArcFace, "set_epoch", spied_epoch)
+    monkeypatch.setattr(ArcFace, "forward", spied_forward)
+    workspace(tmp_path / "whole").get(stage(GROWING))
+    assert told == [0, 1, 2, 3]
+    assert np.round(margins, 6).tolist() == [0.1] * 6 + [0.3] * 6 + [0.5] * 12  # three steps an epoch, SAM twice each
+    told.clear()
+    margins.clear()
+    interrupt(tmp_path / "parts", GROWING, 5)
+    workspace(tmp_path / "parts").get(stage(GROWING))
+    assert told == [0, 1, 1, 2, 3]
+    assert np.round(margins, 6).tolist() == [0.1] * 6 + [0.3] * 6 + [0.5] * 12
+    saved = [load_file(tmp_path / "whole" / "head" / stage(GROWING).key / f"epoch-{n:04d}.safetensors") for n in (1, 4)]
+    assert [int(tensors["loss.progress"]) for tensors in saved] == [0, 3]
+
+
+def test_margins_by_class_come_from_the_training_images(tmp_path: Path) -> None:
+    trained = workspace(tmp_path).get(stage(BY_CLASS))
+    rank = np.array(list(COUNTS.values()), float) ** -0.25  # in the order of labels, which training encodes 0, 1, 2
+    wanted = 0.2 + 0.3 * (rank - rank.min()) / (rank.max() - rank.min())
+    found = load_file(trained.folder / "last.safetensors")["loss.class_margins"]
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-6)
+
+
+def test_losses_that_compare_pairs_have_no_validation_loss(tmp_path: Path) -> None:
+    pairs = workspace(tmp_path).get(stage({"type": "pml/TripletMarginLoss"}))
+    assert not {name for curve in pairs.curves for name in curve if name.startswith("valid")}
+    assert pairs.curves[-1].keys() >= {"loss", "mP@5", "MRR@5"}
+    assert pairs.build()(torch.zeros(1, 13)).shape == (1, 4)
+    margin = workspace(tmp_path).get(stage({"type": "ArcFace"}))
+    assert margin.curves[-1].keys() >= {"valid loss", "valid accuracy"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"margin": {"start": 0.1, "growth": 0.1, "ending": 0.5}},
+            "recipe.loss.margin.ending: margin has no setting 'ending'. Did you mean 'end'?\n"
+            "It takes: start, growth, end, every.",
+        ),
+        ({"margin": {"start": 0.1, "growth": 0.1}}, "recipe.loss.margin: margin needs the setting 'end': a number."),
+        (
+            {"margin": {"start": 0.8, "growth": 0.1, "end": 0.3}},
+            "recipe.loss.margin: a margin that starts at 0.8 and grows by 0.1 never gets to 0.3",
+        ),
+        ({"margin": {"least": 0.1, "most": "much"}}, "recipe.loss.margin.most: expects a number, got the text 'much'."),
+        (
+            {"margin": "large"},
+            "recipe.loss.margin: expects a number or settings, dict(...), got the text 'large'.",
+        ),
+        (
+            {"softmax": {"label_smothing": 0.1}},
+            "recipe.loss.softmax.label_smothing: softmax has no setting 'label_smothing'. Did you mean"
+            " 'label_smoothing'?\nIt takes: label_smoothing, focal, sample, sparse, products, rows.",
+        ),
+        (
+            {"softmax": {"label_smoothing": 1.0}},
+            "recipe.loss.softmax: label_smoothing is 1.0; it is from 0 to below 1",
+        ),
+        (
+            {"softmax": {"products": "int8"}},
+            "recipe.loss.softmax.products: expects 'float32' or 'bfloat16' or 'float16', got the text 'int8'.",
+        ),
+        (
+            {"class_counts": [1, 2]},
+            "recipe.loss.class_counts: ArcFace (guie-models 0.1.0) gets 'class_counts' from what holds it; an"
+            " experiment cannot set it.",
+        ),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_settings_that_do_not_fit_are_told_when_the_experiment_is_read(arguments: dict[str, Any], message: str) -> None:
+    problems = check("losses", {"type": "ArcFace", **arguments}, "recipe.loss", LOSS_PROVIDES)
+    assert "\n".join(map(str, problems)) == message
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ({"type": "ArcFace", "margin": 4.0}, "ArcFace: margin is 4.0; it is an angle in radians, from 0 to below pi."),
+        ({"type": "ArcFace", "scale": -1.0}, "ArcFace: scale is -1.0; it is above 0."),
+        (
+            {"type": "ArcFace", "sub_centres": 2, "softmax": {"sample": 0.5}},
+            "ArcFace: classes can be sampled or have sub-centres, not both.",
+        ),
+        (
+            {"type": "pml/MultiSimilarityLosss"},
+            "pml/MultiSimilarityLosss: pytorch-metric-learning has no 'MultiSimilarityLosss' among its losses. Did you"
+            " mean 'MultiSimilarityLoss'?",
+        ),
+        (
+            {"type": "pml/MultiSimilarityLoss", "alfa": 2.0},
+            "pml/MultiSimilarityLoss: MultiSimilarityLoss of pytorch-metric-learning has no argument 'alfa'. Did you"
+            " mean 'alpha'?",
+        ),
+        (
+            {"type": "pml/TripletMarginLoss", "miner": {"type": "TripletMiner"}},
+            "pml/TripletMarginLoss: pytorch-metric-learning has no 'TripletMiner' among its miners.",
+        ),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_what_the_loss_itself_refuses_is_told_before_features_are_computed(
+    tmp_path: Path, loss: dict[str, Any], message: str
+) -> None:
+    checked = stage(loss)
+    with pytest.raises(UsageError, match="^" + re.escape(message)):
+        checked.check(workspace(tmp_path))
+    assert not (tmp_path / "random").exists()
+
+
+def test_sparse_gradients_need_an_optimiser_that_takes_them(tmp_path: Path) -> None:
+    loss = {"type": "ArcFace", "softmax": {"sample": 0.6, "sparse": True}}
+    with pytest.raises(UsageError, match="head: the loss gives sparse gradients, and SAM doesn't take those"):
+        workspace(tmp_path).get(stage(loss))
