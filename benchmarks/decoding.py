@@ -43,7 +43,6 @@ from torchvision.transforms import functional as legacy
 from torchvision.transforms.v2 import functional as v2
 
 from guie_datasets import ImageRef, decode, read_images
-from guie_datasets.images import decoding
 from guie_models.views import Squash
 
 WIDTH, HEIGHT = 1024, 768
@@ -163,9 +162,7 @@ def main() -> None:
         print(
             f"{options.photos} JPEGs of {WIDTH} x {HEIGHT}, {kilobytes:.0f} kB each, to {options.size} x {options.size}"
         )
-        turbo = "with" if decoding._turbo() else "without"
         print(f"{options.workers} workers, {platform.machine()}, torch {torch.__version__}, Pillow {Image.__version__}")
-        print(f"guie {turbo} its extra guie-datasets[turbo]")
         compare_speed(paths, options.size, options.workers, options.rounds)
         compare_embeddings(paths, options.size)
 

@@ -244,17 +244,16 @@ def test_of_an_animation_the_first_frame_is_taken(format: str) -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"subsampling": 0}, {"subsampling": "4:2:2"}, {"progressive": True}, {"keep_rgb": True}]
 )
-def test_pixels_are_the_same_with_and_without_the_extra(
-    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("simplejpeg")
-    for size in ((200, 150), (41, 23), (1, 1), (17, 300)):
-        data = saved(noise(*size), "JPEG", quality=80, **options)
-        assert decoding._by_turbo(data) is not None
-        fast = check_shape(data, *size)
-        with monkeypatch.context() as without:
-            without.setattr(decoding, "_turbo", lambda: None)
-            assert np.array_equal(check_shape(data, *size), fast)
+def test_pixels_are_those_of_pillow(options: dict[str, Any]) -> None:
+    for width, height in ((200, 150), (41, 23), (1, 1), (17, 300)):
+        data = saved(noise(width, height), "JPEG", quality=80, **options)
+        for scale, target in ((1, None), (2, 50), (4, 25), (8, 1)):
+            fits = decoding._scale(width, height, target)
+            with Image.open(io.BytesIO(data)) as image:
+                image.draft(None, (width // fits, height // fits))
+                expected = np.asarray(image)
+            assert (fits == scale) or (width, height) != (200, 150)
+            assert np.array_equal(decoding._plain_jpeg(data, target), expected)
 
 
 def test_what_is_not_plain_is_left_to_pillow() -> None:
@@ -271,9 +270,9 @@ def test_what_is_not_plain_is_left_to_pillow() -> None:
         data[: len(data) // 2],
         bombs()["JPEG"],
     ):
-        assert decoding._by_turbo(other) is None
-    decoded = decoding._by_turbo(bytes(damaged))  # with a warning of its decoder's: left to Pillow, which tolerates it
-    assert decoded is None
+        assert decoding._plain_jpeg(other, None) is None
+    # with a warning of its decoder's: left to Pillow, which tolerates it
+    assert decoding._plain_jpeg(bytes(damaged), None) is None
     assert decode(bytes(damaged)).shape == (3, 150, 200)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import io
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import simplejpeg
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -93,8 +92,8 @@ def decode(data: bytes, method: Method = "full", target: int | None = None) -> N
 
     Methods:
 
-    - "full": every pixel, the same on every machine. With the extra `guie-datasets[turbo]` plain JPEGs take three
-      quarters of the time, for the same pixels: `simplejpeg` calls libjpeg-turbo, which Pillow uses as well, directly.
+    - "full": every pixel, the same on every machine. Plain JPEGs take three quarters of Pillow's time, for the same
+      pixels: `simplejpeg` calls libjpeg-turbo, which Pillow uses as well, directly.
     - "scaled": JPEGs at 1/8, 1/4 or 1/2 of their sides, the smallest that leaves both at least `MARGIN` times `target`
       pixels: 1024 x 768 for 224 becomes 512 x 384. Most of the inverse cosine transform, and of the resize that
       follows, is left out; pixels change a little (mean difference about .3 of 255 after the resize to 224), hence
@@ -110,36 +109,41 @@ def decode(data: bytes, method: Method = "full", target: int | None = None) -> N
 
         return tensorflow_decode(data)
     check_method(method, target)
-    if method == "full" and (pixels := _by_turbo(data)) is not None:
+    if (pixels := _plain_jpeg(data, target if method == "scaled" else None)) is not None:
         return pixels.transpose(2, 0, 1)
     image = _open(data)
     orientation = _orientation(image)
     with _described(image):
-        if method == "scaled" and target and isinstance(image, JpegImagePlugin.JpegImageFile):
-            _scale(image, target)
+        if method == "scaled" and isinstance(image, JpegImagePlugin.JpegImageFile):
+            width, height = image.size
+            scale = _scale(width, height, target)
+            image.draft(None, (width // scale, height // scale))
         rgb = _rgb(image)
         if orientation in _TRANSPOSE:
             rgb = rgb.transpose(_TRANSPOSE[orientation])
         return np.array(rgb).transpose(2, 0, 1)
 
 
-@functools.cache
-def _turbo() -> Any:
-    try:
-        return importlib.import_module("simplejpeg")
-    except ImportError:
-        return None
-
-
-def _by_turbo(data: bytes) -> NDArray[np.uint8] | None:
+def _plain_jpeg(data: bytes, target: int | None) -> NDArray[np.uint8] | None:
     """A plain JPEG [H, W, 3] without Pillow, where that can be done; None leaves it, and any complaint, to Pillow."""
-    found = jpeg.header(data) if _turbo() else None
+    found = jpeg.header(data)
     if found is None or found.components != 3 or found.orientation in _TRANSPOSE:
         return None
-    if found.width * found.height > MAX_PIXELS:
+    width, height = found.width, found.height
+    if width * height > MAX_PIXELS:
         return None
+    scale = _scale(width, height, target)
     try:
-        pixels: NDArray[np.uint8] = _turbo().decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            data,
+            "RGB",
+            fastdct=False,
+            fastupsample=False,
+            # the smallest of its scales that is at least so large is 1/scale
+            min_height=-(-height // scale) if scale > 1 else 0,
+            min_width=-(-width // scale) if scale > 1 else 0,
+            min_factor=scale,
+        )
     except ValueError:  # also for what Pillow tolerates
         return None
     return pixels
@@ -153,13 +157,12 @@ def check_method(method: Method, target: int | None) -> None:
         raise UsageError("A scaled decode needs a target: the side, in pixels, that images are resized to afterwards.")
 
 
-def _scale(image: JpegImagePlugin.JpegImageFile, target: int) -> None:
-    """Has the image decoded at the smallest scale that leaves its sides well over `target` pixels."""
-    width, height = image.size
+def _scale(width: int, height: int, target: int | None) -> int:
+    """By what a JPEG's sides are divided in decoding, so that they stay well over `target` pixels; None: by 1."""
     for scale in (8, 4, 2):
-        if min(-(-width // scale), -(-height // scale)) >= MARGIN * target:
-            image.draft(None, (width // scale, height // scale))
-            return
+        if target and min(-(-width // scale), -(-height // scale)) >= MARGIN * target:
+            return scale
+    return 1
 
 
 def header_size(data: bytes) -> tuple[int, int]:
