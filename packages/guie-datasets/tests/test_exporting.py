@@ -200,6 +200,9 @@ def test_csv(pictures: Manifest, recipe: Manifest, tmp_path: Path) -> None:
     ):
         data = Path(path).read_bytes()[offset : offset + length]
         assert hashlib.blake2b(data, digest_size=16).hexdigest().encode() == digest
+    again = prepare([Table(tmp_path / "shards" / "label.csv")])[0]
+    assert again.digest == recipe.digest
+    assert list(again.images()) == list(recipe.images())
 
 
 def test_tfrecord_is_read_by_tensorflow_and_prepared_again(pictures: Manifest, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_rows_are_those_of_the_manifest(path: Path) -> None:
 
 
 def test_sources_are_the_manifest_and_its_files_once(path: Path) -> None:
-    sources = Prepared(path).sources()
+    sources = list(Prepared(path).sources())
     assert sources[0] == path
     assert len(sources) == 1 + 12 + 1
     assert path.parent / "a.tfrec" in sources

@@ -206,7 +206,7 @@ def test_findings_name_table_and_line(tmp_path: Path) -> None:
         (f"{tmp_path}/gone.png", "cannot be read: No such file or directory"),
         (f"{tmp_path}/t.csv, line 3", "it has no path"),
     ]
-    assert dataset.sources() == [tmp_path / "t.csv", tmp_path / "a.png"]
+    assert list(dataset.sources()) == [tmp_path / "t.csv", tmp_path / "a.png"]
 
 
 @pytest.mark.parametrize(
@@ -269,9 +269,34 @@ def test_a_long_table_is_a_stream(tmp_path: Path) -> None:
     next(rows)
     tracemalloc.start()
     assert sum(1 for _ in rows) == 19_999
+    assert sum(1 for _ in Table(path).sources()) == 1
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 300_000  # a tenth of what the rows would take
+
+
+def test_parts_of_files(tmp_path: Path) -> None:
+    text = "path,label,offset,length,compression\na.bin,0,7,9,\nb.png,1,,,\nb.png,1,0,-1,\na.bin.gz,2,3,4,gzip\n"
+    dataset = Table(table(tmp_path / "t.csv", text))
+    folder = str(tmp_path)
+    assert [row.image for row in dataset.rows()] == [
+        ImageRef(f"{folder}/a.bin", 7, 9),
+        ImageRef(f"{folder}/b.png"),
+        ImageRef(f"{folder}/b.png"),
+        ImageRef(f"{folder}/a.bin.gz", 3, 4, "gzip"),
+    ]
+    text = "path,label,offset,length,compression\na,0,-7,9,\na,0,1.5,9,\na,0,x,9,\na,0,0,9,rar\na,0,,9,\n"
+    wrong = Table(table(tmp_path / "t.csv", text))
+    assert not list(wrong.rows())
+    assert [item.reason for item in wrong.left_out()] == [
+        "offset '-7' and length '9' name no part of a file",
+        "offset '1.5' and length '9' name no part of a file",
+        "offset 'x' and length '9' name no part of a file",
+        "its file is packed by 'rar', not by gzip, zlib",
+        "offset '' and length '9' name no part of a file",
+    ]
+    length_alone = Table(table(tmp_path / "t.csv", "path,label,length\na.mp4,0,12.5\n"))  # something else
+    assert [row.image for row in length_alone.rows()] == [ImageRef(f"{folder}/a.mp4")]
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), max_size=8)

@@ -32,6 +32,9 @@ _AT_HAND = 8 << 20  # unpacked bytes at hand: more than threads that read one fi
 
 _WINDOW_BITS = {"gzip": 31, "zlib": 15}
 
+#: How a file may be packed.
+COMPRESSIONS = tuple(_WINDOW_BITS)
+
 
 class PackedError(GuieError):
     """A packed file that cannot be unpacked from some place on. problem: what is wrong, without the file's name."""

@@ -286,6 +286,14 @@ class _Images(Sequence[ImageRef]):
         return (self[number] for number in range(len(self)))
 
 
+def is_manifest(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a manifest, be it of another version: `Manifest.read` says what is wrong with it."""
+    try:
+        return _METADATA in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowException, OSError):
+        return False
+
+
 def _about(path: Path, metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
     if _METADATA not in metadata:
         raise GuieError(f"{path}: a Parquet file, but not a manifest of guie's")

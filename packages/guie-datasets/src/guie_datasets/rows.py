@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,10 +97,11 @@ class Dataset(ABC):
         """How many rows there will be, where that is known without a pass over the data; for progress bars."""
         return None
 
-    def sources(self) -> Sequence[Path]:
-        """The files that the rows come from, each once: when one of them changes, the data set must be prepared again.
+    def sources(self) -> Iterable[Path]:
+        """The files that the rows come from: when one of them changes, the data set must be prepared again.
 
-        By default those that the rows name, which takes a pass over the rows; override it where they are known.
+        By default those that the rows name, each once, which takes a pass over the rows and memory for the paths;
+        override it where they are known, or give them one by one.
         """
         return list(dict.fromkeys(Path(row.image.path) for row in self.rows()))
 

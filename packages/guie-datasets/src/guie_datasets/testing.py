@@ -79,7 +79,7 @@ class DatasetContract:
             assert image.shape == (3, *reversed(header_size(data))), f"{row.image}: size of header and image differ"
 
     def test_sources_are_files(self, dataset: Dataset, some: list[Row]) -> None:
-        sources = dataset.sources()
+        sources = list(dataset.sources())
         assert all(path.is_file() for path in sources), "sources() names what is no file"
         missing = {row.image.path for row in some} - {str(path) for path in sources}
         assert not missing, f"sources() lacks {sorted(missing)[:3]}"

@@ -67,8 +67,11 @@ def _of_file(path: Path) -> dict[str, Any]:
         return {"type": "tfrecord", "files": [str(path)], "source": path.name.partition(".")[0]}
     if suffix == ".tar":
         return {"type": "webdataset", "files": [str(path)]}
-    if suffix == ".parquet" and _is_manifest(path):
-        return {"type": "manifest", "path": str(path)}
+    if suffix == ".parquet":
+        from guie_datasets.manifest import is_manifest  # pyarrow
+
+        if is_manifest(path):
+            return {"type": "manifest", "path": str(path)}
     if suffix in _TABLE:
         return {"type": "table", "file": str(path)}
     if suffix in _PACKED:
@@ -85,19 +88,6 @@ def _tfrecord(folder: Path, shards: Sequence[Path]) -> dict[str, Any]:
     if len(suffixes) == 1 and all(images_in_name(shard) is not None for shard in shards):  # gaps can be told
         return {"type": "tfrecord", "folder": str(folder), "source": source, "pattern": f"*{suffixes.pop()}"}
     return {"type": "tfrecord", "files": [str(shard) for shard in shards], "source": source}
-
-
-def _is_manifest(path: Path) -> bool:
-    """Whether a Parquet file is a manifest, be it of another version: `manifest` says what is wrong with it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from guie_datasets.manifest import _METADATA
-
-    try:
-        return _METADATA in (pq.read_schema(path).metadata or {})
-    except (pa.ArrowException, OSError):
-        return False
 
 
 def named_settings(arguments: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:

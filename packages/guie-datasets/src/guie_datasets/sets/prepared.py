@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,10 @@ class Prepared(Dataset):
     def count(self) -> int:
         return len(Manifest.read(self.path))
 
-    def sources(self) -> Sequence[Path]:
-        paths = Manifest.read(self.path).table.column("path").unique().to_pylist()
-        return [self.path, *(path for path in map(Path, paths) if path.is_file())]
+    def sources(self) -> Iterator[Path]:
+        yield self.path
+        paths = Manifest.read(self.path).table.column("path").unique()
+        yield from (path for path in (Path(text.as_py()) for text in paths) if path.is_file())
 
     def provenance(self) -> Mapping[str, Any]:
         """With the manifest's digest and what it says of its own data sets."""

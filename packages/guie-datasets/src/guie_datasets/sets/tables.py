@@ -13,12 +13,16 @@ from typing import Any, NamedTuple, TextIO
 
 from guie_core import GuieError, UsageError
 from guie_core.wording import did_you_mean, listing
+from guie_datasets.compressed import COMPRESSIONS
 from guie_datasets.places import Inside, absolute, check_path, is_text, joined
 from guie_datasets.rows import Dataset, ImageRef, LeftOut, Row
 
 #: What a table can say of an image, besides its path and its label.
 OPTIONAL = ("source", "category", "split", "role", "name")
 FIELDS = ("path", "label", *OPTIONAL)
+
+#: Which part of the file an image is, as `guie data export --to csv` writes it.
+PLACE = ("offset", "length")
 
 _WHOLE = re.compile(r"\s*([+-]?\d{1,18})(\.0*)?\s*", re.ASCII)  # pandas writes "7.0" when a column has gaps
 _PARQUET = (b"PAR1", b"PARE")
@@ -46,6 +50,9 @@ class Table(Dataset):
     differ from these words. All but path and label are optional, and looked for unless their name is "".
     source, category: for rows that the table says nothing of; the default source is the file's name.
     delimiter: of CSV; default: a tab for .tsv files, a comma for others. encoding: of CSV; UTF-8 may have a mark.
+
+    A table with columns "offset" and "length" says which bytes of the file an image is (length -1: all), and by
+    "compression" how the file is packed: so a manifest that was exported as CSV is read back.
 
     label: whole numbers from 0 are labels as they are. When most labels of the column are other text, each different
     text is a class: it becomes the row's name, and its label is its number in the order of all of them, by code point.
@@ -89,19 +96,21 @@ class Table(Dataset):
         inside = None if self.root is None else Inside(self.root)
         fields = self._fields()
         optional = fields[2:]
-        for line in self._lines([self._column(field) for field in fields]):
+        parts = self._part_columns()
+        for line in self._lines([self._column(field) for field in fields] + parts):
             if line.values is None:
                 left_out.append(self._bad(line.number, line.problem))
                 continue
-            given = dict(zip(fields, line.values, strict=True))
+            given = dict(zip([*fields, *parts], line.values, strict=True))
             try:
-                path, (label, name) = self._path(given["path"], inside), _label(given["label"], classes)
+                image = _image(self._path(given["path"], inside), given)
+                label, name = _label(given["label"], classes)
                 said = {field: _text(given[field]) for field in optional}
             except ValueError as error:
                 left_out.append(self._bad(line.number, str(error)))
                 continue
             yield Row(
-                ImageRef(path),
+                image,
                 label,
                 said.get("source") or self.source,
                 said.get("category") or self.category,
@@ -113,8 +122,10 @@ class Table(Dataset):
     def left_out(self) -> Sequence[LeftOut]:
         return self._left_out
 
-    def sources(self) -> Sequence[Path]:
-        return [self.file, *(path for path in super().sources() if path.is_file())]
+    def sources(self) -> Iterator[Path]:
+        """The table, and the files that it names and that are there, as often as it names them."""
+        yield self.file
+        yield from (path for path in (Path(row.image.path) for row in self.rows()) if path.is_file())
 
     def provenance(self) -> Mapping[str, Any]:
         return {**super().provenance(), "columns": self.columns}
@@ -130,6 +141,13 @@ class Table(Dataset):
             if self._column(field) not in there and (field in self.columns or field not in OPTIONAL):
                 raise GuieError(f"{self.file}: {_no_column(self._column(field), field, there)}")
         return [field for field in wanted if self._column(field) in there]
+
+    def _part_columns(self) -> list[str]:
+        """Columns that say which part of a file an image is; one of the two alone means something else."""
+        there = column_names(self.file, self.delimiter, self.encoding)
+        if not all(name in there for name in PLACE):
+            return []
+        return [*PLACE, *(name for name in ("compression",) if name in there)]
 
     def _lines(self, columns: Sequence[str]) -> Iterator[Line]:
         return read_table(self.file, columns, delimiter=self.delimiter, encoding=self.encoding)
@@ -160,6 +178,23 @@ class Table(Dataset):
             return inside.resolve(value)
         check_path(value)
         return joined(os.fspath(self.file.parent), value)
+
+
+def _image(path: str, given: Mapping[str, Any]) -> ImageRef:
+    """The file, or the part of it that the row names. Raises ValueError in words."""
+    if "offset" not in given:
+        return ImageRef(path)
+    offset, length = (-1 if _text(given[name]).strip() == "" else _whole(given[name]) for name in PLACE)
+    if offset == length == -1:  # nothing is said
+        offset = 0
+    if offset is None or length is None or offset < 0 or length < -1:
+        raise ValueError(
+            f"offset {_shown(given['offset'])} and length {_shown(given['length'])} name no part of a file"
+        )
+    compression = _text(given.get("compression")).strip()
+    if compression not in ("", *COMPRESSIONS):
+        raise ValueError(f"its file is packed by {_shown(compression)}, not by {listing(COMPRESSIONS)}")
+    return ImageRef(path, offset, None if length < 0 else length, compression)
 
 
 def _label(value: Any, classes: Mapping[str, int] | None) -> tuple[int, str]:
