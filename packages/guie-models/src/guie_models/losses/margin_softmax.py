@@ -7,9 +7,12 @@ Shapes: embeddings [B, E], centres [C, E] or [K, C, E] with K sub-centres a clas
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,7 +38,11 @@ ROWS = 128
 """Rows of logits that the CPU holds at once: the fastest where its cache is 32 MB."""
 
 CLASSES = 1024
-"""Classes whose gradient is brought to its final form at once, for the same reason."""
+"""Classes whose gradient is brought to its final form at once on the CPU, for the same reason."""
+
+log = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +149,47 @@ def margin_softmax(
     return loss
 
 
+def _compiles(device: torch.device) -> bool:
+    """Whether passes over matrices on this device are compiled: on CUDA, where Triton is there and knows the GPU.
+
+    On the CPU torch's own operations, on rows that stay in its cache, are as fast, and there for everybody.
+    """
+    from torch.utils._triton import has_triton
+
+    return device.type == "cuda" and bool(has_triton())
+
+
+def _fused(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, whose first argument is a tensor that it changes in place, compiled where `_compiles` says so.
+
+    The tensor is then gone through as few times as can be, instead of once an operation. Sizes are dynamic: another
+    batch compiles nothing anew. Where compiling fails (Triton wants a C compiler), or is switched off
+    (TORCH_COMPILE_DISABLE=1), the operations run as they are, which differs by rounding and in speed.
+    """
+    compiled: Callable[P, R] | None = None
+    failed = False
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **keywords: P.kwargs) -> R:
+        nonlocal compiled, failed
+        tensor = arguments[0]
+        assert isinstance(tensor, Tensor)
+        if failed or torch.compiler.is_compiling() or not _compiles(tensor.device):
+            return function(*arguments, **keywords)
+        from torch._dynamo.exc import TorchDynamoException
+
+        compiled = compiled or torch.compile(function, dynamic=True)
+        try:
+            return compiled(*arguments, **keywords)
+        except TorchDynamoException as error:  # before anything has run
+            failed = True
+            reason = str(error).partition("\n")[0]
+            log.warning("torch.compile failed for a pass of the loss, which goes on uncompiled, slower: %s", reason)
+            return function(*arguments, **keywords)
+
+    return call
+
+
 class _MarginSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -188,7 +236,7 @@ class _MarginSoftmax(torch.autograd.Function):
             pull[part] = (torch.expm1(-rest) + softmax.label_smoothing - smoothing) * slope[part] * weight
             factor = factor * weight[:, None]
             for k in range(subs) if of_x or of_w else ():
-                share = z if best is None else torch.mul(z, best == k, out=spare[: len(z)])  # type: ignore[index]
+                share = z if best is None else _of_sub_centre(spare[: len(z)], z, best, k)  # type: ignore[index]
                 if x_gradient is not None:
                     _product(share, w[k], factor, x_gradient[part], add=k > 0)
                 if w_gradient is not None:
@@ -252,46 +300,84 @@ def _pooled(x: Tensor, w: Tensor, space: Tensor, spare: Tensor | None) -> tuple[
     best = torch.zeros(z.shape, dtype=torch.int8 if len(w) < 128 else torch.int16, device=z.device)
     for k in range(1, len(w)):
         other = torch.mm(x, w[k].T, out=spare[: len(x)])
-        best.masked_fill_(other > z, k)
-        torch.maximum(z, other, out=z)
+        _take_larger(z, best, other, k)
     return z, best
+
+
+@_fused
+def _take_larger(z: Tensor, best: Tensor, other: Tensor, k: int) -> None:
+    """z = max(z, other), best = k where it is `other`'s."""
+    best.masked_fill_(other > z, k)
+    torch.maximum(z, other, out=z)
+
+
+@_fused
+def _of_sub_centre(out: Tensor, z: Tensor, best: Tensor, k: int) -> Tensor:
+    """out = z where `best` is k, 0 elsewhere."""
+    return torch.mul(z, best == k, out=out)
 
 
 def _negatives(
     z: Tensor, labels: Tensor, target: Tensor, scale: float, bound: float, hardness: Tensor | None, smoothing: float
-) -> tuple[Tensor, Tensor | float, Tensor | float]:
-    """(rest, sums, factor), by operations of torch each of which goes through the matrix once, in place.
+) -> tuple[Tensor, Tensor | float, Tensor]:
+    """(rest, sums, factor), in passes over the matrix, in place.
 
     `z` [R, C] holds scale * c for every class, also the target's, which is passed over. It becomes (p - smoothing) * d
     / factor, zero at the target. `rest` is -log p of the target [R], `sums` that of the negatives' logits [R], where
     smoothing needs it, and `factor` [R, 1]. No logit but the target's is above `bound`.
     """
-    column, exact = labels[:, None], target.dtype
-    half = z.dtype == torch.float16
-    z.scatter_(1, column, 0.0)
-    easy, slope = None, None
+    rest, sums, factor, slope = _exponentials(z, labels, target, scale, bound, hardness, smoothing)
+    if z.dtype == torch.float16:
+        gain, factor = factor * HALF_GAIN, torch.full_like(factor, 1.0 / HALF_GAIN)
+    else:
+        gain = None
+    if gain is not None or smoothing or slope is not None:
+        _shares(z, labels, gain, smoothing / factor if smoothing else None, slope)
+    return rest, sums, factor
+
+
+@_fused
+def _exponentials(
+    z: Tensor, labels: Tensor, target: Tensor, scale: float, bound: float, hardness: Tensor | None, smoothing: float
+) -> tuple[Tensor, Tensor | float, Tensor, Tensor | None]:
+    """The first pass of `_negatives`: z becomes p / factor; and the derivative d [R, C], where there is hardness."""
+    exact = target.dtype
+    _set_targets(z, labels, 0.0)
+    slope = None
     if hardness is not None:
         easy = z <= target[:, None]
         slope = z.mul(1.0 / scale).add_(hardness).masked_fill_(easy, 1.0)
         z.mul_(slope)
         slope.mul_(2.0).sub_(hardness).masked_fill_(easy, 1.0)
     sums = z.sum(1, dtype=exact) if smoothing else 0.0
-    z.scatter_(1, column, -math.inf)
+    _set_targets(z, labels, -math.inf)
     largest: Tensor | float = 0.0
-    if half or bound > EXPONENT_MAX:
+    if z.dtype == torch.float16 or bound > EXPONENT_MAX:
         largest = z.amax(1).clamp_min(torch.finfo(z.dtype).min)  # a single class leaves nothing to compare with
         z.sub_(largest[:, None])
     total = z.exp_().sum(1, dtype=exact)
     above = total.log() + largest - target  # -inf without negatives
     factor = (above.sigmoid() / total.clamp_min(torch.finfo(torch.float32).tiny))[:, None]
-    if half:
-        z.mul_(factor * HALF_GAIN)
-        factor = torch.full_like(factor, 1.0 / HALF_GAIN)
-    if smoothing:
-        z.sub_(smoothing / factor).scatter_(1, column, 0.0)
+    return softplus(above), sums, factor, slope
+
+
+@_fused
+def _shares(z: Tensor, labels: Tensor, gain: Tensor | None, shift: Tensor | None, slope: Tensor | None) -> None:
+    """The second, where it is needed: z = (z * gain - shift) * slope, zero at the target."""
+    if gain is not None:
+        z.mul_(gain)
+    if shift is not None:
+        _set_targets(z.sub_(shift), labels, 0.0)
     if slope is not None:
         z.mul_(slope)
-    return softplus(above), sums, factor
+
+
+def _set_targets(z: Tensor, labels: Tensor, value: float) -> None:
+    """z[i, labels[i]] = value."""
+    if torch.compiler.is_compiling():  # a part of the pass that is under way, where scattering would copy the matrix
+        z.masked_fill_(torch.arange(z.shape[1], device=z.device) == labels[:, None], value)
+    else:
+        z[torch.arange(len(z), device=z.device), labels] = value  # scatter_ converts all of a 16-bit matrix on the CPU
 
 
 def _focal(loss: Tensor, power: float) -> tuple[Tensor, Tensor]:
@@ -328,10 +414,15 @@ def _product_transposed(z: Tensor, x: Tensor, factor: Tensor, out: Tensor, add: 
 
 def _through_length(gradient: Tensor, vectors: Tensor, length: Tensor) -> None:
     """From the gradient of normalised vectors to that of the vectors, in place."""
-    for part in range(0, len(vectors), CLASSES):
-        g, length_, unit = (t[part : part + CLASSES] for t in (gradient, length, vectors))
-        unit = unit / length_
-        g.addcmul_(unit, (g * unit).sum(1, keepdim=True), value=-1.0).div_(length_)
+    rows = CLASSES if gradient.device.type == "cpu" else len(gradient)
+    for part in range(0, len(vectors), rows):
+        _project(*(tensor[part : part + rows] for tensor in (gradient, vectors, length)))
+
+
+@_fused
+def _project(gradient: Tensor, vectors: Tensor, length: Tensor) -> None:
+    unit = vectors / length
+    gradient.addcmul_(unit, (gradient * unit).sum(1, keepdim=True), value=-1.0).div_(length)
 
 
 def check_shapes(loss: str, embedding: Tensor, size: int, labels: Tensor | None = None) -> None:
