@@ -23,7 +23,10 @@ from guie_core import GuieError, UsageError
 from guie_datasets import ImageRef, tfrecord
 from guie_datasets.images.reading import Reader
 from guie_datasets.tfrecord import TFRecordError
-from guie_datasets.tfrecord.example import ExampleError, _find_quickly, _find_thoroughly
+from guie_datasets.tfrecord.example import find
+from guie_datasets.tfrecord.examples import find_all
+from guie_datasets.tfrecord.framing import frames
+from guie_datasets.tfrecord.records import runs
 
 PAIRS = [(b"", 0), (b"\xff\xd8one", 1000), (b"\x00" * 300, 17690), (bytes(range(256)) * 300, 2**62), (b"negative", -7)]
 
@@ -380,7 +383,6 @@ def test_records_that_one_reader_lacks(tmp_path: Path, monkeypatch: pytest.Monke
     path, other = tmp_path / "a.tfrec", tmp_path / "b.tfrec"
     tfrecord.write(path, PAIRS)
     tfrecord.write(other, PAIRS[:3])
-    from guie_datasets.tfrecord.framing import frames
     from guie_datasets.tfrecord.tensorflow import beside
 
     for ours, theirs, record, message in [
@@ -485,7 +487,115 @@ def test_an_index_of_another_state_of_the_file_is_refused(shard: Path, tmp_path:
         tfrecord.Index.load(shard)
 
 
+# --- many records at once
+
+
+@pytest.fixture
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows that hold few of `MANY`, and of which some records are larger."""
+    monkeypatch.setattr("guie_datasets.tfrecord.framing._WINDOW", 4000)
+    monkeypatch.setattr("guie_datasets.tfrecord.framing._PACKED_WINDOW", 4000)
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("compression", ["", "gzip", "zlib"])
+def test_records_in_many_windows_and_larger_than_one(tmp_path: Path, compression: str) -> None:
+    path = written_by_tensorflow(tmp_path / "a.tfrec", MANY + PAIRS, compression)
+    sizes = [len(run.offsets) for run in runs(str(path), compression)]
+    assert sum(sizes) == len(MANY + PAIRS)
+    assert min(sizes) == 1 < max(sizes)
+    with Reader() as reader:
+        found = [(reader.read(record.image), record.label) for record in tfrecord.scan(path)]
+    assert found == MANY + PAIRS
+    places = np.array(list(tfrecord.payloads(path)))
+    index = tfrecord.Index.build(path)
+    assert np.array_equal(places, np.column_stack([index.offsets, index.lengths]))
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("number", [1, 77, 250, 498, 499])
+@pytest.mark.parametrize(
+    ("end", "place", "message"),
+    [
+        (False, 2, "the length's checksum is wrong"),
+        (False, 9, "the length's checksum is wrong"),
+        (True, -30, "the data's checksum is wrong"),
+        (True, -1, "the data's checksum is wrong"),
+    ],
+)
+def test_damage_after_many_records_is_placed(tmp_path: Path, number: int, end: bool, place: int, message: str) -> None:
+    path = written_by_tensorflow(tmp_path / "a.tfrec", MANY)
+    data = bytearray(path.read_bytes())
+    starts = [offset - 12 for offset, _ in tfrecord.payloads(path)] + [len(data)]
+    data[starts[number + end] + place] ^= 4
+    path.write_bytes(data)
+    for read in (tfrecord.scan, tfrecord.payloads):
+        found: list[Any] = []
+        with pytest.raises(TFRecordError, match=message) as caught:
+            found.extend(read(path))
+        assert (caught.value.record, caught.value.offset) == (number, starts[number])
+        assert len(found) == number
+    with pytest.raises(TFRecordError, match=message) as caught:
+        tfrecord.Index.build(path)
+    assert caught.value.record == number
+    if end:
+        bad: list[TFRecordError] = []
+        found = [record.label for record in tfrecord.scan(path, on_bad=bad.append)]
+        assert found == [label for _, label in MANY if label != number]
+        assert [error.record for error in bad] == [number]
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("number", [1, 77, 250, 498, 499])
+@pytest.mark.parametrize(("end", "place", "message"), [(False, 5, "inside the record's header"), (True, -3, "3 bytes")])
+def test_a_cut_after_many_records_is_placed(tmp_path: Path, number: int, end: bool, place: int, message: str) -> None:
+    path = written_by_tensorflow(tmp_path / "a.tfrec", MANY)
+    starts = [offset - 12 for offset, _ in tfrecord.payloads(path)] + [path.stat().st_size]
+    os.truncate(path, starts[number + end] + place)
+    found: list[Any] = []
+    with pytest.raises(TFRecordError, match=message) as caught:
+        found.extend(tfrecord.scan(path))
+    assert (caught.value.record, caught.value.offset) == (number, starts[number])
+    assert [record.label for record in found] == list(range(number))
+
+
+def test_records_before_damage_are_given(tmp_path: Path) -> None:
+    path = tmp_path / "a.tfrec"
+    tfrecord.write(path, [(bytes(1 << 20), number) for number in range(20)])  # more than a window
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    found = tfrecord.scan(path)
+    assert [next(found).label for _ in range(19)] == list(range(19))
+    with pytest.raises(TFRecordError, match=r"record 19 at byte \d+: the data's checksum is wrong"):
+        next(found)
+
+
 # --- any file, whole or not
+
+
+def one_by_one(path: Path) -> list[Any]:
+    """(number, start, offset, data, intact) of each record, and what is wrong at the end."""
+    found: list[Any] = []
+    try:
+        for frame in frames(str(path), tfrecord.compression(path)):
+            found.append((frame.number, frame.start, frame.offset, bytes(frame.data), frame.intact))
+    except TFRecordError as error:
+        found.append(str(error))
+    return found
+
+
+def many_at_once(path: Path) -> list[Any]:
+    """The same, of `runs`."""
+    found: list[Any] = []
+    try:
+        for run in runs(str(path), tfrecord.compression(path)):
+            for row, (offset, end) in enumerate(zip(run.offsets, run.ends, strict=True)):
+                data, place = run.data[offset:end].tobytes(), run.base + int(offset)
+                found.append((run.number + row, run.start(row), place, data, bool(run.intact[row])))
+    except TFRecordError as error:
+        found.append(str(error))
+    return found
 
 
 labels = st.integers(-(2**63), 2**63 - 1)
@@ -509,20 +619,31 @@ def test_round_trip(
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_the_quick_way_finds_nothing_that_the_thorough_one_does_not(data: st.DataObject) -> None:
+def test_many_at_once_find_nothing_that_one_by_one_does_not(data: st.DataObject) -> None:
     whole = LABEL | {"score": b"\x12\x06\x0a\x04\x00\x00\x80\x3f"} | IMAGE
-    payload = bytearray(example({name: whole[name] for name in data.draw(st.permutations(list(whole)))}))
-    for _ in range(data.draw(st.integers(0, 2))):
-        payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
-    arguments = memoryview(bytes(payload)), b"image/encoded", b"image/class/label"
-    try:
-        quickly = _find_quickly(*arguments)
-    except (ExampleError, IndexError):
-        return
-    if payload == example(whole):
-        assert quickly is not None
-    if quickly is not None:
-        assert quickly == _find_thoroughly(*arguments)
+    payloads, unharmed = [], []
+    for _ in range(data.draw(st.integers(1, 4))):
+        payload = bytearray(example({name: whole[name] for name in data.draw(st.permutations(list(whole)))}))
+        untouched = bytes(payload)
+        for _ in range(data.draw(st.integers(0, 2))):
+            payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
+        payloads.append(bytes(payload))
+        unharmed.append(payload == untouched)
+    tail = data.draw(st.binary(max_size=12))
+    ends = np.cumsum([len(payload) for payload in payloads])
+    starts = ends - [len(payload) for payload in payloads]
+    keys = b"image/encoded", b"image/class/label"
+    found = find_all(np.frombuffer(b"".join(payloads) + tail, np.uint8), starts, ends, *keys)
+    for row, payload in enumerate(payloads):
+        if found.known[row]:
+            start, end, label = find(memoryview(payload), *keys)
+            assert (found.starts[row] - starts[row], found.ends[row] - starts[row], found.labels[row]) == (
+                start,
+                end,
+                label,
+            )
+        else:
+            assert not unharmed[row] or (row == len(payloads) - 1 and len(tail) < 8)
 
 
 @settings(max_examples=300, deadline=None)
@@ -543,6 +664,7 @@ def test_a_mutated_file_gives_records_or_says_what_is_wrong(
         whole[start : start + data.draw(st.integers(0, 20))] = data.draw(st.binary(max_size=20))
     path = tmp_path_factory.getbasetemp() / "mutated.tfrec"
     path.write_bytes(whole)
+    assert many_at_once(path) == one_by_one(path)
     bad: list[TFRecordError] = []
     found = []
     try:

@@ -16,9 +16,11 @@ from guie_core.files import atomic_write
 
 from ..rows import ImageRef
 from .example import ExampleError, find, serialise
-from .framing import DAMAGED, Frame, TFRecordError, compression, count, framed, frames, payloads
+from .examples import find_all
+from .framing import DAMAGED, TFRecordError, compression, count, framed, frames
 from .index import Index
 from .names import images_in_name, shards
+from .records import payloads, runs
 
 __all__ = [
     "IMAGE",
@@ -74,29 +76,52 @@ def scan(
     check_reader(reader)
     path = os.fspath(path)
     packed = compression(path)
-    image_key, label_key = image.encode(), label.encode()
-    found = frames(path, packed, check=check)
-    pairs: Iterator[tuple[Frame, tuple[bytes, int] | str | None]] = ((frame, None) for frame in found)
-    if reader == "tensorflow":
-        from .tensorflow import beside
+    keys = image.encode(), label.encode()
+    for record in (_scan if reader == "guie" else _scan_twice)(path, packed, keys, check):
+        if isinstance(record, Record):
+            yield record
+        elif on_bad is None:
+            raise record
+        else:
+            on_bad(record)
 
-        pairs = beside(found, path, packed, image, label)
-    for frame, theirs in pairs:
+
+def _scan(path: str, packed: str, keys: tuple[bytes, bytes], check: bool) -> Iterator[Record | TFRecordError]:
+    """The records; for bad ones, what is wrong with them."""
+    for run in runs(path, packed, check=check):
+        found = find_all(run.data, run.offsets, run.ends, *keys)
+        known, offsets, lengths = found.known & run.intact, found.starts + run.base, found.ends - found.starts
+        rows = zip(known.tolist(), offsets.tolist(), lengths.tolist(), found.labels.tolist(), strict=True)
+        for row, (good, offset, length, value) in enumerate(rows):
+            if good:
+                yield Record(ImageRef(path, offset, length, packed), value)
+                continue
+            try:
+                if not run.intact[row]:
+                    raise ExampleError(DAMAGED)
+                first = int(run.offsets[row])
+                start, end, value = find(run.data[first : run.ends[row]].data, *keys)
+                yield Record(ImageRef(path, run.base + first + start, end - start, packed), value)
+            except ExampleError as error:
+                yield TFRecordError(path, run.number + row, run.start(row), str(error))
+
+
+def _scan_twice(path: str, packed: str, keys: tuple[bytes, bytes], check: bool) -> Iterator[Record | TFRecordError]:
+    """As `_scan`, of records that TensorFlow reads too."""
+    from .tensorflow import beside
+
+    for frame, theirs in beside(frames(path, packed, check=check), path, packed, *(key.decode() for key in keys)):
         try:
             if not frame.intact:
                 raise ExampleError(DAMAGED)
-            start, end, value = find(frame.data, image_key, label_key)
+            start, end, value = find(frame.data, *keys)
             if isinstance(theirs, str):
                 raise ExampleError(theirs)
-            if theirs is not None and theirs != (bytes(frame.data[start:end]), value):
+            if theirs != (bytes(frame.data[start:end]), value):
                 raise ExampleError("TensorFlow finds another image or label in it")
+            yield Record(ImageRef(path, frame.offset + start, end - start, packed), value)
         except ExampleError as error:
-            bad = TFRecordError(path, frame.number, frame.start, str(error))
-            if on_bad is None:
-                raise bad from None
-            on_bad(bad)
-            continue
-        yield Record(ImageRef(path, frame.offset + start, end - start, packed), value)
+            yield TFRecordError(path, frame.number, frame.start, str(error))
 
 
 def check_reader(reader: str) -> None:

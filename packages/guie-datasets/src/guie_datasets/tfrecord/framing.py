@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,6 +28,7 @@ _CRC = struct.Struct("<I")
 DAMAGED = "the data's checksum is wrong: the file is damaged"
 
 _BLOCK = 1 << 20  # unpacked bytes that are taken from a packed file at once
+_WINDOW, _PACKED_WINDOW = 16 << 20, 4 << 20  # bytes whose records are looked at together
 
 
 class TFRecordError(GuieError):
@@ -50,6 +52,11 @@ class Frame(NamedTuple):
     data: memoryview
     intact: bool
 
+    @property
+    def end(self) -> int:
+        """Where the next record starts."""
+        return self.offset + len(self.data) + _CRC.size
+
 
 def compression(path: str | os.PathLike[str]) -> str:
     """How a TFRecord file is packed: "", "gzip" or "zlib"; its content tells, whatever its name is. Raises GuieError.
@@ -67,38 +74,11 @@ def compression(path: str | os.PathLike[str]) -> str:
 def frames(path: str, packed: str, *, check: bool = True) -> Iterator[Frame]:
     """The records in order; with `check`, the checksums of the data are tested. Raises TFRecordError where lengths are
     damaged or the file ends too early, since nothing after it can be found."""
-    source = _Packed(path, packed) if packed else _Plain(path)
-    position = number = 0
-    while True:
-        try:
-            header = bytes(source.take(position, position + _HEADER.size))
-            if not header:
-                return
-            offset = position + _HEADER.size
-            length = _length(path, number, position, header, packed)
-            if packed and length > MAX_BYTES - _BLOCK:
-                problem = f"it has {length} bytes; of packed files, records up to {MAX_BYTES - _BLOCK} bytes are read"
-                raise TFRecordError(path, number, position, problem)
-            data = source.take(offset, offset + length + _CRC.size)
-        except PackedError as error:
-            raise TFRecordError(path, number, position, f"the file cannot be unpacked: {error.problem}") from None
-        if len(data) < length + _CRC.size:
-            missing = length + _CRC.size - len(data)
-            raise TFRecordError(path, number, position, f"the file ends {missing} bytes too early: it is truncated")
-        crc = _CRC.unpack(data[length:])[0]
-        data = data[:length]
-        yield Frame(number, position, offset, data, not check or crc == masked_crc(np.frombuffer(data, np.uint8)))
-        position = offset + length + _CRC.size
-        number += 1
-
-
-def payloads(path: str | os.PathLike[str], *, check: bool = True) -> Iterator[tuple[int, int]]:
-    """(offset, length) of each record's data, whatever they are, in unpacked bytes. Raises TFRecordError."""
-    path = os.fspath(path)
-    for frame in frames(path, compression(path), check=check):
-        if not frame.intact:
-            raise TFRecordError(path, frame.number, frame.start, DAMAGED)
-        yield frame.offset, len(frame.data)
+    source = opened(path, packed)
+    frame = source.frame(0, 0, check)
+    while frame:
+        yield frame
+        frame = source.frame(frame.number + 1, frame.end, check)
 
 
 def count(path: str | os.PathLike[str]) -> int:
@@ -152,10 +132,54 @@ def _length(path: str, number: int, position: int, header: bytes, packed: str = 
     return length
 
 
-class _Plain:
+class FileBytes(ABC):
+    """The unpacked bytes of a file."""
+
+    def __init__(self, path: str, packed: str) -> None:
+        self.path, self.packed = path, packed
+
+    @abstractmethod
+    def take(self, start: int, end: int) -> memoryview:
+        """The bytes between two places, or those that there are. Raises PackedError."""
+
+    @abstractmethod
+    def window(self, start: int) -> memoryview:
+        """Some megabytes from `start` on, or what there is; nothing if that cannot be unpacked."""
+
+    def frame(self, number: int, position: int, check: bool) -> Frame | None:
+        """The record that starts at `position`, the `number`th; None at the end. Raises TFRecordError."""
+        try:
+            header = bytes(self.take(position, position + _HEADER.size))
+            if not header:
+                return None
+            offset = position + _HEADER.size
+            length = _length(self.path, number, position, header, self.packed)
+            if self.packed and length > MAX_BYTES - _BLOCK:
+                problem = f"it has {length} bytes; of packed files, records up to {MAX_BYTES - _BLOCK} bytes are read"
+                raise TFRecordError(self.path, number, position, problem)
+            data = self.take(offset, offset + length + _CRC.size)
+        except PackedError as error:
+            problem = f"the file cannot be unpacked: {error.problem}"
+            raise TFRecordError(self.path, number, position, problem) from None
+        if len(data) < length + _CRC.size:
+            missing = length + _CRC.size - len(data)
+            problem = f"the file ends {missing} bytes too early: it is truncated"
+            raise TFRecordError(self.path, number, position, problem)
+        crc = _CRC.unpack(data[length:])[0]
+        data = data[:length]
+        return Frame(number, position, offset, data, not check or crc == masked_crc(np.frombuffer(data, np.uint8)))
+
+
+def opened(path: str, packed: str) -> FileBytes:
+    """The bytes of a file that is packed like that. Raises GuieError if it cannot be read."""
+    return _Packed(path, packed) if packed else _Plain(path)
+
+
+class _Plain(FileBytes):
     """The bytes of a file, mapped. It is closed when nothing refers to its bytes any more."""
 
     def __init__(self, path: str) -> None:
+        super().__init__(path, "")
         try:
             with open(path, "rb") as file:
                 if not os.fstat(file.fileno()).st_size:  # which can't be mapped
@@ -169,14 +193,17 @@ class _Plain:
         self._bytes = memoryview(mapped)
 
     def take(self, start: int, end: int) -> memoryview:
-        """The bytes between two places, or those that there are."""
         return self._bytes[start:end]
 
+    def window(self, start: int) -> memoryview:
+        return self._bytes[start : start + _WINDOW]
 
-class _Packed:
+
+class _Packed(FileBytes):
     """The unpacked bytes of a packed file, taken in blocks."""
 
     def __init__(self, path: str, packed: str) -> None:
+        super().__init__(path, packed)
         self._file = PackedFile(path, packed)
         self._start, self._block = 0, memoryview(b"")
 
@@ -188,3 +215,9 @@ class _Packed:
                 block = self._file.read(start, end - start)
             self._start, self._block = start, memoryview(block)
         return self._block[start - self._start : end - self._start]
+
+    def window(self, start: int) -> memoryview:
+        try:
+            return memoryview(self._file.read(start, _PACKED_WINDOW))
+        except PackedError:
+            return memoryview(b"")

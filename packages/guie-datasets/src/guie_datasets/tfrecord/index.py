@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,8 @@ from guie_core import GuieError
 from guie_core.files import atomic_write
 
 from ..rows import ImageRef
-from .framing import compression, payloads
+from .framing import compression
+from .records import places
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,8 +42,11 @@ class Index:
     @classmethod
     def build(cls, path: str | os.PathLike[str], *, check: bool = True) -> Index:
         """Reads the file through; with `check`, the checksums of the data are tested. Raises TFRecordError."""
-        places = np.fromiter(chain.from_iterable(payloads(path, check=check)), np.int64).reshape(-1, 2)
-        return cls(path, compression(path), places[:, 0], places[:, 1])
+        offsets, lengths = ([np.empty(0, np.int64)] for _ in range(2))
+        for some in places(path, check=check):
+            offsets.append(some[0])
+            lengths.append(some[1])
+        return cls(path, compression(path), np.concatenate(offsets), np.concatenate(lengths))
 
     def save(self, saved: str | os.PathLike[str] | None = None) -> Path:
         """Writes the index to `saved`, by default `<path>.index.npy`, beside the file; returns where.
