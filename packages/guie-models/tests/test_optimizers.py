@@ -155,6 +155,33 @@ def test_a_pass_that_is_not_finite_skips_the_step(factor: float, which: str) -> 
     assert not same(problem.weights(), before)
 
 
+def test_a_stale_perturbation_is_subtracted_where_it_is_asked_for(tmp_path: Path) -> None:
+    """As the original's fault: no ascent, and a step from where the last ascent would fall back to."""
+    problem = Problem(torch.float64)
+    seen: list[list[Tensor]] = []
+
+    def closure() -> Tensor:
+        seen.append(problem.weights())
+        return problem.closure()
+
+    base: Any = functools.partial(torch.optim.SGD, lr=0.5)
+    sam = SAM(problem.parameters(), base=base, infinite="stale")
+    sam.step(closure)
+    perturbation = [there - here for here, there in zip(*seen, strict=True)]
+    before = problem.weights()
+    gradients = torch.autograd.grad(problem.loss(), list(problem.parameters()))
+    torch.save(sam.state_dict(), tmp_path / "state.pt")
+    resumed = SAM(problem.parameters(), base=base, infinite="stale")
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+
+    problem.factors = [math.inf]
+    resumed.step(closure)
+    assert not resumed.last_step_skipped
+    assert same(seen[3], before)
+    for found, weight, stale, gradient in zip(problem.weights(), before, perturbation, gradients, strict=True):
+        torch.testing.assert_close(found, weight - stale - 0.5 * gradient)
+
+
 def test_an_error_in_the_second_pass_leaves_the_weights() -> None:
     problem = Problem()
     sam = SAM(problem.parameters(), base=ADAMW)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -37,6 +37,10 @@ class SAM(Optimizer):
     A gradient norm that isn't finite, in either pass, skips the step: weights and moments stay as they were,
     `last_step_skipped` is True and `skipped` counts it. Buffers (running statistics) are the model's; what the passes
     did to them stays.
+
+    infinite: "stale" does after an infinite first pass what the 5th place's code does (recipes, faults of the
+    original): there is no ascent, the base steps with the second gradients all the same, and from the weights the
+    perturbation of the last finite first pass is taken away, which keeps a copy of it.
     """
 
     def __init__(
@@ -47,11 +51,14 @@ class SAM(Optimizer):
         max_norm: float | None = None,
         adaptive: bool = False,
         eta: float = 0.01,
+        infinite: Literal["skip", "stale"] = "skip",
     ) -> None:
         if rho < 0 or eta < 0:
             raise UsageError(f"SAM: rho is {rho}, the length of the ascent, and eta {eta}; both are 0 or more.")
         if max_norm is not None and max_norm <= 0:
             raise UsageError(f"SAM: max_norm is {max_norm}; it is above 0, or None for no clipping.")
+        if infinite not in ("skip", "stale"):
+            raise UsageError(f"SAM: infinite is {infinite!r}; it is 'skip' or 'stale'.")
         groups = list(params)
         self.base = _base(base, groups)
         super().__init__(self.base.param_groups, self.base.defaults)
@@ -59,6 +66,8 @@ class SAM(Optimizer):
         self.max_norm = max_norm
         self.adaptive = adaptive
         self.eta = eta
+        self.infinite = infinite
+        self._perturbation: list[Tensor] = []  # of the last finite first pass, where infinite is "stale"
         self.skipped = 0
         self.last_step_skipped = False
         self._share()
@@ -83,25 +92,31 @@ class SAM(Optimizer):
             for parameter in parameters:
                 cast(Tensor, parameter.grad).mul_(parameter.abs() + self.eta)
         norm = _norm(parameters)
-        self.last_step_skipped = not bool(torch.isfinite(norm))
+        ascend = bool(torch.isfinite(norm))
+        self.last_step_skipped = not ascend and self.infinite == "skip"
         if not self.last_step_skipped:
             weights = [parameter.detach().clone() for parameter in parameters]
             length = self.rho / (norm + 1e-12)
             try:
-                for parameter in parameters:
+                for parameter in parameters if ascend else ():
                     ascent = cast(Tensor, parameter.grad) * length
                     parameter.add_(ascent.mul_(parameter.abs() + self.eta) if self.adaptive else ascent)
+                if ascend and self.infinite == "stale":
+                    self._perturbation = [p.detach() - w for p, w in zip(parameters, weights, strict=True)]
                 self._gradients(closure)
             finally:
                 for parameter, weight in zip(parameters, weights, strict=True):
                     parameter.copy_(weight)
-            self.last_step_skipped = not self._descend(grad_scale)
+            self.last_step_skipped = not self._descend(grad_scale, [] if ascend else self._perturbation)
         self.skipped += self.last_step_skipped
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's state dictionary, and under "sam" the count of skipped steps."""
-        return {**self.base.state_dict(), "sam": {"skipped": self.skipped}}
+        """The base's state dictionary, and under "sam" the count of skipped steps (and the perturbation)."""
+        own: dict[str, Any] = {"skipped": self.skipped}
+        if self._perturbation:
+            own["perturbation"] = self._perturbation
+        return {**self.base.state_dict(), "sam": own}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes what `state_dict` gave, or a state dictionary of the base alone."""
@@ -114,6 +129,9 @@ class SAM(Optimizer):
                 f"SAM: this state belongs to an optimiser of other parameters or of another kind: {error}"
             ) from error
         self.skipped = int(own.get("skipped", 0))
+        devices = [parameter.device for group in self.base.param_groups for parameter in group["params"]]
+        kept = own.get("perturbation", ())
+        self._perturbation = [tensor.to(device) for tensor, device in zip(kept, devices, strict=False)]
         self._share()
 
     def _share(self) -> None:
@@ -129,8 +147,8 @@ class SAM(Optimizer):
     def _with_gradients(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"] if parameter.grad is not None]
 
-    def _descend(self, grad_scale: float) -> bool:
-        """The base's step with the gradients at hand; False where they are not finite."""
+    def _descend(self, grad_scale: float, stale: list[Tensor]) -> bool:
+        """The base's step from the weights less `stale`; False where the gradients at hand are not finite."""
         parameters = self._with_gradients()
         norm = _norm(parameters) / grad_scale
         if not bool(torch.isfinite(norm)):
@@ -141,6 +159,9 @@ class SAM(Optimizer):
         if grad_scale != 1.0 or self.max_norm is not None:
             for parameter in parameters:
                 cast(Tensor, parameter.grad).mul_(factor)
+        if stale:
+            for parameter, perturbation in zip(parameters, stale, strict=True):
+                parameter.sub_(perturbation)
         self.base.step()
         return True
 
