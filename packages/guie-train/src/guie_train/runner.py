@@ -16,7 +16,7 @@ from typing import Any
 import click
 import numpy as np
 
-from guie_core import Interrupted, UsageError
+from guie_core import GuieError, Interrupted, UsageError
 from guie_core.experiment import Experiment
 from guie_core.interrupt import interruptible
 from guie_core.registry import build
@@ -67,6 +67,7 @@ def train(
         show = partial(_show, run, [each.name for each in stages])
         workspace = Workspace(folder.parent / "store", experiment.profile, stop, again, fresh, on_record=show)
         try:
+            _check_sources(stages)
             checked = False
             for each in stages:
                 if not checked and not each.cheap:
@@ -99,6 +100,21 @@ def train(
             for export in report.exports:
                 click.echo(f"model:  {shown(folder / 'stages' / 'export' / export.path.name)}")
     return folder
+
+
+def _check_sources(stages: list[Stage[Any]]) -> None:
+    """Raise GuieError with all that is wrong with what the recipe reads, before the first stage has worked an hour."""
+    problems = []
+    for each in stages:
+        if not each.inputs():
+            try:
+                each.key  # noqa: B018  it looks at the files
+            except GuieError as error:
+                problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise GuieError("\n\n".join(map(str, problems)))
 
 
 def _show(run: Run, names: list[str], record: StageRecord) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from guie_core import Config, Slot
+from guie_core import Config, ExperimentError, Problem, Slot
 from guie_core.profiles import Profile
+from guie_core.wording import did_you_mean
 from guie_datasets import Manifest, decode
 from guie_datasets.images.decoding import Method
 from guie_datasets.splits import TRAIN
@@ -53,9 +54,19 @@ class Stored:
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """How the classifier is trained, and what it is measured on (5th place, point 9)."""
+    """How the classifier is trained, and what it is measured on (5th place, point 9).
+
+    Args:
+        training: how.
+        data: data sets that it learns from, by the category of their images; none: from the recipe's own data, all but
+            what is reported on.
+        folds: one part in so many is held out to measure accuracy, stratified by category.
+        split_seed: of that.
+        every: epochs between two measurements.
+    """
 
     training: Training
+    data: list[Annotated[Config, Slot("datasets")]] = field(default_factory=list)
     folds: int = 20
     split_seed: int = 2021
     every: int = 20
@@ -87,6 +98,7 @@ class ArcFaceThenClassifier:
 
     Args:
         data: data sets, united in this order.
+        without: those of them, by type, that are left out, for somebody who doesn't have them all.
         filters: which of their images are used at all, applied in this order; none means all.
         splits: who is set aside for what, in this order; what is left is trained on.
         backbone: gives the features; it is not trained.
@@ -116,6 +128,7 @@ class ArcFaceThenClassifier:
     classifier: Classifier | None
     augmentation: Switched | None
     evaluation: Evaluation | None
+    without: tuple[str, ...] = ()
     filters: list[Annotated[Config, Slot("filters")]] = field(default_factory=list)
     features: Stored = Stored()
     exports: list[Annotated[Config, Slot("exporters")]] = field(default_factory=list)
@@ -123,22 +136,37 @@ class ArcFaceThenClassifier:
     keep_duplicates: bool = False
     max_bad: float = 0.001
 
+    def __post_init__(self) -> None:
+        there = [config["type"] for config in self.data]
+        problems = [
+            Problem("recipe.without", f"there is no data set {name!r} in recipe.data.{did_you_mean(name, there)}")
+            for name in self.without
+            if name not in there
+        ]
+        if not problems and set(self.without) >= set(there):
+            problems = [Problem("recipe.without", "it leaves out every data set there is in recipe.data.")]
+        if problems:
+            raise ExperimentError(problems)
+
     def stages(self, profile: Profile) -> list[Stage[Any]]:
         """The stages, each after its inputs."""
         reported = self.evaluation.protocol.get("split", "test") if self.evaluation else ""
         prepare = Prepare(
             name="prepare",
-            data=self.data,
+            data=[config for config in self.data if config["type"] not in self.without],
             filters=self.filters,
             keep_duplicates=self.keep_duplicates,
             max_bad=self.max_bad,
+            instead='To train on the others only, add --set "recipe.without={names}"' if len(self.data) > 1 else "",
         )
         split = Split(name="split", manifest=prepare, splits=self.splits)
 
-        def features(name: str, view: Config, part: Part = "all", shape: Shape = "any") -> Features:
+        def features(
+            name: str, view: Config, part: Part = "all", shape: Shape = "any", manifest: Stage[Manifest] = split
+        ) -> Features:
             return Features(
                 name=f"features {name}",
-                manifest=split,
+                manifest=manifest,
                 part=part,
                 reported=reported,
                 shape=shape,
@@ -167,17 +195,23 @@ class ArcFaceThenClassifier:
         stages: list[Stage[Any]] = [prepare, split, train, valid, head]
         classifier, switched = None, {}
         if self.classifier:
-            whole = features("classifier", self.views.classifier, "rest")
+            kinds: Stage[Manifest] = split
+            part: Part = "rest"
+            if self.classifier.data:
+                kinds, part = self._classifiers_own(self.classifier.data), "all"
+                stages.insert(1, kinds)
+            whole = features("classifier", self.views.classifier, part, manifest=kinds)
             classifier = FitClassifier(
                 name="classifier",
-                manifest=split,
+                manifest=kinds,
                 features=whole,
                 training=self.classifier.training,
-                reported=reported,
+                reported=reported if part == "rest" else None,
                 folds=self.classifier.folds,
                 split_seed=self.classifier.split_seed,
                 every=self.classifier.every,
                 seed=self.seed,
+                augmentation=self.augmentation,
             )
             stages += [whole, classifier]
         if self.augmentation and classifier and self.evaluation:
@@ -194,7 +228,6 @@ class ArcFaceThenClassifier:
                 switched=switched,
                 augmentation=self.augmentation,
                 protocol=self.evaluation.protocol,
-                reported=reported,
                 metrics=self.evaluation.metrics,
                 pca=self.evaluation.pca,
             )
@@ -213,6 +246,17 @@ class ArcFaceThenClassifier:
             )
             stages.append(export)
         return stages
+
+    def _classifiers_own(self, data: list[Config]) -> Prepare:
+        return Prepare(
+            name="prepare classifier",
+            data=data,
+            keep_duplicates=self.keep_duplicates,
+            max_bad=self.max_bad,
+            where="recipe.classifier.data",
+            instead="To train without a classifier, and hence without switched augmentation, add "
+            "--set recipe.classifier=None --set recipe.augmentation=None",
+        )
 
     def report(self, workspace: Workspace) -> Report | None:
         """What the stages found, for a page; they are run where that hasn't happened. None without an evaluation."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, nn
@@ -20,7 +21,8 @@ from guie_datasets import Manifest
 from guie_train.device import device_of
 from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Curve, Fit, Training
-from guie_train.stage import Stage, Workspace
+from guie_train.stage import NOT_IN_KEY, Stage, Workspace
+from guie_train.stages.augmentation import Switched
 
 
 class LinearClassifier(nn.Module):
@@ -59,26 +61,28 @@ class FitClassifier(Stage[TrainedClassifier]):
     """Train a linear classifier of categories on all images but the reported ones (5th place, point 9).
 
     Args:
-        reported: name of the split that no choice may see.
+        reported: name of the split that no choice may see; None: there is none, and all images are used.
         folds: one part in so many is held out to measure accuracy, stratified by category.
         split_seed: of that.
         every: epochs between two measurements.
+        augmentation: what the classifier steers.
     """
 
     slug: ClassVar[str] = "classifier"
     manifest: Stage[Manifest]
     features: Stage[FeatureStore]
     training: Training
-    reported: str = "test"
+    reported: str | None = "test"
     folds: int = 20
     split_seed: int = 2021
     every: int = 20
     seed: int = 0
+    augmentation: Switched | None = field(default=None, metadata=NOT_IN_KEY)
 
     def check(self, workspace: Workspace) -> None:
-        """Raise GuieError if there are too few categories, or images of one."""
+        """Raise GuieError if there are too few categories, or images of one, or not all that the augmentation names."""
         manifest = workspace.get(self.manifest)
-        rest = manifest.column("category")[manifest.column("split") != self.reported]
+        rest = manifest.column("category")[self._rows(manifest)]
         categories, counts = np.unique(rest, return_counts=True)
         if len(categories) < 2:
             there = f"all have {str(categories[0])!r}" if categories.any() else "they have none"
@@ -96,13 +100,20 @@ class FitClassifier(Stage[TrainedClassifier]):
                 f"recipe.classifier: {len(rest):,} images do not fill one batch of {self.training.batch_size}; "
                 "lower recipe.classifier.training.batch_size, or leave the classifier out"
             )
+        if self.augmentation:
+            self.augmentation.build(categories.tolist())
+
+    def _rows(self, manifest: Manifest) -> NDArray[np.intp]:
+        """Row numbers of the images that it learns from."""
+        split = manifest.column("split")
+        return np.flatnonzero(np.ones(len(split), bool) if self.reported is None else split != self.reported)
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write the weights of the last epoch, the curves, and the state from which an interrupted run goes on."""
         store = workspace.get(self.features)
         manifest, _ = store.usable(workspace.get(self.manifest))
         device = device_of(workspace.profile)
-        rows = np.flatnonzero(manifest.column("split") != self.reported)
+        rows = self._rows(manifest)
         categories, labels = np.unique(manifest.column("category")[rows], return_inverse=True)
         folds = StratifiedKFold(self.folds, shuffle=True, random_state=self.split_seed)
         train, valid = next(folds.split(rows, labels))

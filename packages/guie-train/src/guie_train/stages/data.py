@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -13,8 +12,9 @@ import numpy as np
 
 from guie_core import Config, GuieError, Slot
 from guie_core.registry import build
+from guie_core.wording import listing
 from guie_datasets import Dataset, Manifest, apply_filters, prepare, split
-from guie_train.stage import Stage, Workspace
+from guie_train.stage import NOT_IN_KEY, Stage, Workspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,10 @@ class Prepare(Stage[Manifest]):
     """Data sets to one manifest: labels united, sizes and hashes read, bad images set apart (5th place, point 1).
 
     Then `filters` say, in order, which images are used at all.
+
+    Args:
+        where: the key of `data` in the experiment, for messages.
+        instead: what else can be done where some of the data sets cannot be had, for people; "{names}" are those.
     """
 
     slug: ClassVar[str] = "prepare"
@@ -31,12 +35,14 @@ class Prepare(Stage[Manifest]):
     filters: list[Annotated[Config, Slot("filters")]] = field(default_factory=list)
     keep_duplicates: bool = False
     max_bad: float = 0.001
+    where: str = field(default="recipe.data", metadata=NOT_IN_KEY)
+    instead: str = field(default="", metadata=NOT_IN_KEY)
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write `manifest.parquet`, and to `quarantine.csv` what was left out or looks wrong."""
         filters = [build("filters", config, where=f"recipe.filters.{i}") for i, config in enumerate(self.filters)]
         manifest, _ = prepare(
-            list(self._datasets()),
+            list(self._datasets().values()),
             max_bad=self.max_bad,
             keep_duplicates=self.keep_duplicates,
             quarantine=folder / "quarantine.csv",
@@ -44,9 +50,23 @@ class Prepare(Stage[Manifest]):
         apply_filters(manifest, filters).write(folder / "manifest.parquet")
 
     def fingerprint(self) -> str:
-        """A digest of path, size and time of the files that the data sets read: changed data are prepared again."""
+        """A digest of path, size and time of the files that the data sets read: changed data are prepared again.
+
+        Raises:
+            GuieError: data sets that are not there, or are laid out in another way: all of them are named.
+        """
+        paths: set[str] = set()
+        problems: dict[str, str] = {}  # by the name of the data set
+        datasets = self._datasets()
+        for name, dataset in datasets.items():
+            try:
+                paths.update(map(os.fspath, dataset.sources()))
+            except GuieError as error:
+                problems[name] = str(error)
+        if problems:
+            raise GuieError(self._unavailable(problems, len(datasets)))
         whole = hashlib.blake2b(digest_size=16)
-        for path in sorted({os.fspath(path) for dataset in self._datasets() for path in dataset.sources()}):
+        for path in sorted(paths):
             try:
                 about = os.stat(path)
             except OSError as error:
@@ -54,8 +74,19 @@ class Prepare(Stage[Manifest]):
             whole.update(b"%b\0%d %d\0" % (os.fsencode(path), about.st_size, about.st_mtime_ns))
         return whole.hexdigest()
 
-    def _datasets(self) -> Iterator[Dataset]:
-        return (build("datasets", config, where=f"recipe.data.{i}") for i, config in enumerate(self.data))
+    def _datasets(self) -> dict[str, Dataset]:
+        """The data sets by name; one that comes again has its number in the name."""
+        built: dict[str, Dataset] = {}
+        for i, config in enumerate(self.data):
+            name = config["type"] if config["type"] not in built else f"{config['type']} ({i})"
+            built[name] = build("datasets", config, where=f"{self.where}.{i}")
+        return built
+
+    def _unavailable(self, problems: dict[str, str], of: int) -> str:
+        text = "\n".join(problems.values())
+        if of > 1:
+            text = f"{len(problems)} of {of} data sets in {self.where} cannot be used: {listing(problems)}\n{text}"
+        return f"{text}\n{self.instead.format(names=list(problems))}".rstrip()
 
     def load(self, folder: Path) -> Manifest:
         """The manifest; its `split` column is empty."""

@@ -44,17 +44,12 @@ class Evaluate(Stage[list[System]]):
     augmentation: Switched | None
     switched: Mapping[str, Stage[FeatureStore]]  # features of the augmentation's views, by name
     protocol: Annotated[Config, Slot("protocols")]
-    reported: str
     metrics: tuple[str, ...]
     pca: int
 
     def check(self, workspace: Workspace) -> None:
-        """Raise GuieError if there is nothing to report on, or the augmentation names a category that there is not."""
-        manifest = workspace.get(self.manifest)
-        answerable_pairs(self.protocol, "recipe.evaluation.protocol", manifest)
-        if self.augmentation and self.classifier:
-            reported = manifest.column("split") == self.reported
-            self.augmentation.build(np.unique(manifest.column("category")[~reported]).tolist())
+        """Raise GuieError if there is nothing to report on."""
+        answerable_pairs(self.protocol, "recipe.evaluation.protocol", workspace.get(self.manifest))
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write a numbered folder for each system."""
