@@ -256,7 +256,7 @@ def kernels(hard: bool, smoothing: float, scale: float, dtype: str) -> tuple[lis
     z = torch.zeros(BATCH, MANY, dtype=getattr(torch, dtype))
     with h100():
         code = code_for_cuda(function, z, torch.zeros(BATCH).long(), torch.zeros(BATCH), torch.zeros(()))
-        sizes = machine_code(code)
+        sizes = machine_code(code) if dtype == "float32" else {}  # which takes a second a kernel
     shapes = re.findall(r"empty_strided_cuda\(\((.*?)\)", code)
     return [math.prod(map(int, re.findall(r"\d+", shape))) for shape in shapes], sizes
 
@@ -270,8 +270,9 @@ def test_kernels_for_cuda() -> None:
     for (made, sizes), matrices in zip(found, FOR_CUDA.values(), strict=True):
         assert sum(elements >= BATCH * MANY for elements in made) == matrices
         assert 0 < sum(elements for elements in made if elements < BATCH * MANY) <= 64 * BATCH  # sums of rows
-        assert 1 <= len(sizes) <= 6
+        assert len(sizes) <= 4
         assert all(size > 1000 for size in sizes.values())
+    assert found[0][1]
 
 
 if __name__ == "__main__":
