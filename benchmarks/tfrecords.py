@@ -2,16 +2,24 @@
 
     python benchmarks/tfrecords.py [--images 4000] [--expanded 200] [--rounds 3] [--workers 2]
 
-1. One pass over all records, to image and label: guie (which checks every checksum) beside tf.data, record by record as
-   the 5th place iterates it and in parsed batches, and beside the `tfrecord` package (which checks no checksum).
-2. Shards to a manifest, with sizes read and every image hashed, beside the way of the 5th place's tfrec2png.py: decoded
+1. One pass over all records, to image and label. guie gives a reference to the image and the label of each record, with
+   every checksum checked (as `guie data prepare` does) and without those of the data. tf.data checks every checksum and
+   parses each record: record by record as the 5th place iterates it, in parsed batches, and in parsed batches with the
+   files read in parallel. The `tfrecord` package parses each record and checks no checksum.
+2. An index: where each record lies, nothing parsed. guie checks every checksum, or those of the lengths;
+   `tfrecord2idx` checks none, and writes the index to a file; tf.data checks every one and gives the records, of which
+   it tells no place.
+3. Shards to a manifest, with sizes read and every image hashed, beside the way of the 5th place's tfrec2png.py: decoded
    by tf.data, encoded as PNG, one by one; that on `--expanded` of the images. "disk": what it adds, in % of the
    shards.
 
+In 1 and 2 guie and the `tfrecord` package read with one thread; tf.data parses with as many as it chooses. `--workers`
+are those of the manifest.
+
 The shards hold JPEG photos of about 25 KB, crops of scikit-learn's two. Each way is a process of its own, which does
-its work twice, with the files in the system's cache, and tells the better time, without imports; in each round all have
-their turn, and the best round counts. "processor" is the time that all threads together kept a core busy, which says
-more than the clock where a machine is shared.
+its work for a second, at least twice, with the files in the system's cache, and tells the best time, without imports;
+in each round all have their turn, and the best round counts. "processor" is the time that all threads together kept a
+core busy, which says more than the clock where a machine is shared.
 """
 
 from __future__ import annotations
@@ -31,10 +39,18 @@ from pathlib import Path
 
 IMAGE, LABEL = "image/encoded", "image/class/label"
 PASSES = {
-    "guie": "guie scan, every checksum",
+    "guie": "guie, every checksum",
+    "unchecked": "guie, the lengths' checksums",
     "one_by_one": "tf.data, record by record",
     "batches": "tf.data, batches of 256",
+    "parallel": "tf.data, parallel batches",
     "package": "tfrecord, no checksum",
+}
+INDICES = {
+    "index": "guie, every checksum",
+    "lengths": "guie, the lengths' checksums",
+    "raw": "tf.data, every checksum",
+    "package_index": "tfrecord2idx, no checksum",
 }
 PREPARATIONS = {"prepare": "guie prepare", "expand": "tf.data to PNG, one by one"}
 
@@ -69,22 +85,24 @@ def report(results: dict[str, list[float]], options: argparse.Namespace, size: f
     versions = ", ".join(f"{name} {version(name)}" for name in ("tensorflow", "tfrecord", "pillow", "google-crc32c"))
     print(f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {versions}")
     print(f"{options.images:,} images of {size / 1000:.1f} kB, {options.workers} workers\n")
-    assert len({results[way][2] for way in PASSES}) == 1, "the readers differ in the sum of all labels"
     columns = f"{'seconds':>9}{'guie is':>9}{'processor s':>13}{'guie is':>9}"
-    print(f"{'one pass':26}{'records/s':>10}{columns}")
-    for way, name in PASSES.items():
-        seconds, busy, _ = results[way]
-        ratios = seconds / results["guie"][0], busy / results["guie"][1]
-        print(
-            f"{name:26}{options.images / seconds:10,.0f}{seconds:9.3f}{ratios[0]:7.1f} x{busy:13.3f}{ratios[1]:7.1f} x"
-        )
-    print(f"\n{'shards to training data':26}{'images/s':>10}{columns}{'disk':>10}")
+    for title, ways in (("to image and label", PASSES), ("index", INDICES)):
+        assert (
+            len({results[way][2] for way in ways}) == 1
+        ), "the readers differ in the sum of all labels or in the count"
+        print(f"{title:29}{'records/s':>10}{columns}")
+        for way, name in ways.items():
+            (seconds, busy, _), (best, least, _) = results[way], results[next(iter(ways))]
+            clock, processor = f"{seconds / best:7.1f} x", f"{busy / least:7.1f} x"
+            print(f"{name:29}{options.images / seconds:10,.0f}{seconds:9.3f}{clock}{busy:13.3f}{processor}")
+        print()
+    print(f"{'shards to training data':29}{'images/s':>10}{columns}{'disk':>10}")
     ours = results["prepare"]
     for way, name in PREPARATIONS.items():
         seconds, busy, images, added = results[way]
         ratios = seconds / images * ours[2] / ours[0], busy / images * ours[2] / ours[1]
         print(
-            f"{name:26}{images / seconds:10,.0f}{seconds:9.3f}{ratios[0]:7.1f} x{busy:13.3f}{ratios[1]:7.1f} x"
+            f"{name:29}{images / seconds:10,.0f}{seconds:9.3f}{ratios[0]:7.1f} x{busy:13.3f}{ratios[1]:7.1f} x"
             f"{100 * added / images / size:8.2f} %"
         )
 
@@ -92,7 +110,8 @@ def report(results: dict[str, list[float]], options: argparse.Namespace, size: f
 def timed(work: Callable[[], int]) -> list[float]:
     """[seconds by the clock, seconds of the processor, what `work` returns]"""
     results = []
-    for _ in range(2):
+    start = time.perf_counter()
+    while len(results) < 2 or time.perf_counter() - start < 1:
         began, busy = time.perf_counter(), time.process_time()
         result = work()
         results.append((time.perf_counter() - began, time.process_time() - busy, result))
@@ -102,7 +121,15 @@ def timed(work: Callable[[], int]) -> list[float]:
 def guie(folder: Path, workers: int) -> list[float]:
     from guie_datasets import tfrecord
 
-    return timed(lambda: sum(record.label for path in sorted(folder.iterdir()) for record in tfrecord.scan(path)))
+    paths = sorted(folder.iterdir())
+    return timed(lambda: sum(record.label for path in paths for record in tfrecord.scan(path)))
+
+
+def unchecked(folder: Path, workers: int) -> list[float]:
+    from guie_datasets import tfrecord
+
+    paths = sorted(folder.iterdir())
+    return timed(lambda: sum(record.label for path in paths for record in tfrecord.scan(path, check=False)))
 
 
 def one_by_one(folder: Path, workers: int) -> list[float]:
@@ -125,15 +152,19 @@ def one_by_one(folder: Path, workers: int) -> list[float]:
     return timed(work)
 
 
-def batches(folder: Path, workers: int) -> list[float]:
+def batches(folder: Path, workers: int, reads: int | None = None) -> list[float]:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import tensorflow as tf
 
     wanted = {IMAGE: tf.io.FixedLenFeature([], tf.string), LABEL: tf.io.FixedLenFeature([], tf.int64)}
-    records = tf.data.TFRecordDataset(sorted(map(str, folder.iterdir()))).batch(256)
+    records = tf.data.TFRecordDataset(sorted(map(str, folder.iterdir())), num_parallel_reads=reads).batch(256)
     rows = records.map(lambda data: tf.io.parse_example(data, wanted), num_parallel_calls=tf.data.AUTOTUNE)
     rows = rows.prefetch(tf.data.AUTOTUNE)
     return timed(lambda: sum(int(row[LABEL].sum()) for row in rows.as_numpy_iterator()))
+
+
+def parallel(folder: Path, workers: int) -> list[float]:
+    return batches(folder, workers, reads=-1)  # tf.data.AUTOTUNE
 
 
 def package(folder: Path, workers: int) -> list[float]:
@@ -142,6 +173,40 @@ def package(folder: Path, workers: int) -> list[float]:
     kinds = {IMAGE: "byte", LABEL: "int"}
     paths = sorted(map(str, folder.iterdir()))
     return timed(lambda: sum(int(row[LABEL][0]) for path in paths for row in tfrecord_loader(path, None, kinds)))
+
+
+def index(folder: Path, workers: int, check: bool = True) -> list[float]:
+    from guie_datasets import tfrecord
+
+    paths = sorted(folder.iterdir())
+    return timed(lambda: sum(len(tfrecord.Index.build(path, check=check)) for path in paths))
+
+
+def lengths(folder: Path, workers: int) -> list[float]:
+    return index(folder, workers, check=False)
+
+
+def raw(folder: Path, workers: int) -> list[float]:
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import tensorflow as tf
+
+    records = tf.data.TFRecordDataset(sorted(map(str, folder.iterdir()))).prefetch(tf.data.AUTOTUNE)
+    return timed(lambda: sum(1 for _ in records.as_numpy_iterator()))
+
+
+def package_index(folder: Path, workers: int) -> list[float]:
+    from tfrecord.tools.tfrecord2idx import create_index
+
+    to = folder.parent / "index"
+    to.mkdir(exist_ok=True)
+    paths = sorted(folder.iterdir())
+
+    def work() -> int:
+        for path in paths:
+            create_index(str(path), str(to / f"{path.name}.idx"))
+        return sum(len((to / f"{path.name}.idx").read_text().splitlines()) for path in paths)
+
+    return timed(work)
 
 
 def prepare(folder: Path, workers: int) -> list[float]:
@@ -171,9 +236,15 @@ def expand(folder: Path, workers: int) -> list[float]:
 
 WAYS: dict[str, Callable[[Path, int], list[float]]] = {
     "guie": guie,
+    "unchecked": unchecked,
     "one_by_one": one_by_one,
     "batches": batches,
+    "parallel": parallel,
     "package": package,
+    "index": index,
+    "lengths": lengths,
+    "raw": raw,
+    "package_index": package_index,
     "prepare": prepare,
     "expand": expand,
 }
