@@ -347,3 +347,13 @@ def test_bfloat16_is_near(imagenet: Embedder, photos: list[Tensor]) -> None:
     assert float(torch.nn.functional.cosine_similarity(found, expected).min()) > 0.99
     assert next(imagenet.backbone.parameters()).dtype == torch.float32  # which is a copy's business
     assert next(reduced.backbone.parameters()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("exporter", [TorchScript(), Program()], ids=["TorchScript", "Program"])
+@torch.no_grad()
+def test_bfloat16_is_exported(imagenet: Embedder, photos: list[Tensor], tmp_path: Path, exporter: Any) -> None:
+    reduced = imagenet.reduced(torch.bfloat16)
+    report = exporter.export(reduced, tmp_path, photos)
+    whole = exporter.export(imagenet, tmp_path / "32", photos)
+    assert report.bytes < 0.6 * whole.bytes  # half of the weights, and a graph
+    assert report.max_difference < 1e-5  # from the embedder that was given, which is in bfloat16 itself

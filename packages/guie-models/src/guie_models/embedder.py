@@ -182,6 +182,7 @@ class ReducedPrecision(nn.Module):
         self.backbone = backbone.to(dtype)
         self.dtype = dtype
         self.features = getattr(backbone, "features", None)
+        self.training = backbone.training
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.backbone(images.to(self.dtype))
