@@ -20,7 +20,8 @@ import atheris
 with atheris.instrument_imports(include=["guie_datasets"]):
     from guie_datasets import tfrecord
     from guie_datasets.compressed import PackedFiles
-    from guie_datasets.tfrecord.framing import framed
+    from guie_datasets.tfrecord.example import ExampleError, find
+    from guie_datasets.tfrecord.framing import framed, frames
 
 FOLDER = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
 PACK = (bytes, gzip.compress, lambda data: zlib.compress(data, 1))
@@ -40,6 +41,7 @@ def one_input(data: bytes) -> None:
         found.extend(tfrecord.scan(path, on_bad=bad.append))
     except tfrecord.TFRecordError as error:
         bad.append(error)
+    assert [(record.image.offset, record.image.length, record.label) for record in found] == one_by_one(path)
     numbers = [error.record for error in bad]
     assert numbers == sorted(set(numbers)), numbers
     assert all(str(path) in str(error) for error in bad)
@@ -54,6 +56,22 @@ def one_input(data: bytes) -> None:
     except tfrecord.TFRecordError as error:
         if error.record != numbers[-1]:
             raise
+
+
+def one_by_one(path: Path) -> list[tuple[int, int, int]]:
+    """What `scan` finds many at once: (offset, length, label)."""
+    found = []
+    try:
+        for frame in frames(str(path), tfrecord.compression(path)):
+            try:
+                if frame.intact:
+                    start, end, label = find(frame.data, b"image/encoded", b"image/class/label")
+                    found.append((frame.offset + start, end - start, label))
+            except ExampleError:
+                pass
+    except tfrecord.TFRecordError:
+        pass
+    return found
 
 
 def write_seeds(folder: Path) -> None:

@@ -8,6 +8,7 @@ import pickle
 import random
 import struct
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -569,6 +570,18 @@ def test_records_before_damage_are_given(tmp_path: Path) -> None:
     assert [next(found).label for _ in range(19)] == list(range(19))
     with pytest.raises(TFRecordError, match=r"record 19 at byte \d+: the data's checksum is wrong"):
         next(found)
+
+
+def test_memory_does_not_grow_with_the_records(tmp_path: Path) -> None:
+    peaks = []
+    for count in (10_000, 40_000):
+        path = tmp_path / f"{count}.tfrec"
+        tfrecord.write(path, ((b"x" * 200, number) for number in range(count)))
+        tracemalloc.start()
+        assert sum(1 for _ in tfrecord.scan(path)) == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0] < 8e6
 
 
 # --- any file, whole or not
