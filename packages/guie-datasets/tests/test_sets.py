@@ -297,6 +297,23 @@ def test_what_is_not_there_is_named(name: str, data: Path) -> None:
         list(dataset(data / "nowhere").rows())  # type: ignore[call-arg]
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_folder_that_holds_something_else_is_told_of(name: str, data: Path) -> None:
+    _, dataset, folder, _ = LAYOUTS[name]
+    own = data / folder.partition("/")[0]
+    (own / "something-else").mkdir(parents=True)
+    with pytest.raises(GuieError) as caught:
+        list(dataset().rows())
+    assert f"the data set {name!r} is laid out in another way than it comes. Looked for" in str(caught.value)
+    assert f"\n{own} holds something-else" in str(caught.value)
+
+
+def test_landmarks_with_the_labels_of_another_set_are_bad_one_by_one(data: Path) -> None:
+    shards(data / LANDMARKS, "glr2021", [[1000, 1001, 1002]])
+    with pytest.raises(GuieError, match=r"3 of 3 images are bad.*\n.*label 1000 is not in 10691\.\.17690"):
+        prepare([GLR2021(drop_classes=2)])
+
+
 def test_sets_name_what_they_are_fetched_as(data: Path) -> None:
     for lay_out, dataset, _, _ in LAYOUTS.values():
         downloads = dataset.downloads  # type: ignore[attr-defined]

@@ -46,14 +46,13 @@ class Place:
         raise GuieError(self._missing(start, candidates))
 
     def _missing(self, start: Path, candidates: Sequence[Path]) -> str:
-        try:
-            there = sorted(entry.name for entry in os.scandir(start))
-            found = f"{start} holds {listing(there, 8)}"
-        except OSError as error:
-            found = f"{start}: {error.strerror or error}"
+        # a folder of the set's own name that holds something else is what people want to be told of
+        own = [folder for folder in candidates if folder != start and folder.is_dir()]
+        what = "is laid out in another way than it comes" if own else "is not there"
         looked = "\n".join(f"  {folder / self.holds}" for folder in candidates)
+        found = "\n".join(_held(folder) for folder in own or [start])
         return (
-            f"the data set {self.entry!r} is not there. Looked for\n{looked}\n{found}.\n"
+            f"the data set {self.entry!r} {what}. Looked for\n{looked}\n{found}.\n"
             f"Fetch it from {_page(self.entry)} with `guie data download {self.entry}`, or give the folder as root"
         )
 
@@ -133,6 +132,14 @@ def _holds(folder: Path, pattern: str) -> bool:
         return next(folder.glob(pattern), None) is not None
     except OSError:  # not a folder, or not readable
         return False
+
+
+def _held(folder: Path) -> str:
+    """What is in a folder, in words."""
+    try:
+        return f"{folder} holds {listing(sorted(entry.name for entry in os.scandir(folder)), 8)}"
+    except OSError as error:
+        return f"{folder}: {error.strerror or error}"
 
 
 def _page(entry: str) -> str:

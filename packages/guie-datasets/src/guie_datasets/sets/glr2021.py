@@ -67,4 +67,6 @@ class GLR2021(NamedShards):
                 for record in tfrecord.scan(path, check=False, on_bad=lambda error: None):
                     if low <= record.label <= high:
                         found[record.label] = None
+        if not found:  # the shards of another set, of whose records `rows` tells
+            return set()
         return sample_classes(list(found), drop=self.drop_classes, seed=self.seed)
