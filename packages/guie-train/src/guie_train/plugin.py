@@ -1,4 +1,4 @@
-"""What guie-train offers: kinds, entries and the `train` command. Imports nothing heavy."""
+"""What guie-train offers: kinds, entries and commands. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -75,4 +75,9 @@ def guie_protocols() -> Iterable[Entry]:
 @hookimpl
 def guie_commands() -> Iterable[Entry]:
     """The commands of guie-train."""
-    return [Entry("train", "guie_train.cli:train", "Train an experiment: from its data sets to report and exports")]
+    commands = "guie_train.commands"
+    return [
+        Entry("train", "guie_train.cli:train", "Train an experiment: from its data sets to report and exports"),
+        Entry("predict", f"{commands}.predict:predict", "Embed images with a trained model, to Parquet or NumPy"),
+        Entry("submit", f"{commands}.submit:submit", "Build, check and score a submission to the contest"),
+    ]

@@ -1,0 +1,405 @@
+"""Embeddings of images by a trained model: read ahead, in batches, and kept so that stopped work goes on."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from guie_core import GuieError, Interrupted, UsageError
+from guie_core.files import atomic_write, explain_os_errors
+from guie_core.interrupt import interruptible
+from guie_core.profiles import Profile
+from guie_core.progress import bar
+from guie_core.wording import plural, shown
+from guie_datasets import BadImage, Dataset, Finding, Quarantine, decode
+from guie_datasets.images.reading import Reader, ordered_map
+from guie_train.prediction import outputs
+from guie_train.prediction.inputs import Rows, listed
+from guie_train.prediction.models import Model, ModelFile
+
+VERSION = 1
+FLUSH_SECONDS = 30.0  # between two shards on disk; what a kill can cost
+SHARD = 16_384  # images at most in a shard
+BYTES_AT_ONCE = 2**29  # of prepared images in a batch: raw photos of 30 megapixels would fill the memory otherwise
+_SHOWN = 10  # bad images that an error lists
+_DISTRIBUTIONS = ("guie-datasets", "guie-models", "guie-train", "torch")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What came out: the file, how many embeddings of how many dimensions, how many bad images and other files were
+    left out, and where they are listed; images a second of this call. reused: it was complete before."""
+
+    output: Path
+    images: int
+    dimension: int
+    bad: int
+    left_out: int
+    quarantine: Path
+    rate: float = 0.0
+    reused: bool = True
+
+
+def predict(
+    model: ModelFile,
+    data: Sequence[Dataset],
+    output: Path,
+    *,
+    profile: Profile,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    normalise: bool = True,
+    max_bad: float = 0.001,
+    fresh: bool = False,
+) -> Prediction:
+    """Embed the images of `data`, in order, and write `output` (.parquet or .npy, see `outputs.write`).
+
+    Finished batches are kept in `<output>.partial`: the same call goes on from there, and ends with the same bytes on
+    the same machine. An output that is complete already is left as it is. Images that cannot be read, decoded or
+    embedded are listed in `<output's stem>.quarantine.csv`, and what the data sets pass over as well.
+
+    Memory doesn't grow with the images: a batch is held, and a batch ahead.
+
+    Args:
+        normalise: give embeddings the L2 norm 1; otherwise they are as the model gives them.
+        max_bad: the share of the images that may be bad.
+        fresh: begin anew instead of going on, and replace an output of another model or of other images.
+
+    Raises:
+        UsageError: the output, or what a stopped call left, was made by another model, of other images or in another
+            way (it is told which), or belongs to somebody else.
+        Interrupted: after Ctrl-C; what is done is kept.
+        GuieError: too many bad images, or as the model and the data sets do.
+    """
+    output = output.expanduser().absolute()
+    outputs.check_name(output)
+    partial = output.with_name(f"{output.name}.partial")
+    before = outputs.provenance(output)
+    with _locked(partial), interruptible() as stop:
+        rows = listed(data, partial / "rows.arrow")
+        about = {
+            "version": VERSION,
+            "model": {"name": model.path.name, "kind": model.kind, "hash": model.digest, "view": model.view},
+            "options": {
+                "normalise": normalise,
+                "batch_size": batch_size or profile.micro_batch("features", 64),
+                "device": profile.device,
+                "dtype": profile.dtype,
+            },
+            "input": {"images": len(rows), "digest": rows.digest},
+        }
+        about = json.loads(json.dumps(about))
+        now = about | {"versions": {name: version(name) for name in _DISTRIBUTIONS}}
+        state = partial / "state.json"
+        shards = shards_of(partial)
+        if fresh:
+            for shard in shards:
+                shard.unlink()
+        elif shards:
+            _same(_read(state), now, f"{shown(partial)} holds what a stopped prediction has done, which", "Add")
+        elif before is not None:
+            _same(before, about, f"{shown(output)} is there already, and", "Choose another --output, or add")
+            return _there(output, before)
+        if fresh or not shards:
+            with atomic_write(state, "w") as file:
+                json.dump(now, file, indent=1)
+        work = _Work(rows, partial, output, normalise, max_bad)
+        work.judge()
+        first, seconds = work.done, 0.0
+        if first < len(rows):
+            opened = model.open(profile, batch_size)
+            start = time.monotonic()
+            try:
+                work.run(opened, workers or profile.workers, workers is not None, stop)
+            except Interrupted as stopped:
+                raise Interrupted(f"{stopped}{' if --fresh is left out' if fresh else ''}") from None
+            seconds = time.monotonic() - start
+        quarantine = work.write_quarantine()
+        good, dimension = len(rows) - work.bad, work.dimension
+        about |= {"images": good, "dimension": dimension, "bad": work.bad_images, "versions": now["versions"]}
+        about["model"]["path"] = str(model.path.absolute())
+        outputs.write(output, work.blocks, good, dimension, about)
+        for shard in shards_of(partial):
+            shard.unlink()
+    rate = (len(rows) - first) / seconds if seconds else 0.0
+    passed_over = sum(item.count for item in rows.left_out if not item.bad)
+    return Prediction(output, good, dimension, work.bad_images, passed_over, quarantine, rate, reused=False)
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """The files of what is done, in order."""
+    return sorted(folder.glob("[0-9]*.arrow"))
+
+
+@dataclass(slots=True)
+class _Item:
+    """An image that was read: its hash and what the model makes of it, or what is wrong."""
+
+    hash: bytes | None
+    prepared: Any
+    reason: str = ""
+
+
+class _Work:
+    """The rows, the shards of what is done, and what goes on in between.
+
+    Shards `<first row>-<end>.arrow` have a row for each image: hash, reason (null for a good one), embedding.
+    """
+
+    def __init__(self, rows: Rows, folder: Path, output: Path, normalise: bool, max_bad: float) -> None:
+        self.rows, self.folder, self.output = rows, folder, output
+        self.normalise, self.max_bad = normalise, max_bad
+        self.done = self.bad = 0  # rows
+        self._shards: list[tuple[int, pa.Table]] = []
+        for path in shards_of(folder):
+            start, end = (int(part) for part in path.stem.split("-"))
+            shard = _open(path)
+            if start != self.done or shard.num_rows != end - start:
+                raise GuieError(f"{path} is damaged; add --fresh to begin anew")
+            self._add(start, shard)
+
+    def _add(self, start: int, shard: pa.Table) -> None:
+        self._shards.append((start, shard))
+        self.done = start + shard.num_rows
+        self.bad += shard.num_rows - shard.column("reason").null_count
+
+    @property
+    def dimension(self) -> int:
+        return int(self._shards[0][1].schema.field("embedding").type.list_size)
+
+    @property
+    def bad_images(self) -> int:
+        """With those that the data sets could give no row for."""
+        return self.bad + sum(item.count for item in self.rows.left_out if item.bad)
+
+    def run(self, model: Model[Any], workers: int, fixed: bool, stop: Any) -> None:
+        """Embed what is left; shards are written now and then, at the ends of batches."""
+        if model.workers is not None and not fixed:
+            workers = max(workers, model.workers)
+        total, start = len(self.rows), self.done
+        window = max(4 * workers, model.batch_size if model.workers is None else 0)
+        with ExitStack() as stack:
+            stack.enter_context(model)
+            reader = stack.enter_context(Reader())
+            items = ordered_map(lambda row: self._read(row, reader, model), range(start, total), workers, window)
+            stack.enter_context(closing(items))
+            progress = stack.enter_context(bar(total, "predict", initial=start))
+            pending: list[pa.Table] = []
+            due = time.monotonic() + FLUSH_SECONDS
+            reached = start
+            while reached < total:
+                with progress.waiting():
+                    batch = self._batch(items, model)
+                embedded = self._embed(batch, model)
+                pending.append(embedded)
+                reached += len(batch)
+                bad = sum(table.num_rows - table.column("reason").null_count for table in pending)
+                progress.advance(len(batch))
+                too_many = self._too_many(self.bad_images + bad)
+                # only whole batches are kept: the ones that follow are then the same whether or not this call goes on
+                full = reached == total or reached - self.done >= SHARD
+                if stop or too_many or full or time.monotonic() > due:
+                    self._flush(pending)
+                    due = time.monotonic() + FLUSH_SECONDS
+                if too_many:
+                    self.judge()
+                if stop and reached < total:
+                    self.write_quarantine()
+                    raise Interrupted(
+                        f"{reached:,} of {plural(total, 'image')} are done and kept; the same command goes on"
+                    )
+
+    def _batch(self, items: Iterator[_Item], model: Model[Any]) -> list[_Item]:
+        """Where a batch ends follows from the images alone, bad ones counted, so that it is always the same."""
+        batch: list[_Item] = []
+        held = 0
+        for item in items:
+            batch.append(item)
+            held += 0 if item.reason else model.held(item.prepared)
+            if len(batch) >= model.batch_size or held >= BYTES_AT_ONCE:
+                break
+        return batch
+
+    def _read(self, row: int, reader: Reader, model: Model[Any]) -> _Item:
+        ref = self.rows.image(row)
+        try:
+            data = reader.read(ref)
+        except GuieError as error:
+            return _Item(None, None, str(error).removeprefix(f"{ref}: "))
+        found = hashlib.blake2b(data, digest_size=16).digest()
+        if self.rows.value("expected", row) not in (None, found):
+            return _Item(found, None, "its bytes have changed since it was prepared")
+        try:
+            return _Item(found, model.prepare(decode(data)))
+        except BadImage as error:
+            return _Item(found, None, error.reason)
+
+    def _embed(self, batch: list[_Item], model: Model[Any]) -> pa.Table:
+        good = [number for number, item in enumerate(batch) if not item.reason]
+        embeddings = np.zeros((len(batch), model.dimension), np.float32)
+        if good:
+            found = model.embed([batch[number].prepared for number in good])
+            if found.shape != (len(good), model.dimension):
+                raise GuieError(f"the model gives {list(found.shape)} for {len(good)} images")
+            embeddings[good] = _normalised(found) if self.normalise else found
+            for number in good:
+                if not np.isfinite(embeddings[number]).all():
+                    batch[number].reason = "its embedding is not finite"
+        fine = np.array([not item.reason for item in batch])
+        return pa.table(
+            {
+                "hash": pa.array([item.hash for item in batch], pa.binary(16)),
+                "reason": pa.array([item.reason or None for item in batch], pa.string()),
+                "embedding": pa.FixedSizeListArray.from_arrays(
+                    pa.array(np.where(fine[:, None], embeddings, 0).ravel()), model.dimension
+                ),
+            }
+        )
+
+    def _flush(self, pending: list[pa.Table]) -> None:
+        shard = pa.concat_tables(pending).combine_chunks()
+        pending.clear()
+        start = self.done
+        path = self.folder / f"{start:012}-{start + shard.num_rows:012}.arrow"
+        with atomic_write(path) as file, pa.ipc.new_file(file, shard.schema) as writer:
+            writer.write_table(shard)
+        self._add(start, _open(path))
+
+    @property
+    def _total(self) -> int:
+        return len(self.rows) + sum(item.count for item in self.rows.left_out if item.bad)
+
+    def _too_many(self, bad: int) -> bool:
+        return bad > self.max_bad * self._total or bad == self._total
+
+    def judge(self) -> None:
+        """Raises GuieError if so many images cannot be left out."""
+        if not self._too_many(self.bad_images):
+            return
+        table = self.write_quarantine()
+        bad = list(itertools.islice((each for each in self._findings() if each.kind == "bad"), _SHOWN))
+        first = "\n".join(f"  {finding.place}: {finding.reason}" for finding in bad)
+        more = f"\n  and {self.bad_images - len(bad):,} more" if self.bad_images > len(bad) else ""
+        allowed = f"more than --max-bad {self.max_bad:g} allows" if self.bad_images < self._total else "which is all"
+        raise GuieError(
+            f"{self.bad_images:,} of {plural(self._total, 'image')} cannot be used, {allowed}:\n{first}{more}\n"
+            f"The list is in {shown(table)}. Mend or remove them, or raise --max-bad: what is done is kept"
+        )
+
+    def _findings(self) -> Iterator[Finding]:
+        for item in self.rows.left_out:
+            yield Finding("bad" if item.bad else "left out", item.place, item.reason, count=item.count)
+        for start, shard in self._shards:
+            reasons = shard.column("reason")
+            for number in np.flatnonzero(reasons.is_valid().to_numpy()):
+                row = start + int(number)
+                source, label = self.rows.value("source", row), self.rows.value("label", row)
+                yield Finding("bad", str(self.rows.image(row)), reasons[int(number)].as_py(), source, label)
+
+    def write_quarantine(self) -> Path:
+        """Lists what is bad so far and what was passed over; no list where there is nothing."""
+        path = self.output.with_suffix(".quarantine.csv")
+        found = Quarantine(self._findings(), len(self.rows), self.folder)
+        if found:
+            found.write(path)
+        else:
+            path.unlink(missing_ok=True)
+        return path
+
+    def blocks(self) -> Iterator[pa.Table]:
+        """The good rows, from as many images at a time whatever the shards are."""
+        ends = [start + shard.num_rows for start, shard in self._shards]
+        for first in range(0, len(self.rows), outputs.BLOCK):
+            last = min(first + outputs.BLOCK, len(self.rows))
+            parts = [
+                shard.slice(max(first - start, 0), min(last, end) - max(first, start))
+                for (start, shard), end in zip(self._shards, ends, strict=True)
+                if start < last and end > first
+            ]
+            found = pa.concat_tables(parts)
+            said = self.rows.table.slice(first, last - first)
+            columns = [found.column("hash") if name == "hash" else said.column(name) for name in outputs.COLUMNS.names]
+            block = pa.table([*columns, found.column("embedding")], names=[*outputs.COLUMNS.names, "embedding"])
+            yield block.filter(found.column("reason").is_null())
+
+
+def _normalised(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of norm 1, computed in float64; not finite for one of length 0."""
+    wide = embeddings.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        result: NDArray[np.float32] = (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype(np.float32)
+    return result
+
+
+def _open(path: Path) -> pa.Table:
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise GuieError(f"{path} is damaged ({error}); add --fresh to begin anew") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    except ValueError as error:
+        raise GuieError(f"{path} is damaged ({error}); add --fresh to begin anew") from error
+
+
+def _there(output: Path, about: Mapping[str, Any]) -> Prediction:
+    quarantine = output.with_suffix(".quarantine.csv")
+    return Prediction(output, about["images"], about["dimension"], about["bad"], 0, quarantine)
+
+
+def _same(then: Mapping[str, Any], now: Mapping[str, Any], what: str, choice: str) -> None:
+    """Raises UsageError, with what differs, unless both tell of the same prediction."""
+    problems = []
+    model, other = then.get("model", {}), now["model"]
+    if model.get("hash") != other["hash"] or model.get("view") != other["view"]:
+        problems.append(f"the model is another: {model.get('name')} then, {other['name']} now, and not the same bytes")
+    images, count = then.get("input", {}).get("images"), now["input"]["images"]
+    if then.get("input", {}).get("digest") != now["input"]["digest"]:
+        counts = f"{images:,} then, {count:,} now" if images != count else "as many, but not the same names or dates"
+        problems.append(f"the images are others: {counts}")
+    for group in ("options", "versions"):
+        for name, value in now.get(group, {}).items():
+            was = then.get(group, {}).get(name)
+            if was != value:
+                problems.append(f"{name} was {was}, is {value}")
+    if then.get("version") != now["version"]:
+        problems.append(f"format {then.get('version')}, and this guie-train writes {now['version']}")
+    if problems:
+        raise UsageError(
+            f"{what} was made differently:\n  " + "\n  ".join(problems) + f"\n{choice} --fresh to make it anew"
+        )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """A folder that no other process works in meanwhile; it goes away again where nothing was left in it."""
+    with explain_os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(f"another process is writing {shown(folder.with_suffix(''))} at this moment") from None
+            try:
+                yield
+            finally:
+                if not shards_of(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
