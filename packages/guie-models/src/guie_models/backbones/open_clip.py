@@ -8,7 +8,12 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import open_clip
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.constants import (
+    HF_SAFE_WEIGHTS_NAME,
+    HF_WEIGHTS_NAME,
+    OPENAI_DATASET_MEAN,
+    OPENAI_DATASET_STD,
+)
 from open_clip.model import resize_pos_embed
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
@@ -192,7 +197,10 @@ def _file(weights: str, published: dict[str, Any], where: str) -> Path | None:
         return None
     if weights != "hub":
         return _weights.local_file(weights, where)
-    with _weights.hub(published.get("hf_hub") or published.get("url", ""), where):
+    what = published.get("hf_hub") or published.get("url", "")
+    if what.endswith("/"):  # a repository, of which open_clip takes the first of these that it has
+        what = f"{what.rstrip('/')}: {HF_SAFE_WEIGHTS_NAME} or {HF_WEIGHTS_NAME}"
+    with _weights.hub(what, where):
         return Path(open_clip.download_pretrained(published))
 
 
