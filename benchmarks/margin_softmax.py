@@ -9,7 +9,7 @@
    core busy, which says more than the clock where a machine is shared. "memory" is the most that was held at one time
    beyond inputs, parameters and their gradients, in matrices of logits (batch x classes float32), by the measure of
    packages/guie-models/tests/test_losses_formulas.py (which sees no sparse tensors). A way that would hold more than
-   `--limit` GB is left out.
+   `--limit` GB, or than the machine has free, is left out.
 2. Whether products in bfloat16 cost retrieval anything: experiments/quickstart.py up to its evaluation, with both
    precisions and several seeds. Features are computed once, and kept below `--work-dir`.
 """
@@ -147,6 +147,14 @@ def memory(name: str, classes: int, options: argparse.Namespace) -> float:
     return float(live.most - sum(gradient.nbytes for gradient in gradients)) / (options.batch * classes * 4)
 
 
+def free() -> int:
+    """Bytes that the machine can give without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return sys.maxsize
+
+
 def table(classes: int, options: argparse.Namespace) -> None:
     """Print what all ways took, in turn, `--rounds` times."""
     import torch
@@ -164,8 +172,9 @@ def table(classes: int, options: argparse.Namespace) -> None:
     for name, make in makers.items():
         # beside the products' matrices and the centres, which all share but for one library
         needed = matrix + 2 * centres + held.get(name, 0) * matrix + 2 * centres
-        if needed > options.limit * 1e9:
-            print(f"left out: {name} would hold {needed / 1e9:.1f} GB in all, more than {options.limit}")
+        limit = min(options.limit * 1e9, free())
+        if needed > limit:
+            print(f"left out: {name} would hold {needed / 1e9:.1f} GB in all, more than {limit / 1e9:.1f}")
             continue
         loss = make()
         for parameter in loss.parameters():

@@ -156,6 +156,13 @@ def test_the_cpu_is_left_to_torchs_own_operations() -> None:
     assert not counters["stats"]
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_cuda_is_compiled_for_where_triton_is(there: bool) -> None:
+    with patch("torch.utils._triton.has_triton", return_value=there):
+        assert module._compiles(torch.device("cuda")) == there
+        assert not module._compiles(torch.device("cpu"))
+
+
 @contextmanager
 def h100() -> Iterator[None]:
     """As if one were here, as far as making code for it goes."""
