@@ -67,7 +67,7 @@ def scan(
 ) -> Iterator[Record]:
     """The records of one file in order, by their features named `image` (one bytes value) and `label` (one int64).
 
-    Records are looked at some hundreds at once: up to 16 MB of the file before the first of them is given.
+    Records are looked at some hundreds at once: up to 32 MB of the file before the first of them is given.
     `check=False` leaves out the checksum of the data (never that of the lengths), for a file checked before.
     `on_bad` is told of records that are damaged or lack a feature, which are then passed over; without it, and where
     the file cannot be read on, TFRecordError is raised. It names file, record and byte.

@@ -28,7 +28,7 @@ _CRC = struct.Struct("<I")
 DAMAGED = "the data's checksum is wrong: the file is damaged"
 
 _BLOCK = 1 << 20  # unpacked bytes that are taken from a packed file at once
-_WINDOW, _PACKED_WINDOW = 16 << 20, 4 << 20  # bytes whose records are looked at together
+_WINDOW, _PACKED_WINDOW = 32 << 20, 4 << 20  # bytes whose records are looked at together
 
 
 class TFRecordError(GuieError):
