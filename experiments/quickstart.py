@@ -28,7 +28,7 @@ recipe.update(
     # 1,280 features of 700 classes with six images each: dropout keeps the head from learning them by heart
     head=dict(dropout=0.3),
     arcface=dict(epochs=40, keep_every=0),
-    selection=dict(protocol=dict(type="LeaveOneOut", split="select"), every=2, normalise=True),
+    selection=dict(protocol=dict(type="LeaveOneOut", split="select"), metric="mP@5", every=2, normalise=True),
     classifier=dict(training=dict(epochs=20), every=5),
     # nothing to crop off: the images end where the drawing ends
     augmentation=dict(crop=1.0, padded_for=("Objects", "Food & Drink")),

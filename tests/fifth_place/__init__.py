@@ -1,0 +1,1 @@
+"""The five data sets of the 5th place, small."""
