@@ -51,7 +51,11 @@ def _check(size: int, std: Sequence[float], interpolation: str) -> None:
 
 def _check_image(image: Tensor) -> None:
     if image.dim() != 3 or image.shape[0] != 3 or image.shape[1] < 1 or image.shape[2] < 1:
-        raise UsageError(f"A view takes one image of shape [3, height, width]; this one is {list(image.shape)}.")
+        grey = image.dim() == 2 or (image.dim() == 3 and image.shape[0] == 1)
+        raise UsageError(
+            f"A view takes one image of shape [3, height, width]; this one is {list(image.shape)}."
+            + (" A greyscale one is expanded: image.expand(3, -1, -1)." if grey else "")
+        )
 
 
 class Squash(nn.Module):

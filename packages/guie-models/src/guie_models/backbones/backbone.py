@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from guie_core import UsageError
@@ -15,7 +16,7 @@ class Backbone(nn.Module):
     """A network in evaluation mode: images [B, 3, h, w], normalised -> features [B, D], or tokens [B, N, D].
 
     It is frozen as it is built. `unfreeze` opens its last blocks to training; the others stay in evaluation mode even
-    after `train()`, and ask for no gradient.
+    after `train()`, and ask for no gradient. Raises UsageError for images of another shape, or none.
     """
 
     name: str  #: of the architecture and its weights
@@ -57,8 +58,18 @@ class Backbone(nn.Module):
         self.digest = state_digest(network.state_dict(), architecture)
 
     def forward(self, images: Tensor) -> Tensor:
+        if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):  # type: ignore[attr-defined,no-untyped-call]
+            self._check(images)
         features: Tensor = self.network(images)
         return features
+
+    def _check(self, images: Tensor) -> None:
+        if images.dim() != 4 or images.shape[0] < 1 or images.shape[1] != 3:
+            grey = images.dim() == 4 and images.shape[1] == 1
+            raise UsageError(
+                f"{self.name} takes images of shape [B, 3, h, w], one at least; these are {list(images.shape)}."
+                + (" Greyscale ones are expanded: images.expand(-1, 3, -1, -1)." if grey else "")
+            )
 
     def blocks(self) -> list[list[str]]:
         """Names of the network's parameters by depth: the stem first, then block after block; the last also holds what

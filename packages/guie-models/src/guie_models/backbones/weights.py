@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import pickle
+import re
 import socket
 import urllib.parse
 import urllib.request
@@ -109,7 +110,7 @@ def read_state(path: Path, where: str) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise GuieError(
             f"{where}: {path} is not a file of tensors, or holds Python objects besides, which are never unpickled:"
-            f" {_first_line(error)}\nSave its tensors alone: torch.save(model.state_dict(), path), or as safetensors."
+            f" {_refused(error)}\nSave its tensors alone: torch.save(model.state_dict(), path), or as safetensors."
         ) from error
     except Exception as error:  # torch and safetensors have many ways to say that a file is damaged
         raise GuieError(
@@ -119,9 +120,13 @@ def read_state(path: Path, where: str) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)} if content else {}
+    if not isinstance(content, Mapping):
+        raise GuieError(f"{where}: {path} holds a {type(content).__name__}; weights are tensors by their names.")
+    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise GuieError(f"{where}: {path} holds no tensors.")
+    if empty := [name for name, value in state.items() if value.is_meta]:
+        raise GuieError(f"{where}: {path} holds shapes without numbers ({empty[0]}, of the device 'meta').")
     return state
 
 
@@ -130,7 +135,8 @@ def load_matching(module: nn.Module, state: Mapping[str, Tensor], optional: Coll
 
     By name, where a prefix that all names of the module share in `state` ("visual.", "model.") is seen through; where
     not one name is known, in their order, if all shapes agree. `optional` (names of the module: its classifier) may be
-    missing. Raises GuieError with names and shapes where it doesn't fit.
+    missing, or of another shape, and is then left as it was. Raises GuieError with names and shapes where it doesn't
+    fit.
     """
     wanted = module.state_dict()
     required = {name: value for name, value in wanted.items() if name not in optional}
@@ -138,9 +144,10 @@ def load_matching(module: nn.Module, state: Mapping[str, Tensor], optional: Coll
     named = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
     if named.keys().isdisjoint(required):
         for names in (list(wanted), list(required)):
-            shapes = [wanted[name].shape for name in names]
-            if shapes == [value.shape for value in state.values()]:
-                named = dict(zip(names, state.values(), strict=True))
+            pairs = list(zip(names, state.values(), strict=False))
+            fitting = all(name in optional or value.shape == wanted[name].shape for name, value in pairs)
+            if fitting and len(names) == len(state):
+                named = dict(pairs)
     missing = [name for name in required if name not in named]
     unknown = [name for name in named if name not in wanted]
     reshaped = [
@@ -148,10 +155,16 @@ def load_matching(module: nn.Module, state: Mapping[str, Tensor], optional: Coll
         for name, value in named.items()
         if name in wanted and value.shape != wanted[name].shape and name not in optional
     ]
-    if missing or unknown or reshaped:
+    retyped = [
+        f"{name} holds {_type(value)}, wanted {_type(wanted[name])}"
+        for name, value in named.items()
+        if name in wanted and wanted[name].is_floating_point() and not value.is_floating_point()
+    ]
+    if missing or unknown or reshaped or retyped:
         raise GuieError(
             f"{where}: these weights belong to another architecture ({len(named)} tensors, wanted {len(wanted)})."
             f"{_some('Missing', missing)}{_some('Not wanted', unknown)}{_some('Other shapes', reshaped)}"
+            f"{_some('Not of these types', retyped)}"
         )
     taken = {name: value for name, value in named.items() if value.shape == wanted[name].shape}
     module.load_state_dict(taken, strict=False)
@@ -215,9 +228,19 @@ def _prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     return max(candidates, key=lambda prefix: sum(prefix + name in state for name in wanted))
 
 
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def _some(label: str, items: list[str], most: int = 4) -> str:
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return f"\n  {label}: {'; '.join(items[:most])}{more}" if items else ""
+
+
+def _refused(error: BaseException) -> str:
+    """Why torch's reader of tensors refused a file, without its advice to read it with what executes anything."""
+    reason = re.search(r"WeightsUnpickler error:\s*(.+?)(?:\. |\n|$)", str(error))
+    return reason[1] if reason else type(error).__name__
 
 
 def _first_line(error: BaseException) -> str:

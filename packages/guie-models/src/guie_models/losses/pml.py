@@ -22,9 +22,10 @@ class PmlLoss(nn.Module):
 
     Arguments are those of the loss itself; those that are components of the library in turn are written
     dict(type=name, ...): `distance`, `reducer`, `embedding_regularizer`, the `loss` that a wrapper wraps, ... Losses
-    that own class weights get `num_classes` and `embedding_size`; what they own is trained and saved as `loss.*`, but for
-    what the library keeps outside the state dictionary (the queue of CrossBatchMemory), which is empty again after
-    resuming. Value and gradient are the library's.
+    that own class weights get `num_classes` and `embedding_size`; what they own is trained and saved as `loss.*`. What
+    the library keeps outside the state dictionary (the queue of CrossBatchMemory) is empty again after resuming. Value
+    and gradient are the library's; but for an embedding that isn't finite the value is NaN, as it isn't in all of its
+    losses.
 
     forward: embedding [B, E], labels [B] -> scalar, in float32 whatever autocast says. `logits` [B, C] for the losses
     that have them. There are no `margin_logits`.
@@ -71,7 +72,8 @@ class PmlLoss(nn.Module):
                 loss: Tensor = self.loss(x, labels)
             else:
                 loss = self.loss(x, labels, self.miner(x, labels))
-        return loss
+            # hinges and reducers of the library drop NaN, and training would go on
+            return loss + (x * 0.0).sum()
 
     def logits(self, embedding: Tensor) -> Tensor:
         """The loss's own logits: [B, E] -> [B, C]. Raises UsageError for losses that have none."""
