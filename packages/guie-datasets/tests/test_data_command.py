@@ -315,10 +315,10 @@ def test_a_manifest_never_replaces_what_it_is_made_of(pictures: Path, capsys: py
     guie(capsys, "prepare", "pictures")
     before = Path("pictures.parquet").read_bytes()
     for more in ([], ["--force"]):
-        assert guie(capsys, "prepare", "pictures.parquet", *more) == (
+        assert guie(capsys, "prepare", "pictures.parquet", "-o", "pictures.parquet", *more) == (
             2,
             "",
-            "error: the manifest would replace pictures.parquet, which it is made of. Choose another --output\n",
+            "error: --output pictures.parquet would replace pictures.parquet, which is read. Choose another --output\n",
         )
     assert Path("pictures.parquet").read_bytes() == before
 

@@ -87,7 +87,7 @@ def test_what_is_asked_wrongly(manifest: Path, tmp_path: Path) -> None:
         ([tmp_path / "one.parquet"], "the manifest has one split alone, 'train'"),
         ([manifest, "--split-a", "train"], "--split-a and --split-b belong together"),
         ([manifest, "--split-a", "train", "--split-b", "tset"], "no split 'tset'. Did you mean 'test'"),
-        ([manifest, "-o", "x.pdf"], "it must end in .html, or in .csv"),
+        ([manifest, "-o", "x.pdf"], "it must end in .html or .csv"),
     ):
         error = run(*arguments).exception
         assert isinstance(error, UsageError)

@@ -136,4 +136,4 @@ def test_the_command(manifest: Manifest, tmp_path: Path, suffix: str) -> None:
 def test_an_unknown_suffix_is_refused_before_anything_is_read() -> None:
     said = CliRunner().invoke(show, ["nothing.parquet", "-o", "sheet.pdf"], standalone_mode=False)
     assert isinstance(said.exception, UsageError)
-    assert "it must end in .html, or in .jpg" in str(said.exception)
+    assert "it must end in .html, .jpg, .jpeg, .png or .webp" in str(said.exception)

@@ -10,6 +10,7 @@ import click
 from guie_core import UsageError
 from guie_core.wording import shown
 from guie_datasets.commands.options import max_bad_option, workers_option
+from guie_datasets.commands.outputs import check_beside, check_output, force_option, page_of, table_of
 
 
 @click.command()
@@ -35,6 +36,7 @@ from guie_datasets.commands.options import max_bad_option, workers_option
 )
 @max_bad_option
 @workers_option
+@force_option
 @click.pass_context
 def leaks(
     ctx: click.Context,
@@ -47,6 +49,7 @@ def leaks(
     output: Path | None,
     max_bad: float,
     workers: int | None,
+    force: bool,
 ) -> None:
     """Find images of B that are in A as well: the same bytes, or the same picture compressed, scaled, brightened or
     slightly cropped. Without B, the splits of A are compared with each other.
@@ -61,6 +64,7 @@ def leaks(
     from guie_core.interrupt import interruptible
     from guie_datasets import Manifest
     from guie_datasets.inspecting.leaks import (
+        COLUMNS,
         Comparison,
         compare_splits,
         default_table,
@@ -72,8 +76,11 @@ def leaks(
     from guie_datasets.inspecting.sheets import column_is
     from guie_datasets.inspecting.similarity import Fingerprints, find_leaks, fingerprints, kept_beside
 
-    if output is not None and output.suffix.lower() not in (".html", ".csv"):
-        raise UsageError(f"--output {output}: it must end in .html, or in .csv for the table alone")
+    if output is not None:
+        own = {".html": page_of("leaks"), ".csv": table_of(COLUMNS)}
+        check_output(output, own, inputs=[path for path in (a, b) if path], example="leaks.html", force=force)
+        if output.suffix.lower() != ".csv":
+            check_beside(default_table(output), output, own[".csv"], force=force)
     if b is None and (split_a is None) != (split_b is None):
         raise UsageError("--split-a and --split-b belong together where there is one manifest")
     with interruptible():

@@ -16,6 +16,7 @@ from guie_core.interrupt import interruptible
 from guie_core.tables import table
 from guie_core.wording import plural, shown
 from guie_datasets.commands.options import data_folder_option, max_bad_option, workers_option
+from guie_datasets.commands.outputs import Own, check_beside, check_output, force_option, is_quarantine
 
 if TYPE_CHECKING:
     from guie_datasets import Manifest
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     "-o",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The manifest [default: NAME.parquet here; of several data sets ONE+OTHER.parquet].",
+    help="The manifest [default: NAME.parquet here; of several data sets ONE+OTHER.parquet; of NAME.parquet, "
+    "NAME.manifest.parquet].",
 )
 @click.option(
     "--set",
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True, help="Chooses the images that --max-images keeps.")
 @workers_option
 @data_folder_option
-@click.option("--force", is_flag=True, help="Replace FILE even if it was made by another command.")
+@force_option
 def prepare(
     what: tuple[str, ...],
     output: Path | None,
@@ -73,12 +75,14 @@ def prepare(
     from guie_datasets.preparing.recognition import datasets, named_settings
 
     settings = named_settings(what, overrides)
-    path = output or Path(f"{'+'.join(_plain_names(what, settings))}.parquet")
+    inputs = _inputs(what, settings)
+    path = output or _default(what, settings, inputs)
     quarantine = path.with_suffix(".quarantine.csv")
     filters: list[Filter] = [MinImages(min_images)] if min_images is not None else []
     filters += [MaxImages(max_images, seed)] if max_images is not None else []
     command = {"data": list(settings.values()), "filters": list(map(repr, filters)), "keep_duplicates": keep_duplicates}
-    _may_be_written(path, what, command, force)
+    check_output(path, {".parquet": _made_by(command)}, inputs=inputs, example="images.parquet", force=force)
+    check_beside(quarantine, path, is_quarantine, force=force)
     with interruptible(), folder_option("--output"):
         manifest, found = prepare_(
             datasets(settings), max_bad=max_bad, keep_duplicates=keep_duplicates, workers=workers, quarantine=quarantine
@@ -102,33 +106,42 @@ def prepare(
     click.echo(f'In an experiment:  data=[dict(type="manifest", path={json.dumps(shown(path))})]')
 
 
-def _plain_names(what: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
-    """What the data sets are called, for the name of the file."""
-    return [
-        Path(argument).expanduser().resolve().stem if values.get("type") != argument else argument.replace("/", "-")
-        for argument, values in zip(what, settings.values(), strict=True)
-    ]
-
-
-def _may_be_written(path: Path, what: Sequence[str], command: Mapping[str, Any], force: bool) -> None:
-    """Raises UsageError if the file is one of the data themselves, or something that another command has made."""
-    from guie_datasets import Manifest
-
-    if path.is_dir():
-        raise UsageError(f"--output {path} is a folder; name a file, such as {path / 'images.parquet'}")
-    if path.exists() and any(Path(argument).exists() and path.samefile(argument) for argument in what):
-        raise UsageError(f"the manifest would replace {shown(path)}, which it is made of. Choose another --output")
-    if not path.exists() or force:
-        return
-    try:
-        made_by = Manifest.read(path).provenance.get("command")
-    except GuieError:
-        made_by = None
-    if made_by != json.loads(json.dumps(command)):
-        raise UsageError(
-            f"{shown(path)} is there already, and was not made by this command. "
-            "Choose another --output, or add --force to replace it"
+def _default(what: Sequence[str], settings: Mapping[str, Mapping[str, Any]], inputs: Sequence[Path]) -> Path:
+    """Where the manifest goes: called as the data sets are, and not as a table that it is made of."""
+    names = []
+    for argument, values in zip(what, settings.values(), strict=True):
+        path = Path(argument).expanduser().resolve()
+        names.append(
+            argument.replace("/", "-") if values["type"] == argument else path.stem if path.is_file() else path.name
         )
+    plain = Path(f"{'+'.join(names)}.parquet")
+    return plain.with_suffix(".manifest.parquet") if any(_same(plain, each) for each in inputs) else plain
+
+
+def _same(a: Path, b: Path) -> bool:
+    return a.exists() and b.exists() and a.samefile(b)
+
+
+def _inputs(what: Sequence[str], settings: Mapping[str, Mapping[str, Any]]) -> list[Path]:
+    """What may be a file that is read: the arguments, and settings that are texts."""
+    texts = [*what]
+    for value in (value for values in settings.values() for value in values.values()):
+        texts += [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
+    return [Path(text).expanduser() for text in texts if "\0" not in text]
+
+
+def _made_by(command: Mapping[str, Any]) -> Own:
+    """A manifest of the same data and choices."""
+
+    def own(path: Path) -> bool:
+        from guie_datasets import Manifest
+
+        try:
+            return bool(Manifest.read(path).provenance.get("command") == json.loads(json.dumps(command)))
+        except GuieError:
+            return False
+
+    return own
 
 
 def _sources(manifest: Manifest) -> list[tuple[str, int, int]]:

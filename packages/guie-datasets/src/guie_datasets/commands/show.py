@@ -9,6 +9,7 @@ import click
 
 from guie_core.wording import plural, shown
 from guie_datasets.commands.options import workers_option
+from guie_datasets.commands.outputs import check_output, force_option, page_of, picture_of
 
 
 @click.command()
@@ -31,6 +32,7 @@ from guie_datasets.commands.options import workers_option
     help="A page (.html) or a picture (.jpg, .png, .webp) [default: MANIFEST's name and .html, here].",
 )
 @workers_option
+@force_option
 def show(
     manifest: Path,
     classes: int,
@@ -41,6 +43,7 @@ def show(
     seed: int,
     output: Path | None,
     workers: int | None,
+    force: bool,
 ) -> None:
     """Show images of MANIFEST, class by class, drawn at random: on a page, or as one picture.
 
@@ -51,10 +54,11 @@ def show(
     guie data show pictures.parquet --class cat --class 17 --images 40 --output cats.jpg
     """
     from guie_datasets import Manifest
-    from guie_datasets.inspecting.sheets import check_suffix, choose, sheets, write_sheets
+    from guie_datasets.inspecting.sheets import FORMATS, choose, sheets, write_sheets
 
     path = output or Path(f"{manifest.stem}.html")
-    check_suffix(path)
+    own = {".html": page_of("show"), **dict.fromkeys(FORMATS, picture_of("show"))}
+    check_output(path, own, inputs=[manifest], example="images.html", force=force)
     opened = Manifest.read(manifest)
     groups = choose(opened, classes=classes, images=images, only=only, split=split, source=source, seed=seed)
     found = sheets(opened, groups, workers=workers or 0)

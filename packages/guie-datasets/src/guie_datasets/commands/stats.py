@@ -9,6 +9,7 @@ import click
 
 from guie_core.tables import table
 from guie_core.wording import shown
+from guie_datasets.commands.outputs import check_output, force_option, page_of
 
 
 @click.command()
@@ -17,7 +18,8 @@ from guie_core.wording import shown
     "--output", "-o", type=click.Path(path_type=Path), metavar="FILE.html", help="Write a page with plots too."
 )
 @click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def stats(manifest: Path, output: Path | None, style: str) -> None:
+@force_option
+def stats(manifest: Path, output: Path | None, style: str, force: bool) -> None:
     """Count what MANIFEST holds: images, classes, images a class, sizes, shapes, bytes, duplicates.
 
     No image is decoded: sizes and hashes are in the manifest. With more than 2,000 images, formats and, where images
@@ -28,6 +30,9 @@ def stats(manifest: Path, output: Path | None, style: str) -> None:
     from guie_datasets import Manifest
     from guie_datasets.inspecting.statistics import facts, statistics, write_statistics
 
+    if output is not None:
+        own = {".html": page_of("stats")}
+        check_output(output, own, inputs=[manifest], example="stats.html", force=force)
     found = statistics(Manifest.read(manifest))
     if style == "json":
         click.echo(json.dumps(found.as_json(), indent=2, ensure_ascii=False))

@@ -8,6 +8,7 @@ import click
 
 from guie_core.wording import plural, shown
 from guie_datasets.commands.options import workers_option
+from guie_datasets.commands.outputs import check_beside, is_quarantine
 
 _SHOWN = 10
 
@@ -25,8 +26,9 @@ def verify(ctx: click.Context, manifest: Path, decode: bool, workers: int | None
     from guie_datasets import Manifest
     from guie_datasets.inspecting.verification import verify_manifest
 
-    found = verify_manifest(Manifest.read(manifest), decode=decode, workers=workers)
     table = manifest.with_suffix(".verify.csv")
+    check_beside(table, manifest, is_quarantine, force=None)
+    found = verify_manifest(Manifest.read(manifest), decode=decode, workers=workers)
     if not found:
         table.unlink(missing_ok=True)
         click.echo(f"{shown(manifest)}: {plural(found.images, 'image')}, nothing is wrong.")

@@ -28,6 +28,9 @@ GROUPS = 200  #: groups of a comparison that a page shows
 PER_SIDE = 6  #: images of a group and side that a page shows
 PICTURES = 12_000_000  # characters that the pictures of a page may take
 
+_OF_MANIFEST = ("label", "name", "source", "split", "width", "height")
+COLUMNS = ("a", "b", "group", "kind", "distance", "side", "place", *_OF_MANIFEST)  #: of the table
+
 _IN_WORDS = {"exact": "the same bytes", "near": "nearly the same", "flipped": "nearly the same, mirrored"}
 
 
@@ -92,16 +95,14 @@ def compare_splits(
 
 
 def write_table(path: str | os.PathLike[str], comparisons: Sequence[Comparison]) -> None:
-    """The images as CSV: a, b (what was compared), group, kind, distance, side, place, label, name, source, split,
-    width, height."""
+    """The images as CSV with `COLUMNS`; a and b are what was compared."""
     with atomic_write(path, "w") as file:
         table = csv.writer(file, lineterminator="\n")
-        columns = ("label", "name", "source", "split", "width", "height")
-        table.writerow(["a", "b", "group", "kind", "distance", "side", "place", *columns])
+        table.writerow(COLUMNS)
         for comparison in comparisons:
             for side, found in (("a", comparison.leaks.a), ("b", comparison.leaks.b)):
                 manifest = found.prints.manifest.select(found.rows)
-                said = zip(*(manifest.column(name).tolist() for name in columns), strict=True)
+                said = zip(*(manifest.column(name).tolist() for name in _OF_MANIFEST), strict=True)
                 about = zip(found.groups.tolist(), found.kinds.tolist(), found.distances.tolist(), strict=True)
                 for image, values, (group, kind, bits) in zip(manifest.images(), said, about, strict=True):
                     table.writerow([comparison.a, comparison.b, group, KINDS[kind], bits, side, str(image), *values])
@@ -114,7 +115,8 @@ def write_leaks(
     images: list[NDArray[np.uint8]] = []
     shown = [_shown(comparison, images) for comparison in comparisons if len(comparison.leaks)]
     pictures = encode(range(len(images)), images.__getitem__, PICTURES)
-    write_page(path, "leaks.html", title=title, lines=lines, comparisons=shown, pictures=pictures, command=command)
+    fields = {"title": title, "lines": lines, "comparisons": shown, "pictures": pictures, "command": command}
+    write_page(path, "leaks.html", made_by="guie data leaks", **fields)
 
 
 def _shown(comparison: Comparison, images: list[NDArray[np.uint8]]) -> dict[str, Any]:

@@ -24,12 +24,15 @@ def write_page(
     template: str,
     *,
     package: str = "",
+    made_by: str = "guie",
     filters: Mapping[str, Callable[..., str]] | None = None,
     **fields: Any,
 ) -> Path:
     """Fill the template of that name and write the page to `path`, which is returned.
 
     The template is a file of the package `package`, or one of this package's own.
+
+    made_by: the command, which the page names in its head, so that the same command may replace it.
 
     Everything that `fields` hold is escaped, unless the template says otherwise. `filters` come on top of "count"
     (1,234), "percent" (12.3 %), "bytes" (1.5 GB) and "plural" (2 images).
@@ -38,7 +41,7 @@ def write_page(
     """
     environment = _environment(package).overlay()
     environment.filters = {**environment.filters, **(filters or {})}
-    text = environment.get_template(template).render(**fields)
+    text = environment.get_template(template).render(made_by=made_by, **fields)
     with atomic_write(path, "w") as file:
         file.write(text)
     return Path(path)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,6 +42,22 @@ def picture(values: NDArray[np.uint8], side: int) -> Image.Image:
     found = Image.fromarray(np.ascontiguousarray(np.asarray(values, np.uint8).transpose(1, 2, 0)))
     found.thumbnail((side, side), Image.Resampling.BOX)
     return found
+
+
+def signed(command: str) -> Image.Exif:
+    """EXIF that names the command that made a picture, so that the same command may replace it."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = command
+    return exif
+
+
+def software(path: str | os.PathLike[str]) -> str:
+    """What made a picture, as its EXIF says it; "" where it says nothing, or the file is no picture."""
+    try:
+        with Image.open(path) as picture:
+            return str(picture.getexif().get(ExifTags.Base.Software, ""))
+    except Exception:  # what Pillow raises on other files is anything
+        return ""
 
 
 def _data_uri(picture: Image.Image, side: int) -> tuple[str, int, int]:

@@ -20,7 +20,7 @@ from guie_core.wording import did_you_mean, listing, plural
 from guie_datasets.images.decoding import decode
 from guie_datasets.images.reading import Reader, ordered_map
 from guie_datasets.inspecting.pages import write_page
-from guie_datasets.inspecting.pictures import encode, picture
+from guie_datasets.inspecting.pictures import encode, picture, signed
 from guie_datasets.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ PICTURES = 6_000_000  # characters that the pictures of a page may take
 SIDE = 128  # pixels of a tile
 
 #: Suffixes of pictures that can be written; anything else is refused, but for .html.
+_COMMAND = "guie data show"
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WebP"}
 
 
@@ -212,11 +213,12 @@ def write_sheets(
     if path.suffix.lower() in FORMATS:
         drawn = contact_sheet(found)
         with atomic_write(path) as file:
-            drawn.save(file, FORMATS[path.suffix.lower()], quality=90)
+            drawn.save(file, FORMATS[path.suffix.lower()], quality=90, exif=signed(_COMMAND))
         return
     seen = {tile.row: tile.image for sheet in found for tile in sheet.tiles if tile.image is not None}
     pictures = encode(list(seen), seen.__getitem__, PICTURES)
-    write_page(path, "show.html", name=name, summary=summary, sheets=found, pictures=pictures, command=command)
+    fields = {"name": name, "summary": summary, "sheets": found, "pictures": pictures, "command": command}
+    write_page(path, "show.html", made_by=_COMMAND, **fields)
 
 
 def check_suffix(path: Path) -> None:

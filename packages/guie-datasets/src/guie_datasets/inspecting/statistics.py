@@ -372,5 +372,13 @@ def _every(borders: Iterable[int]) -> list[str]:
 def write_statistics(path: str | os.PathLike[str], found: Statistics, *, name: str, command: str) -> None:
     """The page: figures, plots, and tables of parts and sizes. Raises GuieError if the disk is full."""
     write_page(
-        path, "stats.html", found=found, facts=facts(found), charts=charts(found), name=name, command=command, limit=100
+        path,
+        "stats.html",
+        made_by="guie data stats",
+        found=found,
+        facts=facts(found),
+        charts=charts(found),
+        name=name,
+        command=command,
+        limit=100,
     )
