@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -57,32 +58,27 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-@pytest.fixture(scope="module")
-def installed(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin folder of a new environment with the wheels in it. The third-party libraries are lent by .venv."""
-    folder = tmp_path_factory.mktemp("installed")
+def _environment(folder: Path, wheels: Path, *packages: str) -> Path:
+    """The bin folder of a new environment with these packages and what they require. `wheels` has the siblings; the
+    third-party libraries are lent by .venv, and pip must find every one that is required among them."""
     environment, lent = folder / "environment", folder / "lent"
     _run(VENV / "bin/python", "-m", "venv", "--without-pip", environment)
     python = environment / "bin/python"
-    pip: list[str | Path] = [
-        VENV / "bin/python",
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "-q",
-        "--no-index",
-        "--no-deps",
-    ]
-    _run(*pip, "--find-links", next(iter(wheels.values())).parent, *PACKAGES)
     lent.mkdir()
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
     for entry in Path(_run(VENV / "bin/python", "-c", where).strip()).iterdir():
         if not entry.name.startswith(("guie", "__editable__")):
             (lent / entry.name).symlink_to(entry)
     (Path(_run(python, "-c", where).strip()) / "lent.pth").write_text(f"{lent}\n")
+    pip: list[str | Path] = [VENV / "bin/python", "-m", "pip", "--python", python, "install", "-q", "--no-index"]
+    _run(*pip, "--find-links", wheels, *packages)
     return environment / "bin"
+
+
+@pytest.fixture(scope="module")
+def installed(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of an environment with every package."""
+    return _environment(tmp_path_factory.mktemp("installed"), next(iter(wheels.values())).parent, *PACKAGES)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -142,3 +138,34 @@ def test_quickstart_starts_from_the_wheels(installed: Path, tmp_path: Path) -> N
     stages = _run(installed / "guie-train", quickstart, "--dry-run", cwd=tmp_path)
     assert "prepare" in stages
     assert "export" in stages
+
+
+def test_models_alone_run_their_readme(wheels: dict[str, Path], tmp_path: Path) -> None:
+    """guie-models without the rest: a head trained with ArcFace on one's own images, exported, loaded back."""
+    scripts = _environment(tmp_path, next(iter(wheels.values())).parent, "guie-models")
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "packages/guie-models/README.md").read_text(), re.DOTALL)
+    before = """
+import torch
+from sklearn.datasets import load_sample_images
+torch.set_num_threads(1)
+torch.manual_seed(0)
+whole = [torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in load_sample_images().images]
+photos = [photo[:, 4 * i : 4 * i + 150 + i, : 300 - 2 * i] for photo in whole for i in range(6)]
+labels = torch.tensor([0] * 6 + [1] * 6)
+"""
+    after = """
+from importlib.metadata import distributions
+import guie_models
+print(guie_models.__file__)
+print(*sorted(d.name for d in distributions() if d.name.startswith("guie")))
+print(float((embedding - embedder(photos[0][None])).abs().max()) < 1e-4)
+similar = embedder.embed(photos) @ embedder.embed(photos).T
+print(bool(similar[:6, :6].min() > similar[:6, 6:].max()))
+"""
+    (tmp_path / "example.py").write_text(before + example + after)
+    out = _run(scripts / "python", "-W", "ignore", "example.py", cwd=tmp_path)
+    printed, file, packages, equal, told_apart = out.splitlines()
+    assert re.match(r"saved_model\.pt: .* images/s; on 12 images .* the top-5 agree to 100", printed)
+    assert Path(file).is_relative_to(tmp_path / "environment")
+    assert packages == "guie-core guie-models"
+    assert (equal, told_apart) == ("True", "True")
