@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 
 from guie_core import GuieError
 from guie_datasets import Dataset, ImageRef, Row
+from guie_datasets.images.reading import Reader
 
 
 def test_reading(tmp_path: Path) -> None:
@@ -28,6 +31,30 @@ def test_reading_what_is_not_there(tmp_path: Path) -> None:
         ImageRef(str(path), 8, 4).read()
     with pytest.raises(GuieError, match=r"b.bin: cannot be read: No such file"):
         ImageRef(str(tmp_path / "b.bin")).read()
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.jpg")
+    with Reader() as reader:
+        for ref in (ImageRef(str(tmp_path / "x.jpg")), ImageRef(str(tmp_path / "x.jpg"), 0, 5), ImageRef("/dev/zero")):
+            for read in (ref.read, lambda ref=ref: reader.read(ref)):
+                with pytest.raises(GuieError, match="cannot be read: it is a pipe, a device or the like, not a file"):
+                    read()
+
+
+def test_more_than_an_image_can_have_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    with open(path, "wb") as file:
+        file.truncate(1500 << 20)  # a hole, which takes no room
+    with Reader() as reader:
+        for ref in (ImageRef(str(path)), ImageRef(str(path), 5, 1 << 30)):
+            for read in (ref.read, lambda ref=ref: reader.read(ref)):
+                tracemalloc.start()
+                with pytest.raises(GuieError, match=r"cannot be read: it has 1\.. GB; images up to 268.4 MB are read"):
+                    read()
+                assert tracemalloc.get_traced_memory()[1] < 1 << 20
+                tracemalloc.stop()
+        assert ImageRef(str(path), 7, 3).read() == reader.read(ImageRef(str(path), 7, 3)) == bytes(3)
 
 
 def test_places_are_named() -> None:
@@ -57,6 +84,11 @@ def test_a_data_set_needs_rows_and_no_more() -> None:
         "type": f"{Two.__module__}:Two",
         "root": "/data",
         "sizes": [1, 2.5, "x", None, [True]],
+        "more": {},
     }
+    said = {"category": {"a": "x", "b": ("y", Path("/z"))}}
+    assert Two(Path("/data"), **said).provenance()["more"] == {"category": {"a": "x", "b": ["y", "/z"]}}
+    assert "more" not in Two(Path("/data"), reader=print).provenance()
+    assert "more" not in Two(Path("/data"), **{"by": {1: "x"}}).provenance()
     with pytest.raises(TypeError, match="abstract"):
         Dataset()  # type: ignore[abstract]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import random
 import re
 import sys
 from collections.abc import Callable
@@ -196,8 +197,55 @@ def test_a_broken_shard_whose_name_does_not_say_how_much_is_lost_is_an_error(tmp
     path = tmp_path / "a.tfrec"
     tfrecord.write(path, [(jpeg(0), 0), (jpeg(1), 0)])
     cut(path, path.stat().st_size - 1)
-    with pytest.raises(GuieError, match=r"a.tfrec: record 1 at byte \d+: the file ends 1 bytes too early"):
+    with pytest.raises(GuieError, match=r"a.tfrec: record 1 at byte \d+: the file ends 1 bytes too early") as caught:
         list(TFRecordDataset(files=[path], source="s").rows())
+    assert "Its first 1 record can be used." in str(caught.value)
+    assert str(caught.value).endswith("Fetch the file again, or set complete to false to use those that are there")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_is_whole_of_a_broken_shard_is_used_when_asked_for(tmp_path: Path, packed: bool) -> None:
+    path = tmp_path / "a.tfrec"
+    tfrecord.write(path, [(random.randbytes(3000), number) for number in range(5)])
+    cut(path, path.stat().st_size - 100)
+    if packed:
+        path.write_bytes(gzip.compress(path.read_bytes())[:-500])
+    dataset = TFRecordDataset(files=[path], source="s", complete=False)
+    assert [row.label for row in dataset.rows()] == [0, 1, 2, 3]
+    (item,) = dataset.left_out()
+    assert (item.bad, item.count, "truncated" in item.reason) == (True, 1, True)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [
+            "cars-train.tfrecord-00000-of-00003",
+            "cars-train.tfrecord-00001-of-00003",
+            "cars-train.tfrecord-00002-of-00003",
+        ],
+        ["cars-0.tfrecord", "cars-1.tfrecord", "cars-2.tfrecord"],
+        ["cars-08.tfrec.gz", "cars-09.tfrec.gz", "cars-10.tfrec.gz"],
+    ],
+)
+def test_gaps_are_found_in_names_of_all_kinds(tmp_path: Path, names: list[str]) -> None:
+    for number, name in enumerate(names):
+        tfrecord.write(tmp_path / name, [(jpeg(number), number)])
+    pattern = ["*.tfrecord", "*.tfrecord-*-of-*", "*.tfrec.gz"]
+    if names[0] != "cars-08.tfrec.gz":  # which lacks those before it
+        rows = list(TFRecordDataset(tmp_path, source="s", pattern=pattern).rows())
+        assert [row.label for row in rows] == [0, 1, 2]
+    (tmp_path / names[1]).unlink()
+    with pytest.raises(GuieError, match=rf"the set is not complete:\n(.*\n)*  {names[1]} is missing\nFetch what is"):
+        list(TFRecordDataset(tmp_path, source="s", pattern=pattern).rows())
+    some = TFRecordDataset(tmp_path, source="s", pattern=pattern, complete=False)
+    assert [row.label for row in some.rows()] == [0, 2]
+
+
+@pytest.mark.parametrize("pattern", ["", "/x/*", "**x", "a\0b"])
+def test_what_is_no_pattern_is_told(folder: Path, pattern: str) -> None:
+    with pytest.raises(UsageError, match="give one for names in the folder"):
+        list(TFRecordDataset(folder, source="s", pattern=pattern).rows())
 
 
 def test_an_unreadable_shard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from guie_core import GuieError, UsageError, build
 from guie_datasets import Dataset, prepare
+from guie_datasets.sets.tables import Table
 from guie_datasets.sets.webdataset import Shard, WebDataset, expand_braces
 from guie_datasets.testing import DatasetContract
 
@@ -217,21 +218,21 @@ def test_json_that_does_not_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_truncated_shard_gives_what_is_whole(tmp_path: Path, packed: bool) -> None:
+def test_a_truncated_shard_gives_what_is_whole_when_asked_for(tmp_path: Path, packed: bool) -> None:
     members = [part for n in range(6) for part in ((f"{n}.jpg", image(n) + bytes(900)), (f"{n}.cls", b"%d" % n))]
     path = tar(tmp_path / "x.tar", members)
     whole = path.read_bytes()
     for cut in (512 * 9 + 100, 512 * 9 + 512 + 30, 512 * 9 + 700):
         data = whole[:cut]
         path.write_bytes(gzip.compress(data) if packed else data)
-        dataset = WebDataset(str(path))
+        dataset = WebDataset(str(path), complete=False)
         rows = list(dataset.rows())
         assert 1 <= len(rows) < 6
         assert [row.image.read() for row in rows] == [data for name, data in members if ".jpg" in name][: len(rows)]
         assert any(item.bad and "is truncated" in item.reason for item in dataset.left_out())
     if packed:
         path.write_bytes(gzip.compress(whole)[:-40])
-        dataset = WebDataset(str(path))
+        dataset = WebDataset(str(path), complete=False)
         assert len(list(dataset.rows())) <= 6
         assert any(item.bad and "truncated" in item.reason for item in dataset.left_out())
     else:
@@ -241,17 +242,92 @@ def test_a_truncated_shard_gives_what_is_whole(tmp_path: Path, packed: bool) -> 
         damaged = bytearray(whole)
         damaged[header + 3] ^= 1  # in its name, so that the header's checksum is wrong
         path.write_bytes(damaged)
-        dataset = WebDataset(str(path))
+        dataset = WebDataset(str(path), complete=False)
         assert len(list(dataset.rows())) == 2
         assert any("is damaged; what comes after it is lost" in item.reason for item in dataset.left_out())
         path.write_bytes(whole + whole)
-        dataset = WebDataset(str(path))
+        dataset = WebDataset(str(path), complete=False)
         assert len(list(dataset.rows())) == 6
         assert "two tar files in one" in dataset.left_out()[-1].reason
         path.write_bytes(whole[:second])
-        dataset = WebDataset(str(path))
+        dataset = WebDataset(str(path), complete=False)
         assert len(list(dataset.rows())) == 1
         assert "it has no end mark" in dataset.left_out()[-1].reason
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("spoil", ["cut", "header", "twice", "end"])
+def test_a_shard_that_is_not_read_to_its_end_is_an_error(tmp_path: Path, packed: bool, spoil: str) -> None:
+    members = [part for n in range(6) for part in ((f"{n}.jpg", image(n) + bytes(900)), (f"{n}.cls", b"%d" % n))]
+    path = tar(tmp_path / "x.tar", members)
+    whole = path.read_bytes()
+    with tarfile.open(path) as file:
+        third = file.getmembers()[6].offset
+    damaged = {
+        "cut": whole[: third + 700],
+        "header": whole[:third] + b"x" + whole[third + 1 :],
+        "twice": whole + whole,
+        "end": whole[:third],
+    }[spoil]
+    path.write_bytes(gzip.compress(damaged) if packed else damaged)
+    told = "12 files" if spoil == "twice" else "6 files"
+    with pytest.raises(GuieError, match=rf"x.tar: .*\nIts first {told} can be used.*set complete to false to use"):
+        prepare([WebDataset(str(path))], max_bad=0.9)
+    if packed:
+        path.write_bytes(gzip.compress(whole)[:-9])
+        with pytest.raises(GuieError, match="gzip data end too early: it is truncated"):
+            list(WebDataset(str(path)).rows())
+
+
+def test_a_shard_missing_between_others_is_an_error(tmp_path: Path) -> None:
+    for number in (0, 2, 3):
+        tar(tmp_path / f"cars-{number:06d}.tar", [("1.jpg", image(number)), ("1.cls", b"1")])
+    pattern = str(tmp_path / "cars-*.tar")
+    with pytest.raises(GuieError, match=r"cars-\*.tar: the set is not complete:\n  cars-000001.tar is missing\nFetch"):
+        list(WebDataset(pattern).rows())
+    assert len(list(WebDataset(pattern, complete=False).rows())) == 3
+    # shards by their names are those that are meant
+    assert len(list(WebDataset(sorted(map(str, tmp_path.iterdir()))).rows())) == 3
+
+
+@pytest.mark.parametrize("by_json", [False, True])
+def test_labels_that_are_texts_are_numbered_as_in_tables(tmp_path: Path, by_json: bool) -> None:
+    texts = ["zebra", "ape", "5", "ape ", "\u732b", "Bear"] * 30
+    for shard in range(2):
+        members = []
+        for number, text in enumerate(texts[shard * 90 : shard * 90 + 90]):
+            label = json.dumps({"kind": text}) if by_json else text
+            members += [(f"{number}.jpg", image(number)), (f"{number}.{'json' if by_json else 'cls'}", label.encode())]
+        tar(tmp_path / f"x-{shard}.tar", members)
+    fields = {"label": "kind"} if by_json else None
+    dataset = WebDataset(str(tmp_path / "x-*.tar"), fields=fields)
+    table = tmp_path / "t.csv"
+    table.write_text("path,label\n" + "".join(f"a,{text}\n" for text in texts))
+    theirs = [(row.label, row.name) for row in Table(table).rows()]
+    assert [(row.label, row.name) for row in dataset.rows()] == theirs
+    assert not dataset.left_out()
+
+
+def test_a_text_that_is_none_of_the_classes(tmp_path: Path) -> None:
+    members = [
+        part for n in range(3) for part in ((f"{n}.jpg", image(n)), (f"{n}.cls", [b"cat", b"dgo", b"x" * 90][n]))
+    ]
+    dataset = WebDataset(str(tar(tmp_path / "x.tar", members)), classes=["dog", "cat"])
+    assert [(row.label, row.name) for row in dataset.rows()] == [(1, "cat")]
+    assert [reason for _, reason, _ in left_out(dataset)] == [
+        "its label is 'dgo', which is not among classes. Did you mean 'dog'?",
+        f"its label is '{'x' * 59}..., which is not among classes",
+    ]
+
+
+def test_what_json_has_instead_of_the_label_is_told(tmp_path: Path) -> None:
+    members = [("1.jpg", image(1)), ("1.json", b'{"kind": 1, "id": 2}'), ("2.jpg", image(2)), ("2.txt", b"x")]
+    dataset = WebDataset(str(tar(tmp_path / "x.tar", members)), fields={"label": "class"})
+    assert list(dataset.rows()) == []
+    assert [reason for _, reason, _ in left_out(dataset)] == [
+        "no label: its json has no 'class'; it has 'kind', 'id'",
+        "no label: its json has no 'class'; the sample has none, only jpg, txt",
+    ]
 
 
 def test_findings_reach_the_quarantine(tmp_path: Path) -> None:

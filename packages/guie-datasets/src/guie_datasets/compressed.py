@@ -15,12 +15,10 @@ from collections import OrderedDict
 from typing import IO, TYPE_CHECKING, Any
 
 from guie_core import GuieError
+from guie_datasets.rows import MAX_BYTES, open_file
 
 if TYPE_CHECKING:
     from guie_datasets.rows import ImageRef
-
-#: The most that one read gives: a damaged length must not fill the memory.
-MAX_BYTES = 256 << 20
 
 #: Files that a `PackedFiles` knows the states of, at most 15 MB each.
 KNOWN_FILES = 8
@@ -88,7 +86,7 @@ class PackedFile:
         parts, gathered = [], 0
         with self._lock:
             try:
-                with open(self.path, "rb", buffering=0) as file:
+                with open_file(self.path, buffering=0) as file:
                     self._check_unchanged(file)
                     number = self._piece_at(file, offset)
                     while end is None or offset + gathered < end:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from guie_core import GuieError
+from guie_core import GuieError, UsageError
 from guie_core.wording import listing
 
 
 def data_folder() -> Path:
     """The folder that named data sets lie in: `$GUIE_DATA`, or `data` below the working directory."""
-    return Path(os.environ.get("GUIE_DATA") or "data").expanduser().absolute()
+    return absolute(os.environ.get("GUIE_DATA") or "data")
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,13 @@ def is_text(name: str) -> bool:
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """`path` made absolute, with "~" for the home folder."""
-    return Path(path).expanduser().absolute()
+    """`path` made absolute, with "~" for the home folder. Raises UsageError for what can be no path."""
+    try:
+        if "\0" in os.fspath(path):
+            raise UsageError(f"{os.fspath(path)!r} is no path: it has a zero byte")
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:  # what pathlib raises for "~nobody"
+        raise UsageError(f"{os.fspath(path)}: there is no such user's home folder") from error
 
 
 def _holds(folder: Path, pattern: str) -> bool:

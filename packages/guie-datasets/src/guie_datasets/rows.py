@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from guie_core import GuieError
+from guie_core.wording import size
+
+#: The most that is read of one image: what is no image may fill the memory otherwise.
+MAX_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +37,8 @@ class ImageRef:
 
             return compressed.read(self)
         try:
-            with open(self.path, "rb") as file:
-                file.seek(self.offset)
-                data = file.read(-1 if self.length is None else self.length)
+            with open_file(self.path) as file:
+                data = read_part(file, self.offset, self.length)
         except OSError as error:
             raise GuieError(f"{self}: cannot be read: {error.strerror or error}") from error
         if self.length is not None and len(data) != self.length:
@@ -76,6 +81,29 @@ class LeftOut:
     reason: str
     bad: bool = False
     count: int = 1
+
+
+def open_file(path: str, buffering: int = -1) -> IO[bytes]:
+    """An ordinary file to read. Raises OSError; also for pipes, devices and folders, of which a read may never end."""
+    file = open(path, "rb", buffering, opener=_without_waiting)  # noqa: SIM115  the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("it is a pipe, a device or the like, not a file")
+    return file
+
+
+def read_part(file: IO[bytes], offset: int, length: int | None) -> bytes:
+    """`length` bytes from `offset` on, or what there is of them; None: up to the end. Raises OSError, too if that is
+    more than an image can have."""
+    wanted = os.fstat(file.fileno()).st_size - offset if length is None else length
+    if wanted > MAX_BYTES:
+        raise OSError(f"it has {size(wanted)}; images up to {size(MAX_BYTES)} are read")
+    file.seek(offset)
+    return file.read(-1 if length is None else length)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe that nobody writes to opens at once
 
 
 class Dataset(ABC):
@@ -122,4 +150,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         items = [_plain(item) for item in value]
         return NotImplemented if any(item is NotImplemented for item in items) else items
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        plain = {key: _plain(item) for key, item in value.items()}
+        return NotImplemented if any(item is NotImplemented for item in plain.values()) else plain
     return NotImplemented

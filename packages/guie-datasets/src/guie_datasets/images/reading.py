@@ -16,7 +16,7 @@ from guie_core import GuieError
 from guie_datasets.compressed import PackedFiles
 from guie_datasets.images.decoding import BadImage, Method, check_method, decode
 from guie_datasets.images.processes import Processes
-from guie_datasets.rows import ImageRef
+from guie_datasets.rows import ImageRef, open_file, read_part
 
 if TYPE_CHECKING:
     import numpy as np
@@ -217,9 +217,7 @@ class Reader:
         if ref.length is None:
             return ref.read()  # a file of its own: nothing to keep open
         try:
-            file = self._file(ref.path)
-            file.seek(ref.offset)
-            data = file.read(ref.length)
+            data = read_part(self._file(ref.path), ref.offset, ref.length)
         except OSError as error:
             raise GuieError(f"{ref}: cannot be read: {error.strerror or error}") from error
         return data if len(data) == ref.length else ref.read()  # which says what is missing
@@ -234,5 +232,5 @@ class Reader:
         else:
             if len(files) >= self._open_files:
                 files.popitem(last=False)[1].close()
-            files[path] = open(path, "rb")  # noqa: SIM115  closed above or in __exit__
+            files[path] = open_file(path)  # closed above or in __exit__
         return files[path]

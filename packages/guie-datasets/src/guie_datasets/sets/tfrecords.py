@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from guie_core import GuieError, UsageError
-from guie_core.wording import listing
+from guie_core.wording import listing, plural
 from guie_datasets import tfrecord
 from guie_datasets.images.tensorflow import import_tensorflow
+from guie_datasets.places import absolute
 from guie_datasets.rows import Dataset, LeftOut, Row
 from guie_datasets.tfrecord import IMAGE, LABEL, ReaderName, Record, check_reader
 
@@ -17,15 +18,21 @@ from guie_datasets.tfrecord import IMAGE, LABEL, ReaderName, Record, check_reade
 class TFRecordDataset(Dataset):
     """Images and integer labels in TFRecord shards, used as they are: nothing is expanded.
 
-    folder: its files that match `pattern`, in order of their shard numbers, 0, 1, 2, ... without gaps unless `complete`
-    is false. files: these files instead, in this order. Either may be packed with gzip or zlib.
-    source, category: the same for every image, unless a subclass overrides `category_of`. labels: the first and last
-    label that may occur; others are bad records. image, label: names of the features.
+    folder: a folder of shards, plain or packed with gzip or zlib; they come in order of the numbers in their names.
+    pattern: which of its files, by their names; one pattern or several.
+    files: these files instead, in this order.
+    source: what the set is called.
+    category: what every image shows; a subclass may tell it by the label (`category_of`).
+    labels: the first and the last label that may occur; others are bad records.
+    image: the feature that holds the encoded image.
+    label: the feature that holds the label, a whole number.
+    complete: whether shards that the numbers in names tell to be missing, and a file that breaks off and doesn't say
+    by its name how many images are lost, are an error; otherwise what is there is used, and a broken file is a finding.
     reader: "guie", or "tensorflow" to have every record compared with what tf.data gives, as `tfrecord.scan` says.
 
     Damaged records are `left_out()` and count as bad; so does the rest of a file that cannot be read on, or that holds
     another number of records than its name says (`<set>-<shard>-<images>.tfrec`): records after that number are left
-    out. `rows()` raises GuieError for missing files, and for a broken file whose name doesn't say how much is lost.
+    out. `rows()` raises GuieError for missing files as well.
     """
 
     def __init__(
@@ -35,7 +42,7 @@ class TFRecordDataset(Dataset):
         source: str,
         category: str = "",
         files: Sequence[str | os.PathLike[str]] = (),
-        pattern: str = "*-train-*.tfrec",
+        pattern: str | Sequence[str] = "*-train-*.tfrec",
         labels: tuple[int, int] | None = None,
         image: str = IMAGE,
         label: str = LABEL,
@@ -45,8 +52,8 @@ class TFRecordDataset(Dataset):
         if (folder is None) == (not files):
             raise UsageError("a TFRecord data set needs folder or files, one of the two")
         check_reader(reader)
-        self.folder = None if folder is None else _absolute(folder)
-        self.files = [_absolute(file) for file in files]
+        self.folder = None if folder is None else absolute(folder)
+        self.files = [absolute(file) for file in files]
         self.source = source
         self.category = category
         self.pattern = pattern
@@ -115,15 +122,14 @@ class TFRecordDataset(Dataset):
                 if promised is None or there <= promised:
                     yield record
         except GuieError as error:
-            if promised is None:
-                raise
-            lost(error, max(1, promised - there))
+            if promised is None and self.complete:
+                raise GuieError(
+                    f"{error}.\nIts first {plural(there, 'record')} can be used. How many come after them, its name "
+                    "doesn't say. Fetch the file again, or set complete to false to use those that are there"
+                ) from error
+            lost(error, max(1, (promised or 0) - there))
             return
         if promised is not None and there != promised:
             remedy = "fetch it again" if there < promised else "correct its name if all of them are wanted"
             reason = f"{there} records; its name says {promised}: {remedy}"
             left_out.append(LeftOut(str(path), reason, bad=True, count=abs(there - promised)))
-
-
-def _absolute(path: str | os.PathLike[str]) -> Path:
-    return Path(path).expanduser().absolute()

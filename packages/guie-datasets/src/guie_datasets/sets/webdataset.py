@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from guie_core import GuieError, UsageError
-from guie_core.wording import did_you_mean, listing
+from guie_core.wording import did_you_mean, listing, plural
 from guie_datasets.compressed import PackedError, PackedFile
+from guie_datasets.numbering import gaps, incomplete
 from guie_datasets.places import absolute, is_text, printable
-from guie_datasets.rows import Dataset, ImageRef, LeftOut, Row
+from guie_datasets.rows import Dataset, ImageRef, LeftOut, Row, open_file
 from guie_datasets.sets.folders import IMAGE_SUFFIXES
 
 _BLOCK = 512
@@ -25,6 +26,8 @@ _WITHOUT_DATA = {b"1": "a hard link", b"2": "a link", b"3": "a device", b"4": "a
 _META = re.compile(r"__[^/]*__($|/)")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_NUMBER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+_LOOKED_AT = 100  # samples whose labels tell whether labels are numbers
 _CANNOT = {b"BZh": "bzip2", b"\xfd7z": "xz", b"\x28\xb5\x2f": "zstd", b"PK\x03": "zip"}
 
 
@@ -33,19 +36,25 @@ class WebDataset(Dataset):
 
     files: paths, in which `{000000..000009}` and `*` stand for several. Those in braces must all be there; those that a
     `*` matches come in the order of their names. Shards may be packed by gzip.
+    images: suffixes of the image, of which the first that a sample has is taken; default: jpg, jpeg, png, webp, and all
+    others that are read.
+    label: the suffix of the label, a whole number or the name of a class as text.
+    fields: what to take from the sample's `json` component instead, `dict(label="class_id", category="about.kind")`,
+    "." for what is nested; label, source, category, split, role and name can be had.
+    classes: texts that may stand for labels; each is its place in the list, and the row's name.
+    source: for samples whose JSON says nothing of it; default: the first shard's name up to its number.
+    category: for samples whose JSON says nothing of it.
+    complete: whether shards that the numbers in names tell to be missing (of those that a `*` matches), and a shard
+    that breaks off, are an error, since nobody can tell how much is lost; otherwise what is there is used, and a
+    broken shard is a finding.
 
-    Neighbours in a shard are one sample when their names are the same up to the first dot of the file name. Its image
-    is the first of the suffixes `images` that it has (default: jpg, jpeg, png, webp, and all others that are read), its
-    label the component with the suffix `label`, a whole number as text. fields: what to take from the sample's `json`
-    component instead, `dict(label="class_id", category="about.kind")`, "." for what is nested; label, source,
-    category, split, role and name can be had. classes: texts that may stand for labels; each is its place in the list.
-    Suffixes are compared in lower case, as the library does.
+    Neighbours in a shard are one sample when their names are the same up to the first dot of the file name. Suffixes
+    are compared in lower case, as the library does. Without `classes`, and when most labels of the first hundred
+    samples are no numbers, each different text is a class: its label is its number in the order of all of them, by code
+    point, which takes a pass over the shards.
 
-    source, category: for samples whose JSON says nothing of it; the default source is the first shard's name up to its
-    number. name: by default the label's text in `classes`.
-
-    Samples without a label, with two components of a name, and what is cut off or damaged in a shard are bad. Samples
-    without an image, links, devices and files without a suffix are left out.
+    Samples without a label and with two components of a name are bad. Samples without an image, links, devices and
+    files without a suffix are left out.
 
     `rows()` raises GuieError for shards that are not there and files that are no tar files.
     """
@@ -60,6 +69,7 @@ class WebDataset(Dataset):
         classes: Sequence[str] = (),
         source: str = "",
         category: str = "",
+        complete: bool = True,
     ) -> None:
         given = [files] if isinstance(files, str | os.PathLike) else list(files)
         if not given:
@@ -78,15 +88,18 @@ class WebDataset(Dataset):
         self.classes = list(classes)
         self.source = source or _common_name(Path(self.files[0]))
         self.category = category
+        self.complete = complete
         self._places = {name: number for number, name in reversed(list(enumerate(self.classes)))}
         self._left_out: list[LeftOut] = []
 
     def rows(self) -> Iterator[Row]:
         left_out: list[LeftOut] = []
         self._left_out = left_out
-        for path in self.sources():
+        paths = self.sources()
+        places = self._places or self._texts(paths)
+        for path in paths:
             with Shard(path) as shard:
-                for sample in _samples(shard, left_out):
+                for sample in _samples(shard, left_out, self.complete):
                     place = f"{path}, sample {sample.key}"
                     image = next((sample.parts[suffix] for suffix in self.images if suffix in sample.parts), None)
                     if image is None:
@@ -95,7 +108,7 @@ class WebDataset(Dataset):
                         continue
                     try:
                         about = self._about(shard, sample)
-                        label, name = self._label(about.get("label"), shard, sample)
+                        label, name = self._number(self._label(about.get("label"), shard, sample), places)
                         said = {field: _said(about.get(field)) for field in _FIELDS[1:]}
                     except ValueError as error:
                         left_out.append(LeftOut(place, str(error), bad=True))
@@ -118,9 +131,14 @@ class WebDataset(Dataset):
         found: list[str] = []
         for pattern in self.files:
             for path in expand_braces(pattern) if not os.path.exists(pattern) else [pattern]:
-                matches = sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
+                if not glob.has_magic(path) or os.path.exists(path):
+                    found.append(path)
+                    continue
+                matches = sorted(glob.glob(path))
                 if not matches:
                     raise GuieError(f"{path}: no file matches; {_there(Path(path).parent)}")
+                if self.complete and (problems := gaps(map(os.path.basename, matches))):
+                    raise incomplete(path, problems)
                 found += matches
         missing = [path for path in found if not os.path.isfile(path)]
         if missing:
@@ -128,8 +146,23 @@ class WebDataset(Dataset):
             raise GuieError(f"{len(missing)} of {len(found)} shards are not there: {listing(missing, 5)}; {there}")
         return [Path(path) for path in dict.fromkeys(found)]
 
-    def provenance(self) -> Mapping[str, Any]:
-        return {**super().provenance(), "fields": self.fields}
+    def _texts(self, paths: Sequence[Path]) -> dict[str, int]:
+        """The label of each text, where labels are texts; {} where they are numbers."""
+        texts: set[str] = set()
+        samples = numbers = 0
+        for path in paths:
+            with Shard(path) as shard:
+                for sample in _samples(shard, [], self.complete):
+                    try:
+                        text = str(self._label(self._about(shard, sample).get("label"), shard, sample)).strip()
+                    except ValueError:
+                        continue
+                    samples += 1
+                    numbers += _NUMBER.fullmatch(text) is not None
+                    texts.add(text)
+                    if samples == _LOOKED_AT and 2 * numbers >= samples:
+                        return {}
+        return {text: number for number, text in enumerate(sorted(texts))} if 2 * numbers < samples else {}
 
     def _about(self, shard: Shard, sample: _Sample) -> dict[str, Any]:
         """The fields that the sample's JSON has. Raises ValueError in words."""
@@ -147,26 +180,38 @@ class WebDataset(Dataset):
             about[field] = value
         return about
 
-    def _label(self, value: Any, shard: Shard, sample: _Sample) -> tuple[int, str]:
-        """(label, name). Raises ValueError in words."""
+    def _label(self, value: Any, shard: Shard, sample: _Sample) -> str | int:
+        """What the sample says its label is. Raises ValueError in words."""
         if "label" not in self.fields:
             if self.label not in sample.parts:
                 raise ValueError(f"no label: it has no {self.label!r}, only {listing(sample.parts, 5)}")
             value = _content(shard, sample, self.label)
         elif value is None:
-            raise ValueError(f"no label: its json has no {self.fields['label']!r}")
-        if isinstance(value, str):
-            value = value.strip()
-            if value in self._places:
-                return self._places[value], value
-            value = int(value) if re.fullmatch(r"[+-]?\d{1,18}", value, re.ASCII) else value
-        if not isinstance(value, int) or isinstance(value, bool):
-            hint = "; set classes to the list of all names" if isinstance(value, str) and not self.classes else ""
-            shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
-            raise ValueError(f"its label is {shown}, not a whole number{hint}")
-        if value < 0:
-            raise ValueError(f"its label is {value}; labels count from 0")
-        return value, self.classes[value] if value < len(self.classes) else ""
+            raise ValueError(f"no label: its json has no {self.fields['label']!r}{self._keys(shard, sample)}")
+        if not isinstance(value, str | int) or isinstance(value, bool):
+            raise ValueError(f"its label is {_shown(value)}, not a whole number")
+        return value
+
+    def _keys(self, shard: Shard, sample: _Sample) -> str:
+        if "json" not in sample.parts:
+            return f"; the sample has none, only {listing(sample.parts, 5)}"
+        whole = json.loads(_content(shard, sample, "json"))
+        return f"; it has {listing(map(repr, whole), 8)}" if isinstance(whole, dict) else "; it is no object"
+
+    def _number(self, value: str | int, places: Mapping[str, int]) -> tuple[int, str]:
+        """(label, name). Raises ValueError in words."""
+        text = str(value).strip()
+        if text in places and (isinstance(value, str) or places is not self._places):
+            return places[text], text
+        if not _NUMBER.fullmatch(text):
+            if self.classes:
+                near = did_you_mean(text, self.classes)
+                raise ValueError(f"its label is {_shown(text)}, which is not among classes.{near}".rstrip("."))
+            raise ValueError(f"its label is {_shown(text)}, not a whole number; set classes to the list of all names")
+        label = int(text)
+        if label < 0:
+            raise ValueError(f"its label is {label}; labels count from 0")
+        return label, self.classes[label] if label < len(self.classes) else ""
 
 
 _FIELDS = ("label", "source", "category", "split", "role", "name")
@@ -183,6 +228,10 @@ def _content(shard: Shard, sample: _Sample, suffix: str) -> str:
         return shard.read(member.offset, member.size).decode()
     except UnicodeDecodeError:
         raise ValueError(f"its {suffix} is no text") from None
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
 
 
 def _said(value: Any) -> str:
@@ -252,10 +301,10 @@ class _Sample(NamedTuple):
     parts: dict[str, Member]  # by suffix
 
 
-def _samples(shard: Shard, left_out: list[LeftOut]) -> Iterator[_Sample]:
+def _samples(shard: Shard, left_out: list[LeftOut], complete: bool) -> Iterator[_Sample]:
     """Neighbouring members with one key."""
     current: _Sample | None = None
-    for member in shard.members(left_out):
+    for member in shard.members(left_out, complete):
         folder, _, file = member.name.rpartition("/")
         base, dot, suffix = file.partition(".")
         if _META.match(member.name) or not base:
@@ -289,7 +338,7 @@ class Shard:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = open(path, "rb")  # noqa: SIM115  closed in __exit__
+            self._file = open_file(os.fspath(path))  # closed in __exit__
         except OSError as error:
             raise GuieError(f"{path}: cannot be read: {error.strerror or error}") from error
         start = self._file.read(3)
@@ -320,10 +369,11 @@ class Shard:
         except OSError as error:
             raise DamagedTar(f"it cannot be read: {error.strerror or error}") from error
 
-    def members(self, left_out: list[LeftOut]) -> Iterator[Member]:
+    def members(self, left_out: list[LeftOut], complete: bool = False) -> Iterator[Member]:
         """The regular files in order. What is left out or damaged goes to `left_out`.
 
-        Raises GuieError if the file is no tar file.
+        Raises GuieError if the file is no tar file; with `complete` also, after what is whole, if it is not read to its
+        end, since it doesn't say how much that is.
         """
         try:
             header = self.read(0, _BLOCK) if self.size else b""
@@ -333,9 +383,17 @@ class Shard:
                 _parse(header, 0)
         except DamagedTar as error:
             raise GuieError(f"{self.path}: no tar file: {error}. Fetch it again, or name the files you want") from error
+        whole = 0
         try:
-            yield from self._walk(left_out)
+            for member in self._walk(left_out):
+                yield member
+                whole += 1
         except DamagedTar as error:
+            if complete:
+                raise GuieError(
+                    f"{self.path}: {error}.\nIts first {plural(whole, 'file')} can be used. How many come after them, "
+                    "nobody can tell. Fetch the shard again, or set complete to false to use those that are there"
+                ) from error
             left_out.append(LeftOut(str(self.path), f"{error}; what comes after it is lost", bad=True))
 
     def _walk(self, left_out: list[LeftOut]) -> Iterator[Member]:
@@ -347,7 +405,7 @@ class Shard:
             if not header or (not header[0] and not header.strip(b"\0")):
                 if extended:
                     raise DamagedTar(f"the extended header before byte {position} belongs to no file")
-                self._check_end(position, left_out)
+                self._check_end(position)
                 return
             kind, name, size = _parse(header, position)
             start = position + _BLOCK
@@ -397,16 +455,16 @@ class Shard:
             return start + size > self.size
         return size > 0 and not self.read(start + size - 1, 1)
 
-    def _check_end(self, position: int, left_out: list[LeftOut]) -> None:
-        """An empty block ends a tar file, and nothing but more of them comes after it."""
+    def _check_end(self, position: int) -> None:
+        """An empty block ends a tar file, and nothing but more of them comes after it. Raises DamagedTar."""
         chunk = self.read(position, 1 << 20)
         if not chunk:
-            left_out.append(LeftOut(str(self.path), "it has no end mark: some of it may be missing"))
+            raise DamagedTar("it has no end mark: it may be truncated")
         while chunk:
             if chunk.strip(b"\0"):
-                reason = "there is more after its end mark, perhaps two tar files in one; make two shards of them"
-                left_out.append(LeftOut(str(self.path), reason, bad=True))
-                return
+                raise DamagedTar(
+                    "there is more after its end mark, perhaps two tar files in one; make two shards of them"
+                )
             position += len(chunk)
             chunk = self.read(position, 1 << 20)
 

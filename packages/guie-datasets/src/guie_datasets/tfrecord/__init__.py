@@ -22,7 +22,7 @@ from .example import ExampleError, find, serialise
 from .examples import find_all
 from .framing import DAMAGED, TFRecordError, compression, count, framed, frames
 from .index import Index
-from .names import images_in_name, shards
+from .names import images_in_name, shard_suffix, shards
 from .records import payloads, runs
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "images_in_name",
     "payloads",
     "scan",
+    "shard_suffix",
     "shards",
     "write",
 ]

@@ -18,7 +18,8 @@ import numpy as np
 
 from guie_core import GuieError
 
-from ..compressed import MAX_BYTES, PackedError, PackedFile, looks_packed
+from ..compressed import PackedError, PackedFile, looks_packed
+from ..rows import MAX_BYTES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,69 +1,77 @@
-"""Names of shards: `<set>-<shard>-<images>.tfrec`, and whether what they promise is there."""
+"""Names of shards: `<set>-<shard>-<images>.tfrec` and others, and whether what they promise is there."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from guie_core import GuieError
+from guie_core import GuieError, UsageError
+from guie_core.wording import listing
 
+from ..numbering import gaps, incomplete, order
 from .framing import count
 
-_NAME = re.compile(r"(?P<set>.+)-(?P<shard>\d+)-(?P<images>\d+)\.tfrec(ord)?s?(\.(gz|z|zlib))?$")
+_SUFFIX = re.compile(r"\.tfrec(ord)?s?(-\d+-of-\d+)?(\.(gz|z|zlib))?$")
+_NAME = re.compile(rf"(?P<set>.+)-(?P<shard>\d+)-(?P<images>\d+){_SUFFIX.pattern}")
 
 
 def shards(
-    folder: str | os.PathLike[str], pattern: str = "*-train-*.tfrec", *, check: bool = True, counts: bool = True
+    folder: str | os.PathLike[str],
+    pattern: str | Sequence[str] = "*-train-*.tfrec",
+    *,
+    check: bool = True,
+    counts: bool = True,
 ) -> list[Path]:
-    """The shards of a set, `<set>-train-<shard>-<images>.tfrec`, in order of their numbers.
+    """The files of a folder whose names match `pattern`, or one of several, in order of their numbers.
 
-    With `check`, the numbers must be 0, 1, 2, ... without gaps up to the last, and, unless `counts` is false, each must
-    hold as many records as its name says (lengths only, about 10 microseconds a record; packed files are unpacked for
-    it). Raises GuieError, naming every shard at fault.
+    With `check`, no number may be missing (see `guie_datasets.numbering.gaps`), and, unless `counts` is false, each
+    file must hold as many records as its name says, `<set>-train-<shard>-<images>.tfrec` (lengths only, about 10
+    microseconds a record; packed files are unpacked for it). Raises GuieError, naming every shard at fault; UsageError
+    for what is no pattern.
     """
     folder = Path(folder)
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    for each in patterns:
+        _check_pattern(each)
     if not folder.is_dir():
-        raise GuieError(f"{folder}: no such folder. Name the folder that holds the files {pattern}")
-    found = [path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith(".")]
+        raise GuieError(f"{folder}: no such folder. Name the folder that holds the files {listing(patterns)}")
+    matching = {path for each in patterns for path in folder.glob(each)}
+    found = [path for path in matching if path.is_file() and not path.name.startswith(".")]
     if not found:
         there = sorted(path.name for path in folder.iterdir())
-        listing = ", ".join(there[:5]) + (", ..." if len(there) > 5 else "") if there else "nothing"
-        raise GuieError(f"{folder}: no file matches {pattern}. The folder holds {listing}")
-    found.sort(key=_order)
+        holds = ", ".join(there[:5]) + (", ..." if len(there) > 5 else "") if there else "nothing"
+        raise GuieError(f"{folder}: no file matches {listing(patterns)}. The folder holds {holds}")
+    found.sort(key=order)
     if check:
-        problems = _gaps(found) + [problem for path in found if counts for problem in _miscounted(path)]
+        problems = gaps(path.name for path in found)
+        problems += [problem for path in found if counts for problem in _miscounted(path)]
         if problems:
-            lines = "\n".join(f"  {problem}" for problem in problems)
-            raise GuieError(
-                f"{folder}: the set is not complete:\n{lines}\nFetch these files again, or name the files you want"
-            )
+            raise incomplete(folder, problems)
     return found
+
+
+def shard_suffix(name: str) -> str:
+    """The end by which a TFRecord file is known, such as ".tfrec", with "*" for numbers in it: ".tfrecord-*-of-*".
+    "" for other files."""
+    match = _SUFFIX.search(name)
+    return re.sub(r"\d+", "*", match[0]) if match else ""
+
+
+def _check_pattern(pattern: str) -> None:
+    parts = Path(pattern).parts
+    odd = [part for part in parts if "**" in part and part != "**"]
+    if not parts or Path(pattern).is_absolute() or "\0" in pattern or odd:
+        raise UsageError(
+            f"pattern is {pattern!r}; give one for names in the folder, such as '*.tfrec', without the folder itself"
+        )
 
 
 def images_in_name(path: str | os.PathLike[str]) -> int | None:
     """The number of records that a shard's name promises, or None for other names."""
     match = _NAME.match(Path(path).name)
     return int(match["images"]) if match else None
-
-
-def _order(path: Path) -> tuple[str, int, str]:
-    match = _NAME.match(path.name)
-    return (match["set"], int(match["shard"]), path.name) if match else (path.name, 0, path.name)
-
-
-def _gaps(paths: list[Path]) -> list[str]:
-    numbers: dict[str, list[int]] = {}
-    for path in paths:
-        if match := _NAME.match(path.name):
-            numbers.setdefault(match["set"], []).append(int(match["shard"]))
-    problems = []
-    for name, there in sorted(numbers.items()):
-        missing = sorted(set(range(max(there))) - set(there))
-        double = sorted({number for number in there if there.count(number) > 1})
-        problems += [f"{name}-{number:02d}-*.tfrec is missing" for number in missing]
-        problems += [f"{name}-{number:02d}-*.tfrec is there more than once" for number in double]
-    return problems
 
 
 def _miscounted(path: Path) -> list[str]:
