@@ -22,5 +22,8 @@ recipe.update(
     classifier=dict(data=[dict(type="universal130k")]),
     # point 3
     features=dict(dtype="float32"),
+    # point 10: for the contest
+    exports=[dict(type="TorchScript")],
+    submission=True,
 )
 profile = "auto"

@@ -175,6 +175,5 @@ def small(data: Path) -> Iterator[str]:
         "recipe.selection.every=3",
         "recipe.classifier.training.epochs=40",
         "recipe.classifier.training.batch_size=64",
-        "recipe.exports=[dict(type='TorchScript')]",
     ):
         yield from ("--set", setting)

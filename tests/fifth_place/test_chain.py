@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,11 @@ from torch import Tensor, nn
 from guie_core import build
 from guie_core.experiment import Experiment
 from guie_core.interrupt import Stop
+from guie_core.profiles import profile
 from guie_datasets import Manifest
 from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Fit, Training
+from guie_train.prediction.submission import check_submission
 from guie_train.stages.head import HeadWithLoss
 
 from .layout import KINDS, FiveSets, lay_out, small
@@ -336,7 +339,9 @@ def classified(run: Path, x: Array) -> Array:
 
 @torch.inference_mode()
 def test_the_submission_embeds_raw_images_as_the_formula_does(run: Path, expected: pd.DataFrame) -> None:
-    model = torch.jit.load(run / "stages" / "export" / "saved_model.pt")
+    with zipfile.ZipFile(run / "stages" / "submission" / "submission.zip") as archive:
+        assert archive.namelist() == ["saved_model.pt"]
+        model = torch.jit.load(io.BytesIO(archive.read("saved_model.pt")))
     network_, mean, std = network()
 
     def seen(image: Tensor) -> Array:
@@ -368,6 +373,13 @@ def test_the_submission_embeds_raw_images_as_the_formula_does(run: Path, expecte
     assert min(shapes.values()) >= 3, shapes
 
 
+def test_the_submission_passes_the_contests_checks(run: Path) -> None:
+    """Odd shapes among them, in a process without guie."""
+    checks = check_submission(run / "stages" / "submission" / "submission.zip", profile("cpu"))
+    assert len(checks) > 8
+    assert [check for check in checks if check.verdict == "FAILED"] == []
+
+
 def test_there_is_no_report_without_an_evaluation(run: Path) -> None:
     assert not (run / "report.html").exists()
 
@@ -377,9 +389,9 @@ def test_there_is_no_report_without_an_evaluation(run: Path) -> None:
 
 def test_another_split_and_another_head_compute_no_features(run: Path, sets: FiveSets) -> None:
     before = {path: path.stat().st_mtime_ns for path in (run.parent / "store" / "features").rglob("*.npy")}
-    changed = ("recipe.splits.0.seed=1", "recipe.splits.1.folds=10", "recipe.head.dropout=0.1", "recipe.exports=[]")
+    changed = ("recipe.splits.0.seed=1", "recipe.splits.1.folds=10", "recipe.head.dropout=0.1")
     more = [part for setting in changed for part in ("--set", setting)]
-    done = guie_train(sets.folder, run.with_name("another"), *more)
+    done = guie_train(sets.folder, run.with_name("another"), *more, "--stage", "classifier")
     assert done.returncode == 0, done.stderr
     record = json.loads((run.with_name("another") / "run.json").read_text())
     reused = {stage["name"]: stage["reused"] for stage in record["records"]["stages"]}

@@ -41,6 +41,7 @@ def guie_stages() -> Iterable[Entry]:
         Entry("FitClassifier", "guie_train.stages.classifier:FitClassifier", "Train the classifier of categories"),
         Entry("Evaluate", "guie_train.stages.evaluate:Evaluate", "Retrieval of raw, PCA and trained embeddings"),
         Entry("Export", "guie_train.stages.export:Export", "Formats that run elsewhere, proven equal"),
+        Entry("Submission", "guie_train.stages.submission:Submission", "The contest's submission.zip"),
     ]
 
 

@@ -99,6 +99,8 @@ def train(
             click.echo(f"\n{_table(report)}\n\nreport: {shown(page)}")
             for export in report.exports:
                 click.echo(f"model:  {shown(folder / 'stages' / 'export' / export.path.name)}")
+        elif stage is None:
+            click.echo(f"\nresults: {shown(folder / 'stages')}")
     return folder
 
 

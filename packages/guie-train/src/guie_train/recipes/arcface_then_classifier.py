@@ -21,6 +21,7 @@ from guie_train.stages.evaluate import RAW, TRAINED, Evaluate
 from guie_train.stages.export import Export
 from guie_train.stages.features import Features, Part, Shape
 from guie_train.stages.head import LOSS_PROVIDES, FitHead, Selection, TrainedHead
+from guie_train.stages.submission import Submission
 
 ViewConfig = Annotated[Config, Slot("views", defaults=("size", "mean", "std"))]
 
@@ -112,6 +113,7 @@ class ArcFaceThenClassifier:
         features: how they are computed and kept.
         evaluation: what is reported; None reports nothing, where all is left to somebody else's test.
         exports: formats to write.
+        submission: whether the TorchScript export is also packed as the contest's submission.zip.
         seed: of initialisation, order, dropout and random crops.
         keep_duplicates: keep images that are there more than once in a class.
         max_bad: the share of images that may be left out as unreadable, in preparation and again in decoding.
@@ -132,6 +134,7 @@ class ArcFaceThenClassifier:
     filters: list[Annotated[Config, Slot("filters")]] = field(default_factory=list)
     features: Stored = Stored()
     exports: list[Annotated[Config, Slot("exporters")]] = field(default_factory=list)
+    submission: bool = False
     seed: int = 0
     keep_duplicates: bool = False
     max_bad: float = 0.001
@@ -145,6 +148,9 @@ class ArcFaceThenClassifier:
         ]
         if not problems and set(self.without) >= set(there):
             problems = [Problem("recipe.without", "it leaves out every data set there is in recipe.data.")]
+        if self.submission and all(config["type"] != "TorchScript" for config in self.exports):
+            hint = "Add dict(type='TorchScript') to recipe.exports, or set recipe.submission=False."
+            problems.append(Problem("recipe.submission", "the contest takes TorchScript, which isn't exported.", hint))
         if problems:
             raise ExperimentError(problems)
 
@@ -245,6 +251,8 @@ class ArcFaceThenClassifier:
                 split=reported or TRAIN,
             )
             stages.append(export)
+            if self.submission:
+                stages.append(Submission(name="submission", export=export))
         return stages
 
     def _classifiers_own(self, data: list[Config]) -> Prepare:
