@@ -244,7 +244,7 @@ class Script(Model[Tensor]):
         try:
             with torch.inference_mode(), _memory(self.device, 1):
                 found = self.script(image[None].to(self.device, torch.float32))
-        except RuntimeError as error:  # all that TorchScript raises is one
+        except (RuntimeError, torch.jit.Error) as error:  # all that TorchScript raises is one of them
             if "allocate memory" in str(error):
                 raise GuieError(f"{shown(self.path)}: the memory is full: {_last_line(error)}") from error
             raise BadImage(f"the model fails on it: {_last_line(error)}") from error
@@ -379,8 +379,8 @@ def _view(path: Path, config: Config | None, size: Any) -> Any:
             raise GuieError(
                 f"{shown(stage)} is damaged: {error}. Say which view the model takes with --view"
             ) from error
-        with torch.device("meta"):  # for what it says of its input; without its weights
-            built: Any = build("backbones", {**backbone, "weights": "none"}, where="backbone")
+        # for what it says of its input; its weights are random, and go again
+        built: Any = build("backbones", {**backbone, "weights": "none"}, where="backbone")
         return build("views", config, where="view", size=built.image_size, mean=built.mean, std=built.std)
     raise UsageError(
         f"{shown(path)} takes images that were resized and normalised, and nothing beside it says how (an "

@@ -1,0 +1,569 @@
+"""`guie predict`: embeddings of any images by any form of a model, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from guie_core.cli import guie, run_command
+from guie_datasets import Manifest, decode, export, prepare
+from guie_datasets.sets.folders import ClassFolders
+from guie_emoji import Emoji
+from guie_models import (
+    BatchNormLinear,
+    Embedder,
+    Linear,
+    Onnx,
+    Safetensors,
+    Squash,
+    SwitchedAugmentation,
+    TimmBackbone,
+    TorchScript,
+    load,
+)
+from guie_train.prediction import models, predicting
+
+CLASSES, SIZE = 9, 32
+torch.set_num_threads(1)  # tests run beside each other
+
+Run = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """photos/<class>/<image>, 6 of each of nine emoji; one/ and switched/: an embedder in three forms each."""
+    folder = tmp_path_factory.mktemp("made")
+    for row in Emoji().rows():
+        if row.label < CLASSES:
+            image = Image.fromarray(decode(row.image.read()).transpose(1, 2, 0))
+            place = folder / "photos" / row.name
+            place.mkdir(parents=True, exist_ok=True)
+            image.save(place / f"{len(list(place.iterdir()))}.png")
+    torch.manual_seed(0)
+    backbone = TimmBackbone("test_resnet", weights="none", image_size=SIZE)
+    parts: tuple[Any, ...] = (
+        backbone,
+        BatchNormLinear(backbone.features, 16),
+        Squash(SIZE, backbone.mean, backbone.std),
+    )
+    augmentation = SwitchedAugmentation(SIZE, backbone.mean, backbone.std, padded_for=(0, 2))
+    images = [torch.randint(0, 256, (3, 40, 33 + n), dtype=torch.uint8) for n in range(7)]
+    for name, embedder in {
+        "one": Embedder(*parts),
+        "switched": Embedder(*parts, augmentation, Linear(backbone.features, 4)),
+    }.items():
+        for exporter in (Safetensors(), TorchScript(), Onnx()):
+            exporter.export(embedder, folder / name, images)
+    return folder
+
+
+@pytest.fixture
+def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with copies of all that."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """run("predict", ..., code=0): what the command prints, on stdout or on stderr where it fails."""
+
+    def command(*arguments: str | Path, code: int = 0) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run_command(guie, "guie", [*map(str, arguments), "--profile", "cpu"])
+        out, errors = capsys.readouterr()
+        assert ended.value.code == code, errors
+        assert "Traceback" not in errors
+        assert "This is a fault" not in errors
+        return out if code == 0 else errors
+
+    return command
+
+
+def embeddings(path: Path | str) -> dict[str, Any]:
+    """By path of the image."""
+    table = pq.read_table(path)
+    return dict(zip(table.column("path").to_pylist(), table.column("embedding").to_pylist(), strict=True))
+
+
+def written_out(embedder: Embedder, path: Path) -> np.ndarray[Any, Any]:
+    """The embedding of one view by the formula: Pillow, torch's own resize, numpy."""
+    image = np.asarray(Image.open(path).convert("RGB"))
+    height, width = image.shape[:2]
+    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
+    view = torch.nn.functional.interpolate(pixels, (SIZE, SIZE), mode="bicubic", antialias=True)[0] / 255
+    mean, std = (torch.tensor(value)[:, None, None] for value in (embedder.backbone.mean, embedder.backbone.std))
+    with torch.no_grad():
+        features = embedder.backbone(((view - mean) / std)[None])[0].double().numpy()
+    values = np.concatenate([features, [height / width, height / SIZE, width / SIZE]])
+    state = {name: value.double().numpy() for name, value in embedder.head.state_dict().items()}
+    norm = next(name.removesuffix("running_mean") for name in state if name.endswith("running_mean"))
+    scaled = (values - state[f"{norm}running_mean"]) / np.sqrt(state[f"{norm}running_var"] + 1e-6)
+    found = state["linear.weight"] @ scaled + state["linear.bias"]
+    result: np.ndarray[Any, Any] = found / np.linalg.norm(found)
+    return result
+
+
+@pytest.mark.parametrize("form", ["one", "one/embedder.safetensors", "one/saved_model.pt", "one/model.onnx"])
+def test_one_view_is_the_formula(here: Path, run: Run, form: str) -> None:
+    out = run("predict", form, "photos", "-o", "e.parquet")
+    assert f"e.parquet: {CLASSES * 6} embeddings of 16 dimensions by one/" in out
+    embedder = load(here / "one" / "embedder.safetensors")
+    found = embeddings("e.parquet")
+    assert list(found) == [str(path) for path in sorted((here / "photos").rglob("*.png"))]
+    for path, values in found.items():
+        np.testing.assert_allclose(values, written_out(embedder, Path(path)), atol=2e-5)
+    assert not list(here.glob("*.partial"))
+    assert not list(here.glob("*.quarantine.csv"))
+
+
+@pytest.mark.parametrize("form", ["switched", "switched/saved_model.pt"])
+def test_switched_augmentation_is_that_of_one_image_at_a_time(here: Path, run: Run, form: str) -> None:
+    run("predict", form, "photos", "-o", "e.parquet", "--batch-size", 7)
+    embedder = load(here / "switched" / "embedder.safetensors")
+    plain = load(here / "one" / "embedder.safetensors")
+    differs = 0
+    for path, values in embeddings("e.parquet").items():
+        raw = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy()).permute(2, 0, 1)[None].float()
+        with torch.no_grad():
+            np.testing.assert_allclose(values, embedder(raw)[0], atol=2e-5)
+            differs += bool((embedder(raw) - plain(raw)).abs().max() > 1e-3)
+    assert differs  # so that it was no single view
+
+
+def test_what_the_file_says(here: Path, run: Run) -> None:
+    run("predict", "one", "photos", "-o", "e.parquet")
+    file = pq.read_table("e.parquet")
+    assert str(file.schema.field("embedding").type).startswith("fixed_size_list<")
+    assert file.schema.field("embedding").type.list_size == 16
+    names = sorted(path.name for path in (here / "photos").iterdir())
+    for row in file.to_pylist():
+        data = Path(row["path"]).read_bytes()
+        assert row["hash"] == hashlib.blake2b(data, digest_size=16).digest()
+        assert (row["offset"], row["length"], row["source"]) == (0, -1, "photos")
+        assert (row["name"], row["label"]) == (Path(row["path"]).parent.name, names.index(row["name"]))
+        assert np.linalg.norm(row["embedding"]) == pytest.approx(1, abs=1e-6)
+    about = json.loads(file.schema.metadata[b"guie.predictions"])
+    model = (here / "one" / "embedder.safetensors").read_bytes()
+    assert about["model"]["hash"] == hashlib.blake2b(model, digest_size=16).hexdigest()
+    assert about["options"]["normalise"] is True
+    assert (about["images"], about["dimension"], about["bad"]) == (CLASSES * 6, 16, 0)
+
+
+def test_numpy_has_the_same(here: Path, run: Run) -> None:
+    run("predict", "one", "photos", "-o", "e.parquet")
+    run("predict", "one", "photos", "-o", "e.npy")
+    array = np.load("e.npy", allow_pickle=False)
+    assert array.dtype == np.float32
+    table = embeddings("e.parquet")
+    np.testing.assert_array_equal(array, np.array(list(table.values()), np.float32))
+    with open("e.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == list(table)
+    assert {len(bytes.fromhex(row["hash"])) for row in rows} == {16}
+    assert "is complete already" in run("predict", "one", "photos", "-o", "e.npy")
+
+
+# what is embedded
+
+
+def test_any_folder_and_images_by_name(here: Path, run: Run) -> None:
+    run("predict", "one", "photos", "-o", "e.parquet")
+    expected = embeddings("e.parquet")
+    first, second = sorted((here / "photos").rglob("*.png"))[:2]
+    (here / "mixed" / "deep" / "er").mkdir(parents=True)
+    shutil.copy(first, here / "mixed" / "top.png")
+    shutil.copy(second, here / "mixed" / "deep" / "er" / "low.png")
+    (here / "mixed" / "notes.txt").write_text("no image")
+    out = run("predict", "one", "mixed", first, "-o", "m.parquet")
+    assert "1 passed over; listed in m.quarantine.csv" in out
+    rows = pq.read_table("m.parquet").to_pylist()
+    assert [Path(row["path"]).name for row in rows] == ["low.png", "top.png", first.name]
+    assert {row["label"] for row in rows} == {None}
+    for row, like in zip(rows, (second, first, first), strict=True):
+        np.testing.assert_allclose(row["embedding"], expected[str(like)], atol=1e-6)
+    assert "notes.txt" in Path("m.quarantine.csv").read_text()
+
+
+@pytest.mark.parametrize("layout", ["manifest", "tfrecord", "webdataset", "table", "bare table"])
+def test_tables_manifests_and_shards(here: Path, run: Run, layout: str) -> None:
+    run("predict", "one", "photos", "-o", "e.parquet")
+    expected = {row["hash"]: row["embedding"] for row in pq.read_table("e.parquet").to_pylist()}
+    manifest, _ = prepare([ClassFolders("photos")])
+    what = "images.parquet"
+    manifest.write(what)
+    if layout in ("tfrecord", "webdataset"):
+        what = "shards"
+        export(manifest, layout, what)  # type: ignore[arg-type]
+    elif layout != "manifest":
+        what = "images.csv"
+        keep = ["path", "label"] if layout == "table" else ["path"]
+        manifest.to_pandas()[keep].to_csv(what, index=False)
+    run("predict", "one", what, "-o", "found.parquet")
+    rows = pq.read_table("found.parquet").to_pylist()
+    assert len(rows) == len(manifest) == len(expected)
+    for row, label in zip(rows, manifest.column("label"), strict=True):
+        np.testing.assert_allclose(row["embedding"], expected[row["hash"]], atol=1e-6)
+        assert row["label"] == (None if layout == "bare table" else label)
+        assert (row["length"] > 0) == (what == "shards")
+
+
+def test_labels_of_two_data_sets_are_kept_apart(here: Path, run: Run) -> None:
+    single = next((here / "photos").rglob("*.png"))
+    run("predict", "one", "photos", single, "photos", "-o", "e.parquet", "--set", "0.category=things")
+    rows = pq.read_table("e.parquet").to_pylist()
+    count = CLASSES * 6
+    assert [row["label"] for row in rows[:count]] == [n // 6 for n in range(count)]
+    assert rows[count]["label"] is None
+    assert [row["label"] for row in rows[count + 1 :]] == [CLASSES + n // 6 for n in range(count)]
+    assert {row["category"] for row in rows} == {"things", ""}
+
+
+# stopped, killed, changed
+
+
+def uninterrupted(run: Run, form: str) -> bytes:
+    run("predict", form, "photos", "-o", "whole.parquet", "--batch-size", 8)
+    return Path("whole.parquet").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"), [("one", models.OneView), ("switched", models.Switched), ("one/saved_model.pt", models.Script)]
+)
+def test_ctrl_c_and_the_same_command_again(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch, form: str, kind: Any
+) -> None:
+    whole = uninterrupted(run, form)
+    calls: list[int] = []
+    embed = kind.embed
+
+    def interrupting(self: Any, images: Any) -> Any:
+        calls.append(len(images))
+        if len(calls) == 4:  # the first one is of opening the model
+            signal.raise_signal(signal.SIGINT)
+        return embed(self, images)
+
+    monkeypatch.setattr(kind, "embed", interrupting)
+    command = ("predict", form, "photos", "-o", "e.parquet", "--batch-size", 8)
+    message = run(*command, code=130)
+    assert "24 of 54 images are done and kept; the same command goes on" in message
+    assert not Path("e.parquet").exists()
+    run(*command)
+    assert sum(calls[4:]) == 54 - 24 + 1
+    assert Path("e.parquet").read_bytes() == whole
+    assert not Path("e.parquet.partial").exists()
+
+
+KILLED = """
+import os, signal, sys
+from guie_core.cli import guie, run_command
+from guie_train.prediction import models, predicting
+predicting.FLUSH_SECONDS = 0
+calls, embed = [], models.OneView.embed
+def fatal(self, images):
+    calls.append(1)
+    if len(calls) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return embed(self, images)
+models.OneView.embed = fatal
+run_command(guie, "guie", sys.argv[1:])
+"""
+
+
+def test_killed_and_the_same_command_again(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = uninterrupted(run, "one")
+    command = ["predict", "one", "photos", "-o", "e.parquet", "--batch-size", "8"]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *command, "--profile", "cpu"], env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(Path("e.parquet.partial").glob("[0-9]*.arrow"))) == 3
+    seen: list[int] = []
+    embed = models.OneView.embed
+    monkeypatch.setattr(
+        models.OneView, "embed", lambda self, images: [seen.append(len(images)), embed(self, images)][1]
+    )
+    run(*command)
+    assert sum(seen) == 54 - 24 + 1
+    assert Path("e.parquet").read_bytes() == whole
+
+
+def test_a_full_disk_is_one_message_and_nothing_is_lost(here: Path, run: Run) -> None:
+    whole = uninterrupted(run, "one")
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # the rows fit, the embeddings don't
+    limit = Path("photos").stat().st_size + 16_000
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        message = run("predict", "one", "photos", "photos", "photos", "-o", "e.parquet", code=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "could not be written" in message
+    assert "--output" in message
+    run("predict", "one", "photos", "-o", "e.parquet", "--batch-size", 8, "--fresh")
+    assert Path("e.parquet").read_bytes() == whole
+
+
+def test_a_complete_output_is_left_as_it_is(here: Path, run: Run) -> None:
+    run("predict", "one", "photos", "-o", "e.parquet")
+    before = Path("e.parquet").stat().st_mtime_ns
+    out = run("predict", "one", "photos", "-o", "e.parquet")
+    assert "e.parquet is complete already: 54 embeddings of 16 dimensions" in out
+    assert "--fresh makes it anew" in out
+    assert Path("e.parquet").stat().st_mtime_ns == before
+    run("predict", "one", "photos", "-o", "e.parquet", "--fresh")
+    assert Path("e.parquet").stat().st_mtime_ns > before
+
+
+def test_another_model_or_other_images_are_told(here: Path, run: Run) -> None:
+    command = ("predict", "one", "photos", "-o", "e.parquet")
+    run(*command)
+    shutil.copy("switched/embedder.safetensors", "one/embedder.safetensors")
+    message = run(*command, code=2)
+    assert "e.parquet is there already, and was made differently" in message
+    assert (
+        "the model is another: embedder.safetensors then, embedder.safetensors now, and not the same bytes" in message
+    )
+    message = run("predict", "one", "photos", "-o", "e.parquet", "--raw", code=2)
+    assert "normalise was True, is False" in message
+    run(*command, "--fresh")
+    shutil.copy(next(Path("photos").rglob("*.png")), next(Path("photos").iterdir()) / "new.png")
+    assert "the images are others: 54 then, 55 now" in run(*command, code=2)
+    run(*command, "--fresh")
+    some = next(Path("photos").rglob("*.png"))
+    os.utime(some, ns=(0, 0))
+    assert "as many, but not the same names or dates" in run(*command, code=2)
+
+
+def test_a_stopped_prediction_of_something_else_is_told(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    embed = models.OneView.embed
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            models.OneView, "embed", lambda self, images: [signal.raise_signal(signal.SIGINT), embed(self, images)][1]
+        )
+        patch.setattr(models, "_dimension", lambda model: 16)
+        run("predict", "one", "photos", "-o", "e.parquet", code=130)
+    message = run("predict", "switched", "photos", "-o", "e.parquet", code=2)
+    assert "e.parquet.partial holds what a stopped prediction has done, which was made differently" in message
+    assert "the model is another" in message
+    assert "batch_size was 16, is 5" in run("predict", "one", "photos", "-o", "e.parquet", "--batch-size", 5, code=2)
+    run("predict", "switched", "photos", "-o", "e.parquet", "--fresh")
+    assert not Path("e.parquet.partial").exists()
+
+
+def test_one_process_at_a_time(here: Path, run: Run) -> None:
+    Path("e.parquet.partial").mkdir()
+    with open("e.parquet.partial/lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "another process is writing e.parquet at this moment" in run(
+            "predict", "one", "photos", "-o", "e.parquet", code=2
+        )
+
+
+# bad images
+
+
+def test_bad_images_are_named_and_the_others_are_as_ever(here: Path, run: Run) -> None:
+    run("predict", "one", "photos", "-o", "e.parquet", "--batch-size", 8)
+    expected = embeddings("e.parquet")
+    paths = sorted((here / "photos").rglob("*.png"))
+    bad = [paths[3], paths[20]]
+    bad[0].write_bytes(bad[0].read_bytes()[:90])
+    bad[1].write_bytes(b"no image at all")
+    command = ("predict", "one", "photos", "-o", "b.parquet", "--batch-size", 8)
+    message = run(*command, code=1)
+    assert "of 54 images cannot be used, more than --max-bad 0.001 allows" in message
+    assert str(bad[0]) in message
+    assert not Path("b.parquet").exists()
+    out = run(*command, "--max-bad", "0.1")
+    assert "2 bad; listed in b.quarantine.csv" in out
+    with open("b.quarantine.csv", newline="") as file:
+        listed = list(csv.DictReader(file))
+    assert [row["place"] for row in listed] == [str(path) for path in bad]
+    assert "not an image" in listed[1]["reason"]
+    found = embeddings("b.parquet")
+    assert found.keys() == expected.keys() - {str(path) for path in bad}
+    for path, values in found.items():
+        np.testing.assert_allclose(values, expected[path], atol=1e-6)
+    about = json.loads(pq.read_schema("b.parquet").metadata[b"guie.predictions"])
+    assert (about["images"], about["bad"]) == (52, 2)
+
+
+def test_raising_max_bad_goes_on(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = sorted((here / "photos").rglob("*.png"))
+    paths[30].write_bytes(b"")
+    seen: list[int] = []
+    embed = models.OneView.embed
+    monkeypatch.setattr(
+        models.OneView, "embed", lambda self, images: [seen.append(len(images)), embed(self, images)][1]
+    )
+    command = ("predict", "one", "photos", "-o", "b.parquet", "--batch-size", 8)
+    run(*command, code=1)
+    assert sum(seen) == 31 + 1  # up to the end of its batch, without it
+    run(*command, code=1)
+    assert sum(seen) == 32  # nothing is done again to say so again
+    run(*command, "--max-bad", "0.1")
+    assert sum(seen) == 32 + 22 + 1
+
+
+def test_all_bad_missing_and_changed(here: Path, run: Run) -> None:
+    manifest, _ = prepare([ClassFolders("photos")])
+    manifest.write("m.parquet")
+    paths = sorted((here / "photos").rglob("*.png"))
+    shutil.copy(paths[1], paths[0])
+    paths[2].unlink()
+    run("predict", "one", "m.parquet", "-o", "b.parquet", "--max-bad", "0.2")
+    reasons = Path("b.quarantine.csv").read_text()
+    assert "its bytes have changed since it was prepared" in reasons
+    assert "No such file" in reasons
+    assert Manifest.read("m.parquet").column("label").tolist()[:3] == [0, 0, 0]
+    for path in paths[:5]:
+        path.write_bytes(b"nothing")
+    message = run("predict", "one", *paths[:5], "-o", "c.parquet", "--max-bad", "1", code=1)
+    assert "5 of 5 images cannot be used, which is all" in message
+
+
+# other people's models
+
+
+class Mean(nn.Module):
+    """Mean colours, not normalised; NaN for black; fails on a single row; sees the raw range."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        if image.shape[2] == 1:
+            raise RuntimeError("too small")
+        means = image.mean(dim=(2, 3))
+        return means / (means > 0).float() * 3.0
+
+
+class Flat(nn.Module):
+    def forward(self, image: Tensor) -> Tensor:
+        return image.mean(dim=(2, 3))[0]
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Path:
+    folder = tmp_path / "colours"
+    folder.mkdir()
+    for name, colour, size in (("a", (10, 20, 30), (9, 4)), ("b", (0, 0, 0), (5, 5)), ("c", (200, 1, 7), (5, 1))):
+        Image.new("RGB", size, colour).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_model_of_others(run: Run, tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.jit.save(torch.jit.script(Mean()), "mean.pt")
+    run("predict", "mean.pt", "colours", "-o", "raw.npy", "--raw", "--max-bad", "0.7")
+    np.testing.assert_allclose(np.load("raw.npy"), [[30, 60, 90]], rtol=1e-6)
+    reasons = Path("raw.quarantine.csv").read_text()
+    assert "its embedding is not finite" in reasons
+    assert "the model fails on it: " in reasons
+    assert "too small" in reasons
+    run("predict", "mean.pt", "colours", "-o", "unit.npy", "--max-bad", "0.7")
+    np.testing.assert_allclose(np.load("unit.npy"), np.array([[1, 2, 3]]) / np.sqrt(14), rtol=1e-6)
+    torch.jit.save(torch.jit.script(Flat()), "flat.pt")
+    message = run("predict", "flat.pt", "colours", "-o", "flat.npy", code=1)
+    assert "for one image it gives a tensor [3], not a tensor [1, D]" in message
+
+
+def test_onnx_needs_to_know_its_view(here: Path, run: Run) -> None:
+    run("predict", "one/model.onnx", "photos", "-o", "e.parquet")
+    expected = embeddings("e.parquet")
+    Path("alone").mkdir()
+    shutil.copy("one/model.onnx", "alone/model.onnx")
+    message = run("predict", "alone/model.onnx", "photos", "-o", "f.parquet", code=2)
+    assert "nothing beside it says how" in message
+    backbone = load(here / "one" / "embedder.safetensors").backbone
+    view = f"dict(type='Squash', mean={backbone.mean}, std={backbone.std})"
+    run("predict", "alone", "photos", "-o", "f.parquet", "--view", view)
+    assert embeddings("f.parquet") == expected
+    assert "stpd" in run(
+        "predict", "alone", "photos", "-o", "g.parquet", "--view", "dict(type='Squash', stpd=1)", code=2
+    )
+    assert "--view" in run("predict", "alone", "photos", "-o", "g.parquet", "--view", "Squash", code=2)
+    about = {"arguments": {"backbone": {**backbone.config, "weights": "none"}, "view": {"type": "Squash"}}}
+    Path("alone/stage.json").write_text(json.dumps(about))
+    run("predict", "alone", "photos", "-o", "g.parquet")
+    assert embeddings("g.parquet") == expected
+
+
+def test_batches_end_before_the_memory_does(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("predict", "switched", "photos", "-o", "e.parquet")
+    largest: list[int] = []
+    embed = models.Switched.embed
+
+    def measured(self: models.Switched, images: Any) -> Any:
+        largest.append(sum(image.nbytes for image in images[:-1]))
+        return embed(self, images)
+
+    monkeypatch.setattr(predicting, "BYTES_AT_ONCE", 100_000)
+    monkeypatch.setattr(models.Switched, "embed", measured)
+    run("predict", "switched", "photos", "-o", "f.parquet")
+    assert len(largest) > 5
+    assert max(largest) < 100_000  # all but the last one that was added
+    for path, values in embeddings("e.parquet").items():
+        np.testing.assert_allclose(values, embeddings("f.parquet")[path], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nothing.pt", "photos", "-o", "e.parquet"), "nothing.pt: no such file or folder. Name a run's folder or"),
+        (("photos", "photos", "-o", "e.parquet"), "photos: neither a run's folder nor one that holds a model"),
+        (("empty run", "photos", "-o", "e.parquet"), "empty run: this run has exported no model"),
+        (("one/README.md", "photos", "-o", "e.parquet"), "one/README.md: not a model that can be used here"),
+        (("cut.safetensors", "photos", "-o", "e.parquet"), "cut.safetensors: not a safetensors file, or a damaged one"),
+        (("cut.pt", "photos", "-o", "e.parquet"), "cut.pt: not a TorchScript file, or a damaged one"),
+        (("cut.zip", "photos", "-o", "e.parquet"), "cut.zip: not a zip, or a damaged one"),
+        (("other.zip", "photos", "-o", "e.parquet"), "other.zip holds model.pt, and no saved_model.pt at its top"),
+        (("cut.onnx", "photos", "-o", "e.parquet"), "cut.onnx: not an ONNX file, or a damaged one"),
+        (("one", "photo", "-o", "e.parquet"), "'photo' is neither a data set nor a file or folder here"),
+        (("one", "hollow", "-o", "e.parquet"), "there is no image to embed"),
+        (("one", "photos", "-o", "e.txt"), "--output e.txt: embeddings are written as .parquet or .npy"),
+        (("one", "photos", "-o", "photos"), "--output photos is a folder"),
+        (("one", "photos", "-o", "mine.parquet"), "mine.parquet is there already, and was not made by guie predict"),
+        (("one", "photos", "-o", "e.parquet", "--set", "catgory=x"), "catgory"),
+    ],
+)
+def test_messages(here: Path, run: Run, arguments: tuple[str, ...], message: str) -> None:
+    import zipfile
+
+    for suffix, source in {
+        "safetensors": "one/embedder.safetensors",
+        "pt": "one/saved_model.pt",
+        "zip": "one/saved_model.pt",
+        "onnx": "one/model.onnx",
+    }.items():
+        Path(f"cut.{suffix}").write_bytes(Path(source).read_bytes()[:3000])
+    with zipfile.ZipFile("other.zip", "w") as archive:
+        archive.writestr("model.pt", b"")
+    Path("empty run").mkdir()
+    Path("empty run/run.json").write_text("{}")
+    Path("hollow").mkdir()
+    Path("mine.parquet").write_text("keep me")
+    errors = run("predict", *arguments, code=2 if "cut" not in arguments[0] and "other" not in arguments[0] else 1)
+    assert message in errors
+    assert Path("mine.parquet").read_text() == "keep me"
+    assert not list(here.glob("*.partial"))
