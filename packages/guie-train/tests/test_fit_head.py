@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -93,23 +93,10 @@ def workspace(folder: Path, stop: Stop | None = None) -> Workspace:
     return Workspace(folder, profile("cpu"), Stop() if stop is None else stop)
 
 
-class StopAfter(Stop):
-    """Asks to stop once it was looked at `steps` times."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.left = steps
-
-    def __bool__(self) -> bool:
-        self.left -= 1
-        return self.left < 0
-
-
-def interrupt(folder: Path, loss: Mapping[str, Any], steps: int) -> None:
-    """Stop the training after so many more steps."""
+def interrupt(folder: Path, loss: Mapping[str, Any], stop: Stop) -> None:
     workspace(folder).get(stage(loss).train)
     with pytest.raises(Interrupted, match="saved at"):
-        workspace(folder, StopAfter(steps)).get(stage(loss))  # a first look, before the stage
+        workspace(folder, stop).get(stage(loss))  # a first look, before the stage
 
 
 GROWING = {"type": "ArcFace", "margin": {"start": 0.1, "growth": 0.2, "end": 0.5}}
@@ -128,10 +115,12 @@ LOSSES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
-def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path, loss: dict[str, Any]) -> None:
+def test_an_interrupted_training_ends_with_the_same_bits(
+    tmp_path: Path, loss: dict[str, Any], stop_after: Callable[[int], Stop]
+) -> None:
     whole = workspace(tmp_path / "whole").get(stage(loss))
     for steps in (4, 5):  # in the second epoch, and at the end of the third
-        interrupt(tmp_path / "parts", loss, steps)
+        interrupt(tmp_path / "parts", loss, stop_after(steps))
         torch.manual_seed(99)  # another process has another generator state
     parts = workspace(tmp_path / "parts").get(stage(loss))
     assert parts.curves == whole.curves
@@ -142,7 +131,9 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path, loss: d
             assert torch.equal(value, other[key]), (name, key)
 
 
-def test_a_scheduled_margin_grows_with_the_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheduled_margin_grows_with_the_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: Callable[[int], Stop]
+) -> None:
     """.1, .3, .5, and no further; told at the beginning of each epoch, and again after resuming."""
     told: list[int] = []
     margins: list[float] = []
@@ -163,7 +154,7 @@ def test_a_scheduled_margin_grows_with_the_epochs(tmp_path: Path, monkeypatch: p
     assert np.round(margins, 6).tolist() == [0.1] * 6 + [0.3] * 6 + [0.5] * 12  # three steps an epoch, SAM twice each
     told.clear()
     margins.clear()
-    interrupt(tmp_path / "parts", GROWING, 5)
+    interrupt(tmp_path / "parts", GROWING, stop_after(5))
     workspace(tmp_path / "parts").get(stage(GROWING))
     assert told == [0, 1, 1, 2, 3]
     assert np.round(margins, 6).tolist() == [0.1] * 6 + [0.3] * 6 + [0.5] * 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,26 +39,16 @@ def fit(folder: Path, **changes: object) -> Fit:
     return Fit(Model(), *data(), training, seed=5, folder=folder, name="head")
 
 
-class StopAfter(Stop):
-    """Asks to stop once it was looked at `steps` times, as Ctrl-C during that step would."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.left = steps
-
-    def __bool__(self) -> bool:
-        self.left -= 1
-        return self.left < 0
-
-
 @pytest.mark.parametrize("optimizer", [SAM, {"type": "AdamW", "lr": 1e-2}])
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 7, 16])
-def test_an_interrupted_fit_ends_with_the_same_bits(tmp_path: Path, steps: int, optimizer: object) -> None:
+def test_an_interrupted_fit_ends_with_the_same_bits(
+    tmp_path: Path, steps: int, optimizer: object, stop_after: Callable[[int], Stop]
+) -> None:
     whole = fit(tmp_path / "whole", optimizer=optimizer)
     curves = whole.run(Stop())
 
     with pytest.raises(Interrupted):
-        fit(tmp_path / "parts", optimizer=optimizer).run(StopAfter(steps))
+        fit(tmp_path / "parts", optimizer=optimizer).run(stop_after(steps))
     torch.manual_seed(99)  # another process has another generator state
     rest = fit(tmp_path / "parts", optimizer=optimizer)
     assert (rest.epoch, rest.step) == divmod(steps + 1, 3) or rest.step == 3
@@ -66,12 +57,14 @@ def test_an_interrupted_fit_ends_with_the_same_bits(tmp_path: Path, steps: int, 
         assert torch.equal(value, rest.model.state_dict()[name]), name
 
 
-def test_a_fit_interrupted_at_every_step_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_fit_interrupted_at_every_step_ends_with_the_same_bits(
+    tmp_path: Path, stop_after: Callable[[int], Stop]
+) -> None:
     whole = fit(tmp_path / "whole")
     whole.run(Stop())
     for _ in range(18):
         with pytest.raises(Interrupted):
-            fit(tmp_path / "parts").run(StopAfter(0))
+            fit(tmp_path / "parts").run(stop_after(0))
     rest = fit(tmp_path / "parts")
     rest.run(Stop())
     for name, value in whole.model.state_dict().items():
