@@ -182,8 +182,8 @@ def test_big_endian_16_bit_tiff() -> None:
     assert np.unique(check_shape(data, 3, 2)).tolist() == [0x41]
 
 
-def tiff(width: int, height: int, bits: int, pixels: bytes) -> bytes:
-    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 0), (277, 1), (278, height)]
+def tiff(width: int, height: int, bits: int, pixels: bytes, photometric: int = 1) -> bytes:
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 0), (277, 1), (278, height)]
     tags.append((279, len(pixels)))
     start = 8 + 2 + 12 * len(tags) + 4
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, start if tag == 273 else value) for tag, value in tags)
@@ -193,6 +193,12 @@ def tiff(width: int, height: int, bits: int, pixels: bytes) -> bytes:
 def test_12_bit_tiff_keeps_the_upper_8() -> None:
     # 12 bits a pixel, packed: 0xfff, 0x800
     assert check_shape(tiff(2, 1, 12, b"\xff\xf8\x00"), 2, 1)[0, 0].tolist() == [0xFF, 0x80]
+
+
+@pytest.mark.parametrize(("bits", "white"), [(8, b"\0"), (16, b"\0\0")])
+def test_tiffs_whose_white_is_zero_are_no_negatives(bits: int, white: bytes) -> None:
+    data = tiff(3, 1, bits, white + b"\xff" * len(white) + (0x41 << bits - 8).to_bytes(len(white), "little"), 0)
+    assert check_shape(data, 3, 1)[:, 0].tolist() == [[255, 0, 255 - 0x41]] * 3
 
 
 def png_of_16_bits(colour: int, pixels: bytes, *others: tuple[bytes, bytes], width: int = 2) -> bytes:
@@ -463,6 +469,17 @@ def test_pixel_limit_is_ours_and_comes_before_decoding() -> None:
         side = 9_700  # 94 megapixels: Pillow alone would warn
         assert header_size(saved(Image.new("1", (side, side)), "PNG")) == (side, side)
     assert decoding.MAX_PIXELS == 100_000_000
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_whole_images_over_the_limit_are_not_decoded(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = saved(photo(), format)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", WIDTH * HEIGHT)
+    assert decode(data).shape == (3, HEIGHT, WIDTH)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", WIDTH * HEIGHT - 1)
+    for read in (decode, header_size, examine, lambda data: decode(data, "scaled", 4)):
+        with pytest.raises(BadImage, match=f"{WIDTH} x {HEIGHT} is over the limit"):
+            read(data)
 
 
 def test_a_damaged_chunk_of_a_png_is_found_by_examining() -> None:

@@ -275,11 +275,15 @@ def _rgb(image: ImageFile) -> Image.Image:
 
 
 def _from_16_bits(image: ImageFile) -> Image.Image:
-    bits = 16
+    bits, inverted = 16, False
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+        # 0: white is zero, which Pillow looks after at 1 to 8 bits only
+        inverted = image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
     values = np.asarray(image)
     gray = (values >> (bits - 8)).astype(np.uint8)
+    if inverted:
+        gray = 255 - gray
     if isinstance(transparent := image.info.get("transparency"), int):
         gray[values == transparent] = 255
     return Image.fromarray(gray)
