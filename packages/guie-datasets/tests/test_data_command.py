@@ -420,14 +420,24 @@ def test_a_manifest_of_another_version(pictures: Path, capsys: pytest.CaptureFix
         )
 
 
-@pytest.mark.parametrize("command", [["verify"], ["export", "--to", "csv", "-o", "out"]])
+@pytest.mark.parametrize(
+    "command",
+    [["verify"], ["stats"], ["show"], ["leaks"], ["export", "--to", "csv", "-o", "out"]],
+    ids=lambda args: args[0],
+)
 def test_what_is_no_manifest(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     pq.write_table(pa.table({"path": ["a"], "label": [1]}), "table.parquet")
-    Path("text.csv").write_text("path,label\n")
+    for name in ("text.csv", "x.tar", "x.tfrec", "damaged.parquet"):
+        Path(name).write_text("path,label\n")
+    Path("my pictures").mkdir()
     for name, message in [
         ("none.parquet", "no such file. A manifest is what preparing data sets writes"),
-        ("table.parquet", "a Parquet file, but not a manifest of guie's"),
-        ("text.csv", "not a manifest, or a damaged one: "),
+        ("table.parquet", "a Parquet table, and no manifest. Prepare it first: guie data prepare table.parquet\n"),
+        ("text.csv", "a table, and no manifest. Prepare it first: guie data prepare text.csv\n"),
+        ("x.tar", "shards of images, and no manifest. Prepare it first: guie data prepare x.tar\n"),
+        ("x.tfrec", "shards of images, and no manifest. Prepare it first: guie data prepare x.tfrec\n"),
+        ("my pictures", "a folder, and no manifest. Prepare it first: guie data prepare 'my pictures'\n"),
+        ("damaged.parquet", "not a manifest, or a damaged one: "),
     ]:
         code, out, err = guie(capsys, command[0], name, *command[1:])
         assert (code, out) == (1, "")
@@ -505,7 +515,10 @@ def test_export(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["pictures.parquet", "--to", "pgn", "-o", "out"], 2, "error: Invalid value for '--to': 'pgn' is not one of 'png', 'folder', 'csv', 'tfrecord', 'webdataset'.\n"),
         (["pictures.parquet", "--to", "png", "-o", "pictures"], 2, "error: pictures is there and not empty. Name a new folder, so that nothing of yours is mixed up\n"),
-        (["pictures.parquet", "--to", "png", "-o", "out", "--split", "test"], 2, "error: no image is in the split 'test'. It has none: experiments split it when they run\n"),
+        (["pictures.parquet", "--to", "png", "-o", "out", "--split", "test"], 2, "error: the manifest has no splits. Experiments make them: the manifest with splits is stages/split/manifest.parquet in the folder of a run\n"),
+        (["pictures.parquet", "--to", "webdataset", "-o", "out", "--decode", "tensorflow", "--link"], 2, "error: --to webdataset takes no --decode and no --link. It takes --per-shard\n"),
+        (["pictures.parquet", "--to", "png", "-o", "out", "--per-shard", "9"], 2, "error: --to png takes no --per-shard. It takes --decode\n"),
+        (["pictures.parquet", "--to", "csv", "-o", "out", "--link"], 2, "error: --to csv takes no --link\n"),
         (["pictures.parquet", "--to", "png"], 2, "error: Missing option '--output' / '-o'.\n"),
         (["pictures.parquet", "--to", "png", "-o", "/dev/null/x"], 1, "error: A part of the path is a file, not a folder: /dev/null/x/"),
     ],
@@ -517,3 +530,58 @@ def test_wrong_usage_of_export(
     found, out, err = guie(capsys, "export", *args)
     assert (found, out) == (code, "")
     assert err.startswith(message)
+
+
+def test_what_tfrecords_do_not_hold_is_told(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    guie(capsys, "prepare", "pictures")
+    assert guie(capsys, "export", "pictures.parquet", "--to", "tfrecord", "-o", "out") == (
+        0,
+        "out: 4 images as tfrecord.\nTFRecords hold images and labels; what the classes are called is in out/classes.csv.\n",
+        "",
+    )
+    assert Path("out/classes.csv").read_text() == "label,name,source,category\n0,cat,pictures,\n1,dog,pictures,\n"
+
+
+# --- what is no longer there
+
+
+def test_stats_of_images_that_are_gone(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    guie(capsys, "prepare", "pictures")
+    Path("pictures/dog/0.png").unlink()
+    code, out, _ = guie(capsys, "stats", "pictures.parquet")
+    assert code == 0
+    assert "\nnot there now" in out
+    assert "1 of 4 images looked at; which: guie data verify pictures.parquet\n" in out
+    assert "PNG 100 %" in out
+    Path("pictures").rename("elsewhere")
+    code, out, _ = guie(capsys, "stats", "pictures.parquet")
+    assert code == 0
+    assert "4 of 4 images looked at; which: guie data verify pictures.parquet\n" in out
+    assert "0 bytes" not in out
+    assert re.search(r"^on disk +nothing is where the manifest says$", out, re.MULTILINE)
+    guie(capsys, "stats", "pictures.parquet", "-o", "x.html")
+    assert "4 of 4 images looked at" in Path("x.html").read_text()
+
+
+# --- pictures that are too large for their format
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "message"),
+    [
+        ("c.webp", 110, "a .webp picture has at most 16,383 pixels a side, and this one would be 19,920 high"),
+        ("c.jpg", 400, "a .jpg picture has at most 65,500 pixels a side, and this one would be 72,410 high"),
+        ("c.png", 9_000, "so many images don't fit into one picture"),
+    ],
+)
+def test_pictures_beyond_their_format(
+    capsys: pytest.CaptureFixture[str], name: str, classes: int, message: str
+) -> None:
+    """They are refused before an image is read: none of these is there."""
+    hashes = [f"{row:032x}" for row in range(classes)]
+    columns = {"path": [f"/nowhere/{row}.jpg" for row in range(classes)], "label": list(range(classes)), "hash": hashes}
+    Manifest.from_columns({**columns, "width": [8] * classes, "height": [8] * classes}).write("many.parquet")
+    code, _, err = guie(capsys, "show", "many.parquet", "--classes", str(classes), "-o", name)
+    assert code == 2
+    assert err.startswith(f"error: --output {name}: {message}")
+    assert "ask for fewer (--classes, --images), or for a page (.html)" in err

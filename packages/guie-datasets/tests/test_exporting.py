@@ -211,7 +211,14 @@ def test_tfrecord_is_read_by_tensorflow_and_prepared_again(pictures: Manifest, t
     out = tmp_path / "out"
     export(pictures, "tfrecord", out, per_shard=4)
     names = ["pictures-train-00-4.tfrec", "pictures-train-01-4.tfrec", "pictures-train-02-1.tfrec"]
-    assert list(tree(out)) == names
+    assert list(tree(out)) == ["classes.csv", *names]
+    classes = pd.read_csv(out / "classes.csv", keep_default_na=False)
+    assert classes.to_dict("list") == {
+        "label": [0, 1, 2],
+        "name": ["a.b", "cats & dogs", "猫"],
+        "source": ["pictures"] * 3,
+        "category": ["thing"] * 3,
+    }
     features = {"image/encoded": tf.io.FixedLenFeature([], tf.string)}
     features["image/class/label"] = tf.io.FixedLenFeature([], tf.int64)
     records = tf.data.TFRecordDataset([str(out / name) for name in names]).map(
@@ -226,7 +233,7 @@ def test_tfrecord_is_read_by_tensorflow_and_prepared_again(pictures: Manifest, t
 
 def test_tfrecord_of_several_sources_is_named_after_the_folder(recipe: Manifest, tmp_path: Path) -> None:
     export(recipe, "tfrecord", tmp_path / "my set")
-    assert list(tree(tmp_path / "my set")) == ["my set-train-00-11.tfrec"]
+    assert list(tree(tmp_path / "my set")) == ["classes.csv", "my set-train-00-11.tfrec"]
     same_images(prepare([TFRecordDataset(tmp_path / "my set", source="x")])[0], recipe)
 
 
@@ -296,14 +303,18 @@ def test_what_was_bad_and_is_mended_is_exported_then(damaged: Manifest, tmp_path
     Path(damaged.images()[1].path).write_bytes(jpeg(1))
     Path(damaged.images()[5].path).write_bytes(jpeg(12))
     assert len(export(damaged, "tfrecord", tmp_path / "out")) == 0
-    assert list(tree(tmp_path / "out")) == ["pictures-train-00-9.tfrec"]  # and no quarantine.csv any more
+    assert list(tree(tmp_path / "out")) == [
+        "classes.csv",
+        "pictures-train-00-9.tfrec",
+    ]  # and no quarantine.csv any more
 
 
 @pytest.mark.parametrize("to", ["png", "folder", "tfrecord", "webdataset"])
 def test_stopped_and_repeated_it_is_as_if_it_had_not_been(
     pictures: Manifest, tmp_path: Path, to: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export(pictures, to, tmp_path / "whole" / "set", per_shard=2)
+    shards = {"per_shard": 2} if to in ("tfrecord", "webdataset") else {}
+    export(pictures, to, tmp_path / "whole" / "set", **shards)
     with interruptible() as stop:
 
         class Stopping(Bar):
@@ -314,12 +325,12 @@ def test_stopped_and_repeated_it_is_as_if_it_had_not_been(
 
         monkeypatch.setattr(exporting, "bar", lambda total, text: Stopping(total, text, "image"))
         with pytest.raises(Interrupted, match="stopped after 5 of 9 images; the same command goes on from there"):
-            export(pictures, to, tmp_path / "set", per_shard=2, workers=1)
+            export(pictures, to, tmp_path / "set", workers=1, **shards)
     monkeypatch.undo()
     there = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*.*") if path.is_file()}
     assert 2 < len(there) < 10
     assert not [path for path in there if path.suffix == ".tmp"]
-    export(pictures, to, tmp_path / "set", per_shard=2)
+    export(pictures, to, tmp_path / "set", **shards)
     expected = {name: data.replace(b"/whole/", b"/") for name, data in tree(tmp_path / "whole" / "set").items()}
     assert tree(tmp_path / "set") == expected
     assert all(path.stat().st_mtime_ns == time for path, time in there.items())
@@ -347,10 +358,12 @@ def test_a_folder_that_holds_something_else_is_left_alone(pictures: Manifest, re
 
 
 def test_splits(pictures: Manifest, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"in the split 'test'. It has none: experiments split it when they run"):
+    with pytest.raises(
+        UsageError, match=r"the manifest has no splits\. Experiments make them: .*stages/split/manifest"
+    ):
         export(pictures, "csv", tmp_path / "out", split="test")
     divided = pictures.with_column("split", ["train"] * 6 + ["test"] * 3)
-    with pytest.raises(UsageError, match=r"in the split 'tst'. Did you mean 'test'\? Its splits: test, train"):
+    with pytest.raises(UsageError, match=r"there is no split 'tst'. Did you mean 'test'\? It has: 'train', 'test'"):
         export(divided, "csv", tmp_path / "out", split="tst")
     export(divided, "folder", tmp_path / "out", split="test")
     assert [path.split("/")[0] for path in tree(tmp_path / "out")] == ["猫"] * 3
@@ -361,6 +374,13 @@ def test_wrong_settings(pictures: Manifest, tmp_path: Path) -> None:
         UsageError, match=r"no format 'pgn' to export to. Did you mean 'png'\? The formats are png, folder"
     ):
         export(pictures, "pgn", tmp_path / "out")  # type: ignore[arg-type]
+    for to, options in (
+        ("png", {"per_shard": 3, "link": True}),
+        ("csv", {"method": "full"}),
+        ("folder", {"method": "full"}),
+    ):
+        with pytest.raises(UsageError, match=f"'{to}' takes no {' and no '.join(options)}"):
+            export(pictures, to, tmp_path / "out", **options)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="per_shard must be 1 or more, not 0"):
         export(pictures, "tfrecord", tmp_path / "out", per_shard=0)
     with pytest.raises(UsageError, match="no decoding method 'fast'"):

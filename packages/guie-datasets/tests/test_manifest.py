@@ -212,7 +212,7 @@ def test_files_that_are_no_manifest(manifest: Manifest, tmp_path: Path) -> None:
     with pytest.raises(GuieError, match="not a manifest, or a damaged one"):
         Manifest.read(path)
     pq.write_table(pa.table({"path": ["a"], "label": [1]}), path)
-    with pytest.raises(GuieError, match="a Parquet file, but not a manifest of guie's"):
+    with pytest.raises(GuieError, match=r"a Parquet table, and no manifest. Prepare it first: guie data prepare "):
         Manifest.read(path)
     manifest.write(path)
     path.write_bytes(path.read_bytes()[:-100])

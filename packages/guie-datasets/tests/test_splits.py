@@ -227,6 +227,16 @@ def test_names_must_tell_splits_apart(manifest: Manifest, names: tuple[str, ...]
         split(manifest, [HoldOutClasses(2, name=name) for name in names])
 
 
+@pytest.mark.parametrize("one", [HoldOutClasses(1), UnseenClasses(folds=2), StratifiedImages(folds=2)])
+def test_data_that_are_split_already(one: Split) -> None:
+    with pytest.raises(GuieError) as caught:
+        split(make([0, 0, 1, 1], ["train", "test", "train", "query"]), [one])
+    assert str(caught.value) == (
+        f"split {one.name!r}: all 4 images have a split already, from their data: train 2, test 1, query 1. "
+        f"Remove {one.name!r} from the experiment's recipe.splits, or prepare the data without their splits"
+    )
+
+
 def test_nothing_left_to_train_on() -> None:
-    with pytest.raises(GuieError, match="nothing is left to train on"):
+    with pytest.raises(GuieError, match=r"^nothing is left to train on: the data have the splits test 2$"):
         split(make([0, 0], ["test", "test"]), [])

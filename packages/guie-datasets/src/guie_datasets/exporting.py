@@ -14,7 +14,7 @@ import itertools
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -26,11 +26,11 @@ from guie_core import GuieError, Interrupted, UsageError
 from guie_core.files import atomic_write, digest
 from guie_core.interrupt import interruptible
 from guie_core.progress import bar
-from guie_core.wording import did_you_mean, listing, shown
+from guie_core.wording import did_you_mean, shown
 from guie_datasets import tfrecord
 from guie_datasets.images.decoding import BadImage, Method, check_method, decode
 from guie_datasets.images.reading import Reader, ordered_map
-from guie_datasets.manifest import Manifest
+from guie_datasets.manifest import Manifest, column_is
 from guie_datasets.quarantine import Finding, Quarantine
 from guie_datasets.rows import ImageRef
 
@@ -40,8 +40,21 @@ if TYPE_CHECKING:
 Format = Literal["png", "folder", "csv", "tfrecord", "webdataset"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
+#: What each format takes of `export`'s options.
+OPTIONS: Mapping[Format, Sequence[str]] = {
+    "png": ("method",),
+    "folder": ("link",),
+    "csv": (),
+    "tfrecord": ("per_shard",),
+    "webdataset": ("per_shard",),
+}
+_PER_SHARD = 5_000
+
 #: What an export is an export of; a hidden file, which no data set takes for one of its own.
 MARK = ".guie-export.json"
+
+#: What the classes of TFRecords are called.
+CLASSES = "classes.csv"
 
 
 def export(
@@ -50,9 +63,9 @@ def export(
     output: str | os.PathLike[str],
     *,
     split: str | None = None,
-    method: Method = "full",
-    per_shard: int = 5_000,
-    link: bool = False,
+    method: Method | None = None,
+    per_shard: int | None = None,
+    link: bool | None = None,
     max_bad: float = 0.001,
     workers: int | None = None,
 ) -> Quarantine:
@@ -61,31 +74,37 @@ def export(
     - "png": every image decoded and written as PNG, `<source>/<shard or folder>/<row>-<label>.png`, rows counted from 0
       over all sources, and `label-noresize.csv` with the columns path and label. Labels are those of the data set, as
       in its shards. With a manifest of Products-10K and the landmarks, this is what the original's tfrec2png.py leaves.
-      method: as for `decode`; "tensorflow" has the original's pixels.
+      method: as for `decode` (default "full"); "tensorflow" has the original's pixels.
     - "folder": the images' own bytes as `<class>/<row>[-<name of the file>].<suffix>`. Class folders have the names of
       the classes where these sort as the labels do, else the label's number before it: `ClassFolders` gives the same
       labels. link: hard links instead of copies, for images that are files of their own.
     - "csv": `label.csv`, the recipe's table: path, label, category and the other columns that say anything; offset and
       length for images inside shards. No image is read.
-    - "tfrecord": shards `<set>-train-<number>-<images>.tfrec` with at most `per_shard` images each and the manifest's
-      labels; the set is the images' source, or the name of `output` if there are several.
+    - "tfrecord": shards `<set>-train-<number>-<images>.tfrec` with at most `per_shard` images each (default
+      5,000) and the manifest's labels; the set is the images' source, or the name of `output` if there are several.
+      Records hold nothing else: `classes.csv` has label, name, source and category of the classes.
     - "webdataset": tar shards `<set>-<number>.tar`; of each image its bytes, its label (.cls) and its source, category
       and name (.json).
 
     Returns what was found: images that cannot be read, decoded, or are no longer those of the manifest are passed over,
     as long as they are at most `max_bad` of all; they are listed in `quarantine.csv` in `output`.
 
-    Raises GuieError: more bad images than that, a full or read-only disk; UsageError: an unknown format or split, or
-    `output` holds something else; Interrupted on Ctrl-C: the same call goes on from there.
+    Raises GuieError: more bad images than that, a full or read-only disk; UsageError: an unknown format or split, an
+    option that the format doesn't take, or `output` holds something else; Interrupted on Ctrl-C: the same call goes on
+    from there.
     """
     if to not in FORMATS:
         near = did_you_mean(to, FORMATS)
         raise UsageError(f"there is no format {to!r} to export to.{near} The formats are {', '.join(FORMATS)}")
+    given = {"method": method, "per_shard": per_shard, "link": link or None}
+    if strange := [name for name, value in given.items() if value is not None and name not in OPTIONS[to]]:
+        raise UsageError(f"{to!r} takes no {' and no '.join(strange)}")
+    method, per_shard, link = method or "full", _PER_SHARD if per_shard is None else per_shard, bool(link)
     check_method(method, None)
     if per_shard < 1:
         raise UsageError(f"per_shard must be 1 or more, not {per_shard}")
     if split is not None:
-        manifest = _of_split(manifest, split)
+        manifest = manifest.select(column_is(manifest, "split", split))
     folder = Path(output).expanduser()
     options: dict[str, dict[str, Any]] = {
         "png": {"method": method},
@@ -125,16 +144,6 @@ def _judge(found: Quarantine, max_bad: float, table: Path) -> None:
             f"allows:\n{first}{more}\nThe whole list is in {table}. The others are written. Mend these and repeat the "
             "command, or raise max_bad"
         )
-
-
-def _of_split(manifest: Manifest, split: str) -> Manifest:
-    splits = manifest.column("split")
-    chosen = manifest.select(splits == split)
-    if not len(chosen):
-        there = sorted(set(splits.tolist()) - {""})
-        known = f"Its splits: {listing(there)}" if there else "It has none: experiments split it when they run"
-        raise UsageError(f"no image is in the split {split!r}.{did_you_mean(split, there)} {known}")
-    return chosen
 
 
 def _claim(folder: Path, about: dict[str, Any]) -> None:
@@ -382,6 +391,9 @@ def _tfrecord(work: _Export, per_shard: int) -> None:
         unnamed = work.folder / f".{name}.tfrec"
         count = tfrecord.write(unnamed, ((data, labels[row]) for row, data in work.images(rows)))
         unnamed.replace(work.folder / f"{name}-{count}.tfrec")
+    with atomic_write(work.folder / CLASSES, "w") as file:  # what a record has no place for
+        said = work.manifest.table.group_by(["label", "name", "source", "category"], use_threads=False).aggregate([])
+        said.sort_by("label").to_pandas().to_csv(file, index=False, lineterminator="\n")
 
 
 def _webdataset(work: _Export, per_shard: int) -> None:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from guie_core import GuieError
+from guie_core import GuieError, UsageError
 from guie_core.files import atomic_write
+from guie_core.wording import did_you_mean, listing
 from guie_datasets.rows import ImageRef
 
 if TYPE_CHECKING:
@@ -122,8 +124,11 @@ class Manifest:
         found, and raised, when the column is first looked at.
         """
         path = Path(path)
-        if not path.is_file():
+        if not path.exists():
             raise GuieError(f"{path}: no such file. A manifest is what preparing data sets writes")
+        if what := _to_prepare(path):
+            command = f"guie data prepare {shlex.quote(os.fspath(path))}"
+            raise GuieError(f"{path}: {what}no manifest. Prepare it first: {command}")
         with _described(path):
             file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
             schema = file.schema_arrow
@@ -286,6 +291,35 @@ class _Images(Sequence[ImageRef]):
         return (self[number] for number in range(len(self)))
 
 
+#: For manifests without splits.
+NO_SPLITS = (
+    "the manifest has no splits. Experiments make them: the manifest with splits is stages/split/manifest.parquet in "
+    "the folder of a run"
+)
+
+
+def column_is(manifest: Manifest, name: str, value: str) -> NDArray[np.bool_]:
+    """Which rows have that value in a column of text. UsageError, naming those that there are, if none has."""
+    codes, values = manifest._codes(name)
+    if value not in values:
+        if name == "split" and not any(values):
+            raise UsageError(NO_SPLITS)
+        there = [repr(each) for each in values if each] + ["images without"] * ("" in values)
+        raise UsageError(f"there is no {name} {value!r}.{did_you_mean(value, values)} It has: {listing(there)}")
+    found: NDArray[np.bool_] = codes == values.index(value)
+    return found
+
+
+def _to_prepare(path: Path) -> str:
+    """What a path is that can be prepared but is no manifest, in words: "a folder, and "; "" for what may be one."""
+    if path.is_dir():
+        return "a folder, and "
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return "a table, and "
+    shards = (".tar", ".tfrec", ".tfrecs", ".tfrecord", ".tfrecords")
+    return "shards of images, and " if path.name.removesuffix(".gz").endswith(shards) else ""
+
+
 def is_manifest(path: str | os.PathLike[str]) -> bool:
     """Whether a file is a manifest, be it of another version: `Manifest.read` says what is wrong with it."""
     try:
@@ -296,7 +330,8 @@ def is_manifest(path: str | os.PathLike[str]) -> bool:
 
 def _about(path: Path, metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
     if _METADATA not in metadata:
-        raise GuieError(f"{path}: a Parquet file, but not a manifest of guie's")
+        command = f"guie data prepare {shlex.quote(os.fspath(path))}"
+        raise GuieError(f"{path}: a Parquet table, and no manifest. Prepare it first: {command}")
     try:
         about: dict[str, Any] = json.loads(metadata[_METADATA])
         version, _ = int(about["version"]), dict(about["provenance"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -38,18 +39,25 @@ def split(manifest: Manifest, splits: Sequence[Split]) -> Manifest:
     """Applies splits in order to the rows whose split is ""; the rest becomes "train".
 
     Rows that a data set has given a split keep it. Raises GuieError if a split cannot be made from the rows that are
-    left, if two splits have one name, or if nothing is left to train on.
+    left, if all have one already, if two splits have one name, or if nothing is left to train on.
     """
     names = [each.name for each in splits]
     if "" in names or TRAIN in names or len(set(names)) < len(names):
         raise UsageError(f"splits need names of their own, other than {TRAIN!r}: these are named {names}")
     assigned = manifest.column("split").copy()
+    given = ", ".join(f"{name} {count:,}" for name, count in Counter(assigned.tolist()).most_common() if name)
+    if names and given and "" not in assigned:
+        raise GuieError(
+            f"split {names[0]!r}: all {len(manifest):,} images have a split already, from their data: {given}. Remove "
+            f"{names[0]!r} from the experiment's recipe.splits, or prepare the data without their splits"
+        )
     for each in splits:
         free = np.flatnonzero(assigned == "")
         assigned[free[each.choose(manifest.select(free))]] = each.name
     assigned[assigned == ""] = TRAIN
     if not np.any(assigned == TRAIN):
-        raise GuieError(f"nothing is left to train on after the splits {', '.join(names)} of {len(manifest)} images")
+        why = f"the data have the splits {given}" if given else f"of {len(manifest):,} images, all are set aside"
+        raise GuieError(f"nothing is left to train on: {why}{' and the rest is set aside' * bool(given and names)}")
     return manifest.with_column("split", assigned)
 
 

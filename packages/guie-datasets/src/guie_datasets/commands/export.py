@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from guie_core import UsageError
 from guie_core.files import folder_option
 from guie_core.wording import plural, shown
 from guie_datasets.commands.options import max_bad_option, workers_option
 
 _FORMATS = ("png", "folder", "csv", "tfrecord", "webdataset")  # of guie_datasets.exporting, which is slow to import
+_SAID = {"method": "--decode", "per_shard": "--per-shard", "link": "--link"}
+
+if TYPE_CHECKING:
+    from guie_datasets.exporting import Format
 
 
 @click.command()
@@ -22,15 +28,13 @@ _FORMATS = ("png", "folder", "csv", "tfrecord", "webdataset")  # of guie_dataset
     "--decode",
     "method",
     type=click.Choice(["full", "tensorflow"]),
-    default="full",
-    show_default=True,
+    show_default="full",
     help="How --to png decodes: tensorflow has the pixels of the 5th place's tfrec2png.py.",
 )
 @click.option(
     "--per-shard",
     type=click.IntRange(1),
-    default=5_000,
-    show_default=True,
+    show_default="5000",
     metavar="N",
     help="Images in each shard of tfrecord and webdataset.",
 )
@@ -39,11 +43,11 @@ _FORMATS = ("png", "folder", "csv", "tfrecord", "webdataset")  # of guie_dataset
 @workers_option
 def export(
     manifest: Path,
-    to: str,
+    to: Format,
     output: str,
     split: str | None,
-    method: str,
-    per_shard: int,
+    method: str | None,
+    per_shard: int | None,
     link: bool,
     max_bad: float,
     workers: int | None,
@@ -54,16 +58,21 @@ def export(
     png         PNG files and label-noresize.csv, as the 5th place's tfrec2png.py leaves them
     folder      a folder for each class, with the images' own bytes
     csv         label.csv: path, label, category, ...; no image is read
-    tfrecord    TFRecord shards of encoded images and labels
+    tfrecord    TFRecord shards of encoded images and labels; what the classes are called is in classes.csv
     webdataset  tar shards of encoded images, labels (.cls) and what else is known (.json)
     """
     from guie_datasets import Manifest
+    from guie_datasets.exporting import CLASSES, OPTIONS
     from guie_datasets.exporting import export as export_
 
+    given = {"method": method, "per_shard": per_shard, "link": link or None}
+    if strange := [_SAID[name] for name in given if given[name] is not None and name not in OPTIONS[to]]:
+        takes = f". It takes {' and '.join(_SAID[name] for name in OPTIONS[to])}" if OPTIONS[to] else ""
+        raise UsageError(f"--to {to} takes no {' and no '.join(strange)}{takes}")
     with folder_option("--output"):
         found = export_(
             Manifest.read(manifest),
-            to,  # type: ignore[arg-type]
+            to,
             output,
             split=split,
             method=method,  # type: ignore[arg-type]
@@ -73,5 +82,8 @@ def export(
             workers=workers,
         )
     click.echo(f"{shown(Path(output).expanduser())}: {plural(found.images - found.count('bad'), 'image')} as {to}.")
+    if to == "tfrecord":
+        classes = shown(Path(output).expanduser() / CLASSES)
+        click.echo(f"TFRecords hold images and labels; what the classes are called is in {classes}.")
     if found:
         click.echo(f"{found}; listed in {shown(Path(output).expanduser() / 'quarantine.csv')}.")

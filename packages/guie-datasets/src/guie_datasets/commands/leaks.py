@@ -73,8 +73,8 @@ def leaks(
         write_leaks,
         write_table,
     )
-    from guie_datasets.inspecting.sheets import column_is
     from guie_datasets.inspecting.similarity import Fingerprints, find_leaks, fingerprints, kept_beside
+    from guie_datasets.manifest import column_is
 
     if output is not None:
         own = {".html": page_of("leaks"), ".csv": table_of(COLUMNS)}
@@ -83,13 +83,16 @@ def leaks(
             check_beside(default_table(output), output, own[".csv"], force=force)
     if b is None and (split_a is None) != (split_b is None):
         raise UsageError("--split-a and --split-b belong together where there is one manifest")
+    manifests = {path: Manifest.read(path) for path in (a, b) if path}
+    if b is None and split_b is None:
+        splits_of(manifests[a])
+    for path, split in ((a, split_a), (b or a, split_b)):  # before an hour of reading
+        if split is not None:
+            column_is(manifests[path], "split", split)
     with interruptible():
 
         def read(path: Path) -> Fingerprints:
-            manifest = Manifest.read(path)
-            if b is None and split_b is None:
-                splits_of(manifest)  # before an hour of reading
-            return fingerprints(manifest, kept_beside(path), workers=workers, max_bad=max_bad)
+            return fingerprints(manifests[path], kept_beside(path), workers=workers, max_bad=max_bad)
 
         def side(path: Path, prints: Fingerprints, split: str | None) -> tuple[str, Fingerprints]:
             if split is None:
@@ -115,7 +118,9 @@ def leaks(
         if output.suffix.lower() == ".html":
             written.append(output)
             names = shlex.join([shown(path) for path in (a, b) if path])
-            options = "".join(f" --split-{side} {name}" for side, name in (("a", split_a), ("b", split_b)) if name)
+            options = "".join(
+                f" --split-{side} {shlex.quote(name)}" for side, name in (("a", split_a), ("b", split_b)) if name
+            )
             options += f" --distance {distance}{' --flipped' * flipped} --output {shlex.quote(shown(output))}"
             title = f"{shown(a)} and {shown(b)}" if b else f"Splits of {shown(a)}"
             write_leaks(output, comparisons, title=title, lines=lines, command=f"guie data leaks {names}{options}")

@@ -54,13 +54,14 @@ def show(
     guie data show pictures.parquet --class cat --class 17 --images 40 --output cats.jpg
     """
     from guie_datasets import Manifest
-    from guie_datasets.inspecting.sheets import FORMATS, choose, sheets, write_sheets
+    from guie_datasets.inspecting.sheets import FORMATS, check_fits, choose, sheets, write_sheets
 
     path = output or Path(f"{manifest.stem}.html")
     own = {".html": page_of("show"), **dict.fromkeys(FORMATS, picture_of("show"))}
     check_output(path, own, inputs=[manifest], example="images.html", force=force)
     opened = Manifest.read(manifest)
     groups = choose(opened, classes=classes, images=images, only=only, split=split, source=source, seed=seed)
+    check_fits(path, [len(group) for group in groups])
     found = sheets(opened, groups, workers=workers or 0)
     options = [f"--classes {classes} --images {images} --seed {seed}"]
     options += [f"--class {shlex.quote(each)}" for each in only]

@@ -33,11 +33,12 @@ def stats(manifest: Path, output: Path | None, style: str, force: bool) -> None:
     if output is not None:
         own = {".html": page_of("stats")}
         check_output(output, own, inputs=[manifest], example="stats.html", force=force)
+    name = shlex.quote(shown(manifest))
     found = statistics(Manifest.read(manifest))
     if style == "json":
         click.echo(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
     else:
-        click.echo(table(facts(found), indent="", wrap=1))
+        click.echo(table(facts(found, name), indent="", wrap=1))
         for column, parts in found.parts.items():
             click.echo(f"\nby {column}")
             rows = [(part.name or "(none)", f"{part.images:,} images", f"{part.classes:,} classes") for part in parts]
@@ -45,6 +46,6 @@ def stats(manifest: Path, output: Path | None, style: str, force: bool) -> None:
             if len(rows) > 20:
                 click.echo(f"  and {len(rows) - 20:,} more")
     if output is not None:
-        command = f"guie data stats {shlex.quote(shown(manifest))} --output {shlex.quote(shown(output))}"
-        write_statistics(output, found, name=manifest.stem, command=command)
+        command = f"guie data stats {name} --output {shlex.quote(shown(output))}"
+        write_statistics(output, found, name=manifest.stem, command=command, manifest=name)
         click.echo(f"\nWrote {shown(output)}.", err=style == "json")

@@ -17,9 +17,9 @@ from guie_core.files import atomic_write
 from guie_core.wording import listing, plural
 from guie_datasets.inspecting.pages import percent, write_page
 from guie_datasets.inspecting.pictures import encode
-from guie_datasets.inspecting.sheets import column_is, text, tiles
+from guie_datasets.inspecting.sheets import text, tiles
 from guie_datasets.inspecting.similarity import DISTANCE, KINDS, Fingerprints, Found, Leaks, find_leaks
-from guie_datasets.manifest import Manifest
+from guie_datasets.manifest import NO_SPLITS, Manifest, column_is
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,13 +70,18 @@ class Comparison:
         return found
 
 
+# the order of use; splits of other names come before the test, in order of appearance
+_USE = {"train": 0, "valid": 1, "val": 1, "validation": 1, "select": 2, "test": 4, "index": 5, "query": 6}
+_OTHERS = 3
+
+
 def splits_of(manifest: Manifest) -> list[str]:
-    """The splits of a manifest, in order of appearance. Raises UsageError if there are fewer than two."""
+    """The splits of a manifest, in the order in which they are used. Raises UsageError if there are fewer than two."""
     names = [name for name in manifest._codes("split")[1] if name]
     if len(names) < 2:
-        there = f"one split alone, {names[0]!r}" if names else "no splits"
-        raise UsageError(f"the manifest has {there}; name a second manifest to compare it with")
-    return names
+        there = f"the manifest has one split alone, {names[0]!r}" if names else NO_SPLITS
+        raise UsageError(f"{there}. Or name a second manifest to compare it with")
+    return sorted(names, key=lambda name: _USE.get(name, _OTHERS))
 
 
 def compare_splits(
@@ -86,7 +91,8 @@ def compare_splits(
     flipped: bool = False,
     workers: int | None = None,
 ) -> list[Comparison]:
-    """Each split of a manifest with each other one, in order of appearance. UsageError if it has fewer than two."""
+    """Each split of a manifest with each other one. Of two splits b is the one that is used later: what it shares with
+    what was learned from makes a score better than it is. UsageError if there are fewer than two."""
     sides = {name: prints.select(column_is(prints.manifest, "split", name)) for name in splits_of(prints.manifest)}
     return [
         Comparison(a, b, find_leaks(sides[a], sides[b], distance=distance, flipped=flipped, workers=workers), one=True)
@@ -115,7 +121,13 @@ def write_leaks(
     images: list[NDArray[np.uint8]] = []
     shown = [_shown(comparison, images) for comparison in comparisons if len(comparison.leaks)]
     pictures = encode(range(len(images)), images.__getitem__, PICTURES)
-    fields = {"title": title, "lines": lines, "comparisons": shown, "pictures": pictures, "command": command}
+    fields: dict[str, Any] = {
+        "title": title,
+        "lines": lines,
+        "comparisons": shown,
+        "pictures": pictures,
+        "command": command,
+    }
     write_page(path, "leaks.html", made_by="guie data leaks", **fields)
 
 

@@ -21,7 +21,7 @@ from guie_datasets.images.decoding import decode
 from guie_datasets.images.reading import Reader, ordered_map
 from guie_datasets.inspecting.pages import write_page
 from guie_datasets.inspecting.pictures import encode, picture, signed
-from guie_datasets.manifest import Manifest
+from guie_datasets.manifest import Manifest, column_is
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,6 +32,8 @@ SIDE = 128  # pixels of a tile
 #: Suffixes of pictures that can be written; anything else is refused, but for .html.
 _COMMAND = "guie data show"
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WebP"}
+_LIMITS = {"JPEG": 65_500, "WebP": 16_383}  # pixels a side, of libjpeg and libwebp
+_PIXELS = 200_000_000  # that a picture may have
 
 
 @dataclass(frozen=True)
@@ -101,16 +103,6 @@ def choose(
         chosen = np.sort(rng.permutation(len(labels))[:classes]).tolist()
     ends = np.append(starts[1:], len(order))
     return [np.sort(rng.permutation(order[starts[at] : ends[at]])[:images]) for at in chosen]
-
-
-def column_is(manifest: Manifest, name: str, value: str) -> NDArray[np.bool_]:
-    """Which rows have that value in a column of text. UsageError, naming those that there are, if none has."""
-    codes, values = manifest._codes(name)
-    if value not in values:
-        there = [repr(each) if each else '""' for each in values]
-        raise UsageError(f"there is no {name} {value!r}.{did_you_mean(value, values)} It has: {listing(there)}")
-    found: NDArray[np.bool_] = codes == values.index(value)
-    return found
 
 
 def _labels(manifest: Manifest, only: Sequence[str], there: NDArray[np.int64]) -> list[int]:
@@ -206,18 +198,25 @@ def write_sheets(
 ) -> None:
     """The sheets as a page (.html), or as a picture: .jpg, .png or .webp.
 
-    Raises UsageError for another suffix; GuieError if the disk is full.
+    Raises UsageError for another suffix, and for more images than a picture can have; GuieError if the disk is full.
     """
     path = Path(path)
     check_suffix(path)
     if path.suffix.lower() in FORMATS:
+        check_fits(path, [len(sheet.tiles) for sheet in found])
         drawn = contact_sheet(found)
         with atomic_write(path) as file:
             drawn.save(file, FORMATS[path.suffix.lower()], quality=90, exif=signed(_COMMAND))
         return
     seen = {tile.row: tile.image for sheet in found for tile in sheet.tiles if tile.image is not None}
     pictures = encode(list(seen), seen.__getitem__, PICTURES)
-    fields = {"name": name, "summary": summary, "sheets": found, "pictures": pictures, "command": command}
+    fields: dict[str, Any] = {
+        "name": name,
+        "summary": summary,
+        "sheets": found,
+        "pictures": pictures,
+        "command": command,
+    }
     write_page(path, "show.html", made_by=_COMMAND, **fields)
 
 
@@ -227,17 +226,38 @@ def check_suffix(path: Path) -> None:
         raise UsageError(f"--output {path}: it must end in .html, or in {listing(FORMATS)} for a picture")
 
 
+_GAP, _HEAD, _FOOT = 10, 26, 17  # pixels: between tiles, of a class's name, of the line below a tile
+
+
+def _layout(images: Sequence[int], side: int) -> tuple[int, list[int], int, int]:
+    """Of classes with so many images each: columns, lines of each class, width and height of the picture."""
+    columns = min(max(images, default=1), 12)
+    lines = [-(-count // columns) for count in images]
+    height = _GAP + sum(_HEAD + count * (side + _FOOT + _GAP) for count in lines)
+    return columns, lines, _GAP + columns * (side + _GAP), max(height, 2 * _GAP)
+
+
+def check_fits(path: Path, images: Sequence[int], *, side: int = SIDE) -> None:
+    """Raises UsageError if classes with so many images each are too much for a picture of that suffix."""
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        return
+    _, _, width, height = _layout(images, side)
+    limit, remedy = _LIMITS.get(FORMATS[suffix]), "ask for fewer (--classes, --images), or for a page (.html)"
+    if limit and height > limit:
+        raise UsageError(
+            f"--output {path}: a {suffix} picture has at most {limit:,} pixels a side, and this one would be "
+            f"{height:,} high; {remedy}"
+        )
+    if width * height > _PIXELS:
+        raise UsageError(f"--output {path}: so many images don't fit into one picture; {remedy}")
+
+
 def contact_sheet(found: Sequence[Sheet], *, side: int = SIDE) -> Image.Image:
-    """One picture of all sheets: a row of tiles for each class, its name above."""
-    gap, head, foot = 10, 26, 17
-    across = max((len(sheet.tiles) for sheet in found), default=1)
-    columns = min(across, 12)
-    lines = [-(-len(sheet.tiles) // columns) for sheet in found]
-    width = gap + columns * (side + gap)
-    height = gap + sum(head + count * (side + foot + gap) for count in lines)
-    if width * height > 200_000_000:
-        raise UsageError("so many images don't fit into one picture; ask for fewer, or for a page: --output FILE.html")
-    sheet_image = Image.new("RGB", (width, max(height, 2 * gap)), "white")
+    """One picture, as `check_fits` allows it, of all sheets: a row of tiles for each class, its name above."""
+    gap, head, foot = _GAP, _HEAD, _FOOT
+    columns, lines, width, height = _layout([len(sheet.tiles) for sheet in found], side)
+    sheet_image = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet_image)
     top = gap
     for sheet, count in zip(found, lines, strict=True):

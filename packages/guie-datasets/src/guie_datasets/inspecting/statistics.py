@@ -258,8 +258,8 @@ def _format(head: bytes) -> str:
 # --- in words and pictures
 
 
-def facts(found: Statistics) -> list[tuple[str, str]]:
-    """(what, how much) of everything, for people."""
+def facts(found: Statistics, manifest: str = "MANIFEST") -> list[tuple[str, str]]:
+    """(what, how much) of everything, for people. manifest: its path as a command takes it, for hints."""
     said = [("images", f"{found.images:,}"), ("classes", f"{found.classes:,}")]
     if each := found.per_class:
         said += [
@@ -294,10 +294,14 @@ def facts(found: Statistics) -> list[tuple[str, str]]:
     if stored := found.storage:
         formats = ", ".join(f"{name} {percent(share)}" for name, share in stored.formats.items())
         sampled = stored.looked_at < found.images
-        said.append(("on disk", f"{'' if stored.exact else 'about '}{size(stored.bytes)}"))
-        said.append(("formats", f"{formats or 'unknown'}{f' (of {stored.looked_at:,} looked at)' if sampled else ''}"))
+        if formats:
+            said.append(("on disk", f"{'' if stored.exact else 'about '}{size(stored.bytes)}"))
+            said.append(("formats", f"{formats}{f' (of {stored.looked_at:,} looked at)' if sampled else ''}"))
+        else:
+            said.append(("on disk", "nothing is where the manifest says"))
         if stored.missing:
-            said.append(("missing", f"{stored.missing:,} of {plural(stored.looked_at, 'file')} looked at"))
+            of = plural(stored.looked_at, "image")
+            said.append(("not there now", f"{stored.missing:,} of {of} looked at; which: guie data verify {manifest}"))
     twice = plural(found.duplicates, "image")
     said.append(("exact duplicates", f"{twice}, {found.conflicts:,} of them with another label"))
     said.append(("found by prepare", found.findings or "nothing wrong"))
@@ -369,14 +373,19 @@ def _every(borders: Iterable[int]) -> list[str]:
     return [*(f"{border:,}" if str(border).strip("0") == "1" else "" for border in borders), ""]
 
 
-def write_statistics(path: str | os.PathLike[str], found: Statistics, *, name: str, command: str) -> None:
-    """The page: figures, plots, and tables of parts and sizes. Raises GuieError if the disk is full."""
+def write_statistics(
+    path: str | os.PathLike[str], found: Statistics, *, name: str, command: str, manifest: str = "MANIFEST"
+) -> None:
+    """The page: figures, plots, and tables of parts and sizes; manifest as for `facts`.
+
+    Raises GuieError if the disk is full.
+    """
     write_page(
         path,
         "stats.html",
         made_by="guie data stats",
         found=found,
-        facts=facts(found),
+        facts=facts(found, manifest),
         charts=charts(found),
         name=name,
         command=command,
