@@ -658,6 +658,13 @@ class KaggleApi:
 """
 
 
+def python_path(*first: str) -> str:
+    """For the client's process: `first`, the package, and what is there already; no empty one, which is the folder that
+    one works in."""
+    parts = (*first, str(Path(_kaggle.__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return os.pathsep.join(part for part in parts if part)
+
+
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], KaggleArchive]:
     (tmp_path / "lib/kaggle/api").mkdir(parents=True)
@@ -665,8 +672,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
     (tmp_path / "lib/kaggle/api/__init__.py").touch()
     (tmp_path / "lib/kaggle/api/kaggle_api_extended.py").write_text(STAND_IN)
     (tmp_path / "archive.zip").write_bytes(packed("a.zip", {"train/1.tfrec": BODY[:50_000]}))
-    source = str(Path(_kaggle.__file__).parents[1])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "lib"), source, os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONPATH", python_path(str(tmp_path / "lib")))
     monkeypatch.setenv("ARCHIVE", str(tmp_path / "archive.zip"))
     monkeypatch.setenv("KAGGLE_KEY", KEY)
     monkeypatch.setenv("VERBOSE", "true")
@@ -757,17 +763,27 @@ def test_the_client_ends_with_its_parent(
 ) -> None:
     stand_in("hang")
     monkeypatch.delenv("VERBOSE")
-    command = [sys.executable, "-m", "guie_datasets.fetching._kaggle", "someone/shards", str(tmp_path)]
+    command = [sys.executable, "-P", "-m", "guie_datasets.fetching._kaggle", "someone/shards", str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as client:
         assert client.stdin
         client.stdin.close()
         assert client.wait(20) == 1
 
 
+def test_a_client_in_the_working_directory_is_not_run(
+    stand_in: Callable[[str], KaggleArchive], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "kaggle.py").write_text("open('was run', 'w')")
+    monkeypatch.chdir(work)
+    list(fetch([stand_in("well")], tmp_path / "data"))
+    assert [path.name for path in work.iterdir()] == ["kaggle.py"]
+
+
 def test_kaggle_without_its_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "kaggle.py").write_text("raise ImportError('no')")
-    source = str(Path(_kaggle.__file__).parents[1])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), source, os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONPATH", python_path(str(tmp_path)))
     with pytest.raises(GuieError, match=r"pip install 'guie-datasets\[kaggle\]'"):
         list(fetch([KaggleArchive("a/b", "b")], tmp_path / "data"))
 
@@ -785,8 +801,7 @@ def kaggle(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
-    source = str(Path(_kaggle.__file__).parents[1])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([source, os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONPATH", python_path())
     monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")
     monkeypatch.setenv("http_proxy", server.url(""))
     monkeypatch.setenv("VERBOSE", "true")  # makes the client print its requests, with what is in them

@@ -76,7 +76,8 @@ def _client(slug: str, folder: Path) -> Any:
     """The other process; it ends with this block, and with this process."""
     environment = {name: value for name, value in os.environ.items() if name not in ("VERBOSE", "VERBOSE_OUTPUT")}
     client = subprocess.Popen(
-        [sys.executable, "-m", "guie_datasets.fetching._kaggle", slug, str(folder)],
+        # -P: a kaggle.py in the folder that the user works in is not the client
+        [sys.executable, "-P", "-m", "guie_datasets.fetching._kaggle", slug, str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
