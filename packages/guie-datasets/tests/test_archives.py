@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import os
@@ -13,7 +14,7 @@ import subprocess
 import tarfile
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -385,6 +386,35 @@ def test_more_than_the_disk_has_room_for(tmp_path: Path, place: Path, monkeypatc
     monkeypatch.setattr(archives, "RESERVE", 1000)
     refused(make_zip(tmp_path / "a.zip"), place, "only 5.0 kB are free")
     refused(make_tar(tmp_path / "a.tar", *regular(FILES), mode="w"), place, "'images/a/1.jpg'", "only 5.0 kB are free")
+
+
+@pytest.mark.parametrize("make", [make_zip, lambda path: make_tar(path, *regular(FILES))])
+def test_some_room_is_left_on_the_disk(
+    make: Callable[[Path], Path], tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = sum(map(len, FILES.values()))
+    free = whole + archives.RESERVE
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - free + 1, free - 1))
+    refused(make(tmp_path / "a"), place, "only 100.0 MB are free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - free, free))
+    assert unpack(tmp_path / "a", place / "set").bytes == whole
+
+
+def test_members_of_a_tar_are_not_kept(tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    put = archives._Unpacking._put
+
+    def watched(self: archives._Unpacking, member: archives._Member) -> None:
+        if member.name in ("0.txt", "199.txt"):
+            kept.append(sum(isinstance(each, tarfile.TarInfo) for each in gc.get_objects()))
+        put(self, member)
+
+    monkeypatch.setattr(archives._Unpacking, "_put", watched)
+    path = make_tar(tmp_path / "a.tar", *regular({f"{number}.txt": b"x" for number in range(200)}))
+    gc.collect()
+    unpack(path, place / "set")
+    first, last = kept
+    assert last - first < 10
 
 
 def test_a_disk_that_is_full_all_the_same(tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
