@@ -541,8 +541,12 @@ def test_batches_end_before_the_memory_does(here: Path, run: Run, monkeypatch: p
         (("cut.onnx", "photos", "-o", "e.parquet"), "cut.onnx: not an ONNX file, or a damaged one"),
         (("one", "photo", "-o", "e.parquet"), "'photo' is neither a data set nor a file or folder here"),
         (("one", "hollow", "-o", "e.parquet"), "there is no image to embed"),
-        (("one", "photos", "-o", "e.txt"), "--output e.txt: embeddings are written as .parquet or .npy"),
+        (("one", "photos", "-o", "e.txt"), "--output e.txt: it must end in .parquet or .npy"),
         (("one", "photos", "-o", "photos"), "--output photos is a folder"),
+        (
+            ("one", "images.parquet", "-o", "images.parquet"),
+            "--output images.parquet would replace images.parquet, which is",
+        ),
         (("one", "photos", "-o", "mine.parquet"), "mine.parquet is there already, and was not made by guie predict"),
         (("one", "photos", "-o", "e.parquet", "--set", "catgory=x"), "catgory"),
     ],
@@ -563,7 +567,8 @@ def test_messages(here: Path, run: Run, arguments: tuple[str, ...], message: str
     Path("empty run/run.json").write_text("{}")
     Path("hollow").mkdir()
     Path("mine.parquet").write_text("keep me")
+    Path("images.parquet").write_text("keep me")
     errors = run("predict", *arguments, code=2 if "cut" not in arguments[0] and "other" not in arguments[0] else 1)
     assert message in errors
-    assert Path("mine.parquet").read_text() == "keep me"
+    assert Path("mine.parquet").read_text() == Path("images.parquet").read_text() == "keep me"
     assert not list(here.glob("*.partial"))

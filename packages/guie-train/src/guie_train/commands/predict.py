@@ -70,8 +70,10 @@ def predict(
     from guie_core.profiles import profile
     from guie_train.prediction.inputs import recognised
     from guie_train.prediction.models import find_model, view_settings
+    from guie_train.prediction.outputs import check_name
     from guie_train.prediction.predicting import predict as predict_
 
+    check_name(output, [Path(each).expanduser() for each in what])
     found = find_model(model, view=view_settings(view))
     with folder_option("--output"):
         done = predict_(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from guie_core import GuieError, UsageError
 from guie_core.files import atomic_write
 from guie_core.wording import shown
+from guie_datasets.commands.outputs import check_output
 
 _METADATA = b"guie.predictions"
 BLOCK = 16_384  # rows that are written at a time
@@ -36,12 +37,14 @@ COLUMNS = pa.schema(
 Blocks = Callable[[], Iterator[pa.Table]]  # the good rows in order: COLUMNS and "embedding", a fixed-size list
 
 
-def check_name(output: Path) -> None:
-    """Raises UsageError if no embeddings can be written under this name."""
-    if output.is_dir():
-        raise UsageError(f"--output {shown(output)} is a folder; name a file, such as {output / 'embeddings.parquet'}")
-    if output.suffix not in SUFFIXES:
-        raise UsageError(f"--output {shown(output)}: embeddings are written as {' or '.join(SUFFIXES)}")
+def check_name(output: Path, inputs: Iterable[Path]) -> None:
+    """Raises UsageError if no embeddings can be written under this name, or it is that of an input."""
+    # whose file it is, `provenance` says
+    check_output(output, dict.fromkeys(SUFFIXES, _own), inputs=inputs, example="embeddings.parquet")
+
+
+def _own(path: Path) -> bool:
+    return True
 
 
 def beside(output: Path) -> tuple[Path, ...]:

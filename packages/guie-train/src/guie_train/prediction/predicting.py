@@ -86,7 +86,7 @@ def predict(
         GuieError: too many bad images, or as the model and the data sets do.
     """
     output = output.expanduser().absolute()
-    outputs.check_name(output)
+    outputs.check_name(output, [model.path])
     partial = output.with_name(f"{output.name}.partial")
     before = outputs.provenance(output)
     with _locked(partial), interruptible() as stop:
