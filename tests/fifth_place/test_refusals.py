@@ -171,4 +171,6 @@ def test_on_the_command_line_it_is_one_message(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stderr.startswith("error: 4 of 4 data sets in recipe.data cannot be used: products10k, glr2021")
+    assert "recipe.without" not in done.stderr  # there would be nothing to train on
+    assert "recipe.classifier=None" in done.stderr
     assert "Traceback" not in done.stderr

@@ -203,8 +203,9 @@ def hub(what: str, where: str) -> Iterator[None]:
     except Exception as error:  # httpx, urllib, hub and OS errors, and whatever a half-done download brings
         raise GuieError(
             f"{where}: its weights ({what}) are not in this machine's cache, and the hub didn't give them:"
-            f" {_first_line(error).split('. ')[0]}.\nConnect this machine (once; they are cached), or bring the file"
-            " from another one and use weights='file:<path>'."
+            f" {_first_line(error).split('. ')[0]}.\nConnect this machine (once; they are cached), or fetch the"
+            " file on another one, put it anywhere on this one, and say where by the backbone's weights='file:<path>'"
+            " (--set recipe.backbone.weights=file:<path>)."
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = offline

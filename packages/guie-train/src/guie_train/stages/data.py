@@ -86,7 +86,8 @@ class Prepare(Stage[Manifest]):
         text = "\n".join(problems.values())
         if of > 1:
             text = f"{len(problems)} of {of} data sets in {self.where} cannot be used: {listing(problems)}\n{text}"
-        return f"{text}\n{self.instead.format(names=list(problems))}".rstrip()
+        instead = self.instead.format(names=list(problems)) if len(problems) < of or "{names}" not in self.instead else ""
+        return f"{text}\n{instead}".rstrip()
 
     def load(self, folder: Path) -> Manifest:
         """The manifest; its `split` column is empty."""
