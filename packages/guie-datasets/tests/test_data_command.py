@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -282,6 +283,8 @@ def test_bad_images_beyond_the_limit(pictures: Path, capsys: pytest.CaptureFixtu
     assert err.startswith("error: 1 of 6 images are bad (16.67%), more than ")
     assert f"  {tmp_path}/pictures/dog/bad.jpg: not an image: 8 bytes that start with b'no image'\n" in err
     assert "pictures.quarantine.csv" in err
+    assert "or raise --max-bad to 0.17" in err
+    assert "max_bad" not in err
     assert not Path("pictures.parquet").exists()
     code, out, _ = guie(capsys, "prepare", "pictures", "--max-bad", "0.17")
     assert code == 0
@@ -336,7 +339,7 @@ def test_a_manifest_never_replaces_what_it_is_made_of(pictures: Path, capsys: py
         (["pictures", "food101", "--set", "source=x"], "error: 1 problem in the data sets\n  source: --set can change what is below pictures or food101.\n"),
         (["tfrecord"], "error: 1 problem in the data set\n  tfrecord: tfrecord (guie-datasets 0.1.0) needs the argument 'source': text.\n"),
         (["pictures/cat/0.png"], "error: {here}/pictures/cat/0.png: a file of unknown kind. Name a folder of class folders, a table (.csv, .tsv, .parquet), "),
-        (["photos.tar.gz"], "error: {here}/photos.tar.gz is an archive. Unpack it and name the folder that holds the class folders\n"),
+        (["photos.zip"], "error: {here}/photos.zip is an archive. Unpack it and name the folder that holds the class folders\n"),
         (["pictures", "--min-images", "9"], "error: --min-images 9 leaves none of 4 images\n"),
         (["pictures", "--output", "pictures"], "error: --output pictures is a folder; name a file, such as pictures/images.parquet\n"),
         (["pictures", "--max-bad", "3"], "error: Invalid value for '--max-bad': 3.0 is not in the range 0<=x<=1.\nTry 'guie data prepare --help'.\n"),
@@ -347,7 +350,7 @@ def test_a_manifest_never_replaces_what_it_is_made_of(pictures: Path, capsys: py
 def test_wrong_usage_of_prepare(
     pictures: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, args: list[str], message: str
 ) -> None:
-    Path("photos.tar.gz").write_bytes(b"")
+    Path("photos.zip").write_bytes(b"")
     code, out, err = guie(capsys, "prepare", *args)
     assert (code, out) == (2, "")
     assert err.startswith(message.format(here=tmp_path))
@@ -461,11 +464,11 @@ def test_recognition(pictures: Path, capsys: pytest.CaptureFixture[str], tmp_pat
     assert settings("pictures") == {"type": "folder", "root": f"{here}/pictures"}
     cars = {"type": "tfrecord", "folder": f"{here}/cars", "source": "cars", "pattern": "*.tfrec"}
     assert settings("cars") == cars
-    files = [f"{here}/odd/a.tfrecord", f"{here}/odd/b.tfrecord"]
-    assert settings("odd") == {"type": "tfrecord", "files": files, "source": "odd"}
-    assert settings("odd/b.tfrecord") == {"type": "tfrecord", "files": files[1:], "source": "b"}
-    for path in ("tars", "tars/x-000000.tar"):
-        assert settings(path) == {"type": "webdataset", "files": [f"{here}/tars/x-000000.tar"]}
+    odd = {"type": "tfrecord", "folder": f"{here}/odd", "source": "odd", "pattern": "*.tfrecord"}
+    assert settings("odd") == odd
+    assert settings("odd/b.tfrecord") == {"type": "tfrecord", "files": [f"{here}/odd/b.tfrecord"], "source": "b"}
+    assert settings("tars") == {"type": "webdataset", "files": [f"{here}/tars/*.tar"], "source": "x"}
+    assert settings("tars/x-000000.tar") == {"type": "webdataset", "files": [f"{here}/tars/x-000000.tar"]}
     assert settings("t.csv") == {"type": "table", "file": f"{here}/t.csv"}
     assert settings("t.parquet") == {"type": "table", "file": f"{here}/t.parquet"}
     assert settings("pictures.parquet") == {"type": "manifest", "path": f"{here}/pictures.parquet"}
@@ -503,6 +506,7 @@ def test_export(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = guie(capsys, *args)
     assert (code, out) == (1, "")
     assert "cannot be read: No such file or directory" in err
+    assert "or raise --max-bad\n" in err
     assert guie(capsys, *args, "--max-bad", "0.3") == (
         0,
         "copy: 3 images as folder.\n1 bad; listed in copy/quarantine.csv.\n",
@@ -585,3 +589,18 @@ def test_pictures_beyond_their_format(
     assert code == 2
     assert err.startswith(f"error: --output {name}: {message}")
     assert "ask for fewer (--classes, --images), or for a page (.html)" in err
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_settings_are_said_as_they_are_given(
+    pictures: Path, capsys: pytest.CaptureFixture[str], separate: bool
+) -> None:
+    """What an error tells to do can be pasted."""
+    Path("cars.csv").write_text("path;label\n" + "".join(f"pictures/cat/{number}.png;a\n" for number in range(3)))
+    before = [] if separate else ["pictures"]
+    code, _, err = guie(capsys, "prepare", *before, "./cars.csv")
+    assert code in (1, 2)
+    key = "" if separate else "cars."
+    option = f"--set '{key}delimiter=;'"
+    assert option in err
+    assert guie(capsys, "prepare", *before, "./cars.csv", *shlex.split(option))[0] == 0

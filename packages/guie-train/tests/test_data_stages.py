@@ -69,3 +69,15 @@ def test_what_its_key_depends_on(images: Path) -> None:
 def test_a_filter_that_leaves_nothing_says_so(images: Path) -> None:
     with pytest.raises(GuieError, match=r"MinImages\(images=9.* leaves none of 10 images"):
         made(images, filters=[{"type": "MinImages", "images": 9}])
+
+
+def test_settings_are_named_by_their_key(images: Path, tmp_path: Path) -> None:
+    """What messages of data sets speak of is told as the experiment writes it."""
+    (images / "class0" / "bad.png").write_bytes(b"none")
+    with pytest.raises(GuieError, match=r"raise recipe\.max_bad to 0\.") as caught:
+        made(images)
+    assert " max_bad" not in str(caught.value)
+    (tmp_path / "cars.csv").write_text("path;label\na;b\n")
+    stage = Prepare(name="prepare", data=[{"type": "table", "file": str(tmp_path / "cars.csv")}])
+    with pytest.raises(GuieError, match=r"recipe\.data\.0\.delimiter"):
+        stage.run(tmp_path, cast(Workspace, None))

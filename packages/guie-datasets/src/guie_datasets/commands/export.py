@@ -9,8 +9,9 @@ import click
 
 from guie_core import UsageError
 from guie_core.files import folder_option
+from guie_core.spelling import told_as
 from guie_core.wording import plural, shown
-from guie_datasets.commands.options import max_bad_option, workers_option
+from guie_datasets.commands.options import MAX_BAD, max_bad_option, workers_option
 
 _FORMATS = ("png", "folder", "csv", "tfrecord", "webdataset")  # of guie_datasets.exporting, which is slow to import
 _SAID = {"method": "--decode", "per_shard": "--per-shard", "link": "--link"}
@@ -69,7 +70,7 @@ def export(
     if strange := [_SAID[name] for name in given if given[name] is not None and name not in OPTIONS[to]]:
         takes = f". It takes {' and '.join(_SAID[name] for name in OPTIONS[to])}" if OPTIONS[to] else ""
         raise UsageError(f"--to {to} takes no {' and no '.join(strange)}{takes}")
-    with folder_option("--output"):
+    with folder_option("--output"), told_as(MAX_BAD):
         found = export_(
             Manifest.read(manifest),
             to,

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from guie_core import UsageError
+from guie_core.spelling import told_as
 from guie_core.wording import shown
-from guie_datasets.commands.options import max_bad_option, workers_option
+from guie_datasets.commands.options import MAX_BAD, max_bad_option, workers_option
 from guie_datasets.commands.outputs import check_beside, check_output, force_option, page_of, table_of
 
 
@@ -89,7 +90,7 @@ def leaks(
     for path, split in ((a, split_a), (b or a, split_b)):  # before an hour of reading
         if split is not None:
             column_is(manifests[path], "split", split)
-    with interruptible():
+    with interruptible(), told_as(MAX_BAD):
 
         def read(path: Path) -> Fingerprints:
             return fingerprints(manifests[path], kept_beside(path), workers=workers, max_bad=max_bad)

@@ -33,6 +33,9 @@ max_bad_option = click.option(
     help="The share of bad images that is passed over; more are an error. 0.01 is 1 %.",
 )
 
+#: How messages name it.
+MAX_BAD = {"max_bad": "--max-bad "}
+
 workers_option = click.option(
     "--workers",
     type=click.IntRange(1),

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from guie_core import GuieError, UsageError
+from guie_core import GuieError, UsageError, lookup
 from guie_core.files import folder_option
 from guie_core.interrupt import interruptible
+from guie_core.signature import signature
+from guie_core.spelling import told_as
 from guie_core.tables import table
 from guie_core.wording import plural, shown
-from guie_datasets.commands.options import data_folder_option, max_bad_option, workers_option
+from guie_datasets.commands.options import MAX_BAD, data_folder_option, max_bad_option, workers_option
 from guie_datasets.commands.outputs import Own, check_beside, check_output, force_option, is_quarantine
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ def prepare(
     command = {"data": list(settings.values()), "filters": list(map(repr, filters)), "keep_duplicates": keep_duplicates}
     check_output(path, {".parquet": _made_by(command)}, inputs=inputs, example="images.parquet", force=force)
     check_beside(quarantine, path, is_quarantine, force=force)
-    with interruptible(), folder_option("--output"):
+    with interruptible(), folder_option("--output"), told_as({**_options(settings), **MAX_BAD}):
         manifest, found = prepare_(
             datasets(settings), max_bad=max_bad, keep_duplicates=keep_duplicates, workers=workers, quarantine=quarantine
         )
@@ -104,6 +106,16 @@ def prepare(
     name = shlex.quote(shown(path))
     click.echo(f"\nLook at it:        guie data stats {name}\n                   guie data show {name}")
     click.echo(f'In an experiment:  data=[dict(type="manifest", path={json.dumps(shown(path))})]')
+
+
+def _options(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """How the arguments of the data sets are given."""
+    named: dict[str, str] = {}
+    for key, values in settings.items():
+        for name in signature(lookup("datasets", values["type"]).load()).hints:
+            one = "" if len(settings) == 1 else f"{key}."
+            named[name] = f"--set {'NAME.' if name in named else one}{name}="
+    return named
 
 
 def _default(what: Sequence[str], settings: Mapping[str, Mapping[str, Any]], inputs: Sequence[Path]) -> Path:

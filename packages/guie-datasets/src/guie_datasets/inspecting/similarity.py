@@ -378,7 +378,7 @@ def fingerprints(
         listed = "\n".join(f"  {finding.place}: {finding.reason}" for finding in findings[:10])
         raise GuieError(
             f"{bad:,} of {plural(len(words), 'image')} cannot be read ({bad / len(words):.2%}, more than "
-            f"--max-bad {max_bad:g} allows):\n{listed}\nIf the data were moved, prepare them again."
+            f"max_bad {max_bad:g} allows):\n{listed}\nIf the data were moved, prepare them again."
         )
     return Fingerprints(
         manifest, words, prints["hash"][rows], prints["mirrored"][rows], readable[rows], tuple(findings)

@@ -11,7 +11,9 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from guie_core import Config, GuieError, Slot
-from guie_core.registry import build
+from guie_core.registry import build, lookup
+from guie_core.signature import signature
+from guie_core.spelling import told_as
 from guie_core.wording import listing
 from guie_datasets import Dataset, Manifest, apply_filters, prepare, split
 from guie_train.stage import NOT_IN_KEY, Stage, Workspace
@@ -41,12 +43,13 @@ class Prepare(Stage[Manifest]):
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write `manifest.parquet`, and to `quarantine.csv` what was left out or looks wrong."""
         filters = [build("filters", config, where=f"recipe.filters.{i}") for i, config in enumerate(self.filters)]
-        manifest, _ = prepare(
-            list(self._datasets().values()),
-            max_bad=self.max_bad,
-            keep_duplicates=self.keep_duplicates,
-            quarantine=folder / "quarantine.csv",
-        )
+        with told_as(self._keys()):
+            manifest, _ = prepare(
+                list(self._datasets().values()),
+                max_bad=self.max_bad,
+                keep_duplicates=self.keep_duplicates,
+                quarantine=folder / "quarantine.csv",
+            )
         apply_filters(manifest, filters).write(folder / "manifest.parquet")
 
     def fingerprint(self) -> str:
@@ -60,7 +63,8 @@ class Prepare(Stage[Manifest]):
         datasets = self._datasets()
         for name, dataset in datasets.items():
             try:
-                paths.update(map(os.fspath, dataset.sources()))
+                with told_as(self._keys()):
+                    paths.update(map(os.fspath, dataset.sources()))
             except GuieError as error:
                 problems[name] = str(error)
         if problems:
@@ -82,11 +86,21 @@ class Prepare(Stage[Manifest]):
             built[name] = build("datasets", config, where=f"{self.where}.{i}")
         return built
 
+    def _keys(self) -> dict[str, str]:
+        """Where the experiment has what messages speak of."""
+        keys: dict[str, str] = {}
+        for i, config in enumerate(self.data):
+            for name in signature(lookup("datasets", config["type"]).load()).hints:
+                keys[name] = f"{self.where}.{'N' if name in keys else i}.{name}="
+        return {**keys, "max_bad": "recipe.max_bad="}
+
     def _unavailable(self, problems: dict[str, str], of: int) -> str:
         text = "\n".join(problems.values())
         if of > 1:
             text = f"{len(problems)} of {of} data sets in {self.where} cannot be used: {listing(problems)}\n{text}"
-        instead = self.instead.format(names=list(problems)) if len(problems) < of or "{names}" not in self.instead else ""
+        instead = (
+            self.instead.format(names=list(problems)) if len(problems) < of or "{names}" not in self.instead else ""
+        )
         return f"{text}\n{instead}".rstrip()
 
     def load(self, folder: Path) -> Manifest:
