@@ -177,7 +177,7 @@ def test_info_of_a_named_set(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     for text in (
         origin.url,
         "commercial use  no",
-        "without  a list, each text",
+        "without   a list, each text",
         "default ()",
         f"{tmp_path}/data/GPR1200",
     ):
@@ -189,9 +189,14 @@ def test_info_of_a_named_set(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     )
     assert "is not there" in out
     for label in range(1200):
-        path = tmp_path / "elsewhere" / "GPR1200" / "images" / f"{label}_x.jpg"
+        path = tmp_path / "elsewhere" / "GPR1200" / "images" / f"{label}_0.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+    _, out, _ = guie(capsys, "info", "gpr1200", "--data-folder", "elsewhere")
+    assert "the set is not complete:" in out
+    for label in range(1200):
+        for number in range(1, 10):
+            path.with_name(f"{label}_{number}.jpg").touch()
     _, out, _ = guie(capsys, "info", "gpr1200", "--data-folder", "elsewhere")
     assert f"it is there, with the first image in {tmp_path}/elsewhere/GPR1200/images/" in out
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from guie_core import GuieError
+from guie_core import GuieError, UsageError
 from guie_datasets import ClassFolders, prepare
 from guie_datasets.testing import DatasetContract
 
@@ -78,10 +78,10 @@ def test_what_is_no_image_is_listed(root: Path) -> None:
     assert left_out == {
         ("labels.csv", "not in a class folder"),
         ("empty", "a class without images"),
-        ("zebra/thumbnails", "a folder inside a class folder"),
+        ("zebra/thumbnails", "in a folder inside a class folder; set recursive to True to take such images"),
         ("猫/README", "no suffix"),
         ("猫/notes.txt", "not an image by its suffix '.txt'"),
-        ("猫/raw.CR2", "not an image by its suffix '.cr2'"),
+        ("猫/raw.CR2", ".cr2 is not read; convert it, to .jpg for example"),
     }
     manifest, quarantine = prepare([dataset])
     assert manifest.column("label").tolist() == [0, 0, 1, 1, 1, 2]
@@ -147,7 +147,7 @@ def test_links_that_lead_out_of_the_folder(tmp_path: Path) -> None:
     assert places == ["a/1.jpg", "a/inner.jpg", "a/nowhere.jpg"]
     bad = [item for item in dataset.left_out() if item.bad]
     assert [item.place.removeprefix(f"{root}/") for item in bad] == ["a/link.jpg", "b/2.jpg", "b/3.jpg"]
-    assert all("follow_links=True allows it" in item.reason for item in bad)
+    assert all("set follow_links to True to allow it" in item.reason for item in bad)
     followed = ClassFolders(root, follow_links=True)
     assert len(list(followed.rows())) == 6
     assert not followed.left_out()
@@ -156,7 +156,7 @@ def test_links_that_lead_out_of_the_folder(tmp_path: Path) -> None:
     assert len(list(ClassFolders(tmp_path / "shortcut").rows())) == 3
 
 
-def test_a_folder_that_cannot_be_listed_is_bad(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_listed_is_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = os.scandir
 
     def scandir(path: Path) -> object:
@@ -165,7 +165,9 @@ def test_a_folder_that_cannot_be_listed_is_bad(root: Path, monkeypatch: pytest.M
         return listed(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    dataset = ClassFolders(root)
+    with pytest.raises(GuieError, match=r"Ape: cannot be listed: Permission denied. Nobody can tell how many images"):
+        prepare([ClassFolders(root)], max_bad=0.9)
+    dataset = ClassFolders(root, complete=False)
     assert [row.label for row in dataset.rows()] == [2, 2, 2, 3]
     bad = [(item.place, item.reason) for item in dataset.left_out() if item.bad]
     assert bad == [(str(root / "Ape"), "cannot be listed: Permission denied")]
@@ -178,3 +180,98 @@ def test_names_that_are_no_utf8_are_bad(root: Path) -> None:
     assert len(manifest) == 6
     bad = [finding.place.removeprefix(f"{root}/") for finding in quarantine if finding.kind == "bad"]
     assert bad == ["\ufffd", "Ape/\ufffd.jpg"]
+
+
+def test_a_link_to_itself_is_one_bad_image(root: Path) -> None:
+    """Of which the system cannot even tell whether it is a folder."""
+    (root / "Ape" / "loop.jpg").symlink_to("loop.jpg")
+    (root / "loop").symlink_to("loop")
+    manifest, quarantine = prepare([ClassFolders(root)], max_bad=0.5)
+    assert len(manifest) == 6
+    (bad,) = [finding for finding in quarantine if finding.kind == "bad"]
+    assert (bad.place, bad.reason) == (
+        str(root / "Ape" / "loop.jpg"),
+        "cannot be read: Too many levels of symbolic links",
+    )
+    assert str(root / "loop") in [finding.place for finding in quarantine if finding.kind == "left out"]
+
+
+def test_what_is_in_folders_inside_class_folders(tmp_path: Path) -> None:
+    tree = {
+        "person/nested": ["1.jpg", "2.jpg", "x.txt"],
+        "person/nested/deep": ["3.png"],
+        "person": ["0.jpg"],
+        "cat": ["4.jpg"],
+    }
+    for folder in tree:
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for name in tree[folder]:
+            Image.new("RGB", (9, 9)).save(tmp_path / folder / name, "JPEG")
+    (tmp_path / "person" / "round").symlink_to(tmp_path / "person", target_is_directory=True)
+    dataset = ClassFolders(tmp_path)
+    assert [Path(row.image.path).name for row in dataset.rows()] == ["4.jpg", "0.jpg"]
+    nested, _ = dataset.left_out()
+    assert (nested.place, nested.count) == (str(tmp_path / "person" / "nested"), 3)
+    everything = ClassFolders(tmp_path, recursive=True)
+    found = [(row.label, row.name, Path(row.image.path).name) for row in everything.rows()]
+    assert found == [
+        (0, "cat", "4.jpg"),
+        (1, "person", "0.jpg"),
+        (1, "person", "1.jpg"),
+        (1, "person", "2.jpg"),
+        (1, "person", "3.png"),
+    ]
+    assert [Path(item.place).name for item in everything.left_out()] == ["x.txt", "round"]
+
+
+def test_folders_of_splits_give_one_label_a_class(tmp_path: Path) -> None:
+    fill(
+        tmp_path, {"train/cat": ["1.jpg", "2.jpg"], "train/dog": ["3.jpg"], "val/cat": ["4.jpg"], "val/yak": ["5.jpg"]}
+    )
+    (tmp_path / "other").mkdir()
+    (tmp_path / "train" / "list.txt").touch()
+    dataset = ClassFolders(tmp_path, splits=["train", "val"], category={"cat": "pets"})
+    assert [(row.label, row.name, row.split, row.category, Path(row.image.path).name) for row in dataset.rows()] == [
+        (0, "cat", "train", "pets", "1.jpg"),
+        (0, "cat", "train", "pets", "2.jpg"),
+        (1, "dog", "train", "", "3.jpg"),
+        (0, "cat", "val", "pets", "4.jpg"),
+        (2, "yak", "val", "", "5.jpg"),
+    ]
+    assert sorted(Path(item.place).name for item in dataset.left_out()) == ["list.txt", "other"]
+    assert dataset.class_names() == ["cat", "dog", "yak"]
+    manifest, _ = prepare([dataset], keep_duplicates=True)
+    assert manifest.column("split").tolist() == ["train"] * 3 + ["val"] * 2
+    with pytest.raises(UsageError, match=r"splits names a folder 'vla' that is not in it. Did you mean 'val'"):
+        list(ClassFolders(tmp_path, splits=["train", "vla"]).rows())
+    with pytest.raises(UsageError, match=r"splits is a list of folders, such as \['train'\]"):
+        ClassFolders(tmp_path, splits="train")
+
+
+def test_folders_of_splits_are_recognised(tmp_path: Path) -> None:
+    fill(tmp_path, {"train/cat": ["1.jpg"], "val/cat": ["4.jpg"]})
+    with pytest.raises(
+        GuieError, match=r"They seem to be splits, with class folders in them: set splits to train,val\."
+    ):
+        list(ClassFolders(tmp_path).rows())
+
+
+def test_a_category_for_a_class_that_is_not_there_is_told(root: Path) -> None:
+    with pytest.raises(UsageError, match=r"category names a class 'ape' that there is not. Did you mean 'Ape'"):
+        list(ClassFolders(root, category={"ape": "x"}).rows())
+
+
+def test_photos_that_are_not_read_are_told_by_kind(root: Path) -> None:
+    for number in range(10):
+        (root / "empty" / f"IMG_{number}.HEIC").touch()
+    dataset = ClassFolders(root)
+    assert len(list(dataset.rows())) == 6
+    reasons = [item.reason for item in dataset.left_out()]
+    assert reasons.count(".heic is not read; convert it, to .jpg for example") == 10
+    assert "a class without images" in reasons
+
+
+def test_where_the_home_folder_is_not_known() -> None:
+    for root in ("~nosuch/pictures", "a\0b"):
+        with pytest.raises(UsageError):
+            ClassFolders(root)

@@ -9,6 +9,7 @@ import io
 import json
 import random
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from torchvision.datasets import Food101 as Other
 
 from guie_core import GuieError, UsageError, build
 from guie_datasets import Dataset, ImageRef, Row, prepare
+from guie_datasets.fetching.download import fetch
 from guie_datasets.sets.food101 import Food101
 from guie_datasets.sets.glr2021 import GLR2021
 from guie_datasets.sets.gpr1200 import GPR1200
@@ -133,14 +135,14 @@ class TestProducts10K(DatasetContract):
     @pytest.fixture
     def dataset(self, data: Path) -> Dataset:
         products10k(data)
-        return Products10K()
+        return Products10K(complete=False)
 
 
 class TestGLR2021(DatasetContract):
     @pytest.fixture
     def dataset(self, data: Path) -> Dataset:
         glr2021(data)
-        return GLR2021(drop_classes=5)
+        return GLR2021(drop_classes=5, complete=False)
 
 
 class TestGPR1200(DatasetContract):
@@ -148,7 +150,7 @@ class TestGPR1200(DatasetContract):
     def dataset(self, data: Path) -> Dataset:
         gpr1200(data, 3)
         (data / "GPR1200" / "images" / "cover.jpg").write_bytes(jpeg("cover"))
-        return GPR1200(without=["iNat"])
+        return GPR1200(without=["iNat"], complete=False)
 
 
 class TestFood101(DatasetContract):
@@ -216,9 +218,9 @@ def test_the_union_has_the_rows_of_the_original_scripts(data: Path) -> None:
     food101(data)
     universal130k(data)
     settings = [
-        {"type": "products10k"},
-        {"type": "glr2021", "drop_classes": 7},
-        {"type": "gpr1200", "without": ["iNat"]},
+        {"type": "products10k", "complete": False},
+        {"type": "glr2021", "drop_classes": 7, "complete": False},
+        {"type": "gpr1200", "without": ["iNat"], "complete": False},
         {"type": "food101", "max_images": 30},
         {"type": "universal130k"},
     ]
@@ -269,16 +271,17 @@ LAYOUTS: dict[str, tuple[Callable[[Path], object], type[Dataset], str, tuple[str
 def test_any_sensible_level_is_accepted(name: str, data: Path, tmp_path: Path) -> None:
     lay_out, dataset, folder, inside = LAYOUTS[name]
     lay_out(data)
-    rows = list(dataset().rows())
+    some = {} if name == "universal130k" else {"complete": False}
+    rows = list(dataset(**some).rows())
     assert rows
     for root in (data, str(data / folder), *(data / folder / each for each in inside)):
-        assert list(dataset(root).rows()) == rows  # type: ignore[call-arg]
+        assert list(dataset(root, **some).rows()) == rows  # type: ignore[call-arg]
     # nested once more, as some zips are
     nested = tmp_path / "other" / folder
     nested.mkdir(parents=True)
     (data / folder).rename(nested / folder)
     for root in (nested, nested.parent):
-        moved = [without(row.image.path, nested) for row in dataset(root).rows()]  # type: ignore[call-arg]
+        moved = [without(row.image.path, nested) for row in dataset(root, **some).rows()]  # type: ignore[call-arg]
         assert moved == [without(row.image.path, data) for row in rows]
 
 
@@ -311,7 +314,7 @@ def test_a_folder_that_holds_something_else_is_told_of(name: str, data: Path) ->
 def test_landmarks_with_the_labels_of_another_set_are_bad_one_by_one(data: Path) -> None:
     shards(data / LANDMARKS, "glr2021", [[1000, 1001, 1002]])
     with pytest.raises(GuieError, match=r"3 of 3 images are bad.*\n.*label 1000 is not in 10691\.\.17690"):
-        prepare([GLR2021(drop_classes=2)])
+        prepare([GLR2021(drop_classes=2, complete=False)])
 
 
 def test_sets_name_what_they_are_fetched_as(data: Path) -> None:
@@ -319,7 +322,79 @@ def test_sets_name_what_they_are_fetched_as(data: Path) -> None:
         downloads = dataset.downloads  # type: ignore[attr-defined]
         assert not any(download.is_there(data) for download in downloads)
         lay_out(data)
-        assert all(download.is_there(data) for download in downloads)
+        part = [download.in_part(data) for download in downloads]
+        assert [download.is_there(data) for download in downloads] == [not text for text in part]
+        archive = downloads[0]
+        if archive.files == 1:
+            assert not any(part)
+            continue
+        have = sum(1 for _ in archive.target(data).glob(archive.holds))
+        assert part[0] == f"{have} of {archive.files:,} files {archive.holds}"
+        with pytest.raises(GuieError, match=rf"is there in part: it holds {have} of .* Move it away and run"):
+            list(fetch(downloads, data))
+
+
+# --- which are not complete
+
+
+def test_all_shards_must_be_there(data: Path) -> None:
+    for dataset, name, folder, all_shards in (
+        (Products10K, "products10k", PRODUCTS, 20),
+        (GLR2021, "glr2021", LANDMARKS, 32),
+    ):
+        low = dataset.all_labels[0]
+        shards(data / folder, name, [[low + number] for number in range(all_shards)])
+        assert len(list(dataset().rows())) == all_shards
+        last, third = sorted((data / folder).iterdir())[-1], sorted((data / folder).iterdir())[2]
+        last.unlink()
+        with pytest.raises(GuieError, match=rf"not complete:\n  {all_shards - 1} of the set's {all_shards} shards are"):
+            list(dataset().rows())
+        third.unlink()
+        with pytest.raises(GuieError, match=rf"not complete:\n  guie-{name}-train-02-\*.tfrec is missing\n"):
+            list(dataset().rows())
+        some = dataset(complete=False)
+        assert len(list(some.rows())) == all_shards - 2
+        assert [item.reason for item in some.left_out()] == [f"{all_shards - 2} of the set's {all_shards} shards"]
+
+
+def test_all_images_of_gpr1200_must_be_there(data: Path) -> None:
+    folder = data / "GPR1200" / "images"
+    folder.mkdir(parents=True)
+    for label in range(1200):
+        for number in range(10):
+            (folder / f"{label}_{number}.jpg").touch()
+    assert len(list(GPR1200().rows())) == 12_000
+    (folder / "7_3.jpg").unlink()
+    with pytest.raises(GuieError, match=r"not complete:\n  class 7 has 9 images, not 10\nFetch what is missing"):
+        list(GPR1200().rows())
+    for label in range(200, 400):
+        for number in range(10):
+            (folder / f"{label}_{number}.jpg").unlink()
+    with pytest.raises(
+        GuieError, match=r"200 of 1,200 classes have no images, the first is class 200\n  class 7 has 9"
+    ):
+        list(GPR1200().rows())
+    (folder / "7_4.jpg").rename(folder / "7_3.jpg")
+    (folder / "7_4.jpg").touch()
+    assert len(list(GPR1200(without=["iNat"]).rows())) == 10_000
+
+
+def test_food101_without_meta_must_have_all_images(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    food101(data)
+    assert list(Food101().rows())  # as meta says
+    shutil.rmtree(data / "food-101" / "meta")
+    with pytest.raises(
+        GuieError, match=r"complete:\n  116 of the set's 101,000 images, of 4 of its 101 classes\nFetch"
+    ):
+        list(Food101().rows())
+    some = Food101(complete=False)
+    assert len(list(some.rows())) == 116
+    assert [item.reason for item in some.left_out()] == ["116 of the set's 101,000 images, of 4 of its 101 classes"]
+    monkeypatch.setattr("guie_datasets.sets.food101._CLASSES", 4)
+    monkeypatch.setattr("guie_datasets.sets.food101._IMAGES", 12)
+    whole = Food101()
+    assert len(list(whole.rows())) == 116
+    assert not whole.left_out()
 
 
 # --- each of them
@@ -329,13 +404,13 @@ def test_labels_out_of_range_are_bad(data: Path) -> None:
     shards(data / PRODUCTS, "products10k", [[999, 1000, 10690, 10691]])
     shards(data / LANDMARKS, "glr2021", [[10690, 10691, 17690, 17691, 10800]])
     for dataset, good, bad in (
-        (Products10K(), [1000, 10690], [999, 10691]),
-        (GLR2021(), [10691, 17690, 10800], [10690, 17691]),
+        (Products10K(complete=False), [1000, 10690], [999, 10691]),
+        (GLR2021(complete=False), [10691, 17690, 10800], [10690, 17691]),
     ):
         assert [row.label for row in dataset.rows()] == good
         reasons = [item.reason for item in dataset.left_out() if item.bad]
         assert [int(reason.split()[1]) for reason in reasons] == bad
-    dropped = GLR2021(drop_classes=1)
+    dropped = GLR2021(drop_classes=1, complete=False)
     assert len(list(dropped.rows())) == 2
     assert sum(item.bad for item in dropped.left_out()) == 2
 
@@ -344,26 +419,26 @@ def test_shards_of_other_sets_in_the_folder_are_not_taken(data: Path) -> None:
     products = products10k(data)
     for path in sorted((data / PRODUCTS).iterdir()):
         path.with_name(path.name.replace("products10k", "glr2021")).write_bytes(path.read_bytes())
-    assert len(list(Products10K().rows())) == len(products)
+    assert len(list(Products10K(complete=False).rows())) == len(products)
 
 
 def test_landmarks_are_dropped_the_same_though_a_record_is_damaged(data: Path) -> None:
     glr2021(data)
-    before = {row.label for row in GLR2021(drop_classes=7).rows()}
+    before = {row.label for row in GLR2021(drop_classes=7, complete=False).rows()}
     path = sorted((data / LANDMARKS).iterdir())[0]
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     path.write_bytes(damaged)
-    dataset = GLR2021(drop_classes=7)
+    dataset = GLR2021(drop_classes=7, complete=False)
     after = [row.label for row in dataset.rows()]
     assert set(after) <= before
     assert [item.reason.rpartition(": ")[2] for item in dataset.left_out() if item.bad] == ["the file is damaged"]
-    assert {row.label for row in GLR2021(drop_classes=7, seed=1).rows()} != before
+    assert {row.label for row in GLR2021(drop_classes=7, seed=1, complete=False).rows()} != before
 
 
 def test_gpr1200(data: Path) -> None:
     gpr1200(data)
-    rows = list(GPR1200().rows())
+    rows = list(GPR1200(complete=False).rows())
     names = [Path(row.image.path).name for row in rows]
     assert names == sorted(names)
     assert names[0].startswith("1000_")  # order of names, not of numbers
@@ -379,7 +454,7 @@ def test_gpr1200(data: Path) -> None:
     }
     assert {row.name for row in rows if row.label == 29} == {"thing 29"}
     (data / "GPR1200" / "GPR1200" / "GPR1200_categoryNumber_to_text.json").unlink()
-    assert [Row(row.image, row.label, row.source, row.category) for row in rows] == list(GPR1200().rows())
+    assert [Row(row.image, row.label, row.source, row.category) for row in rows] == list(GPR1200(complete=False).rows())
 
 
 def test_gpr1200_missing_and_foreign_files(data: Path) -> None:
@@ -389,7 +464,7 @@ def test_gpr1200_missing_and_foreign_files(data: Path) -> None:
     for name in ("1200_a.jpg", "cover.jpg", "_a.jpg", "Thumbs.db", ".hidden.jpg"):
         (images / name).write_bytes(jpeg(name))
     (data / "GPR1200" / "GPR1200" / "GPR1200_categoryNumber_to_text.json").write_text("[1, 2")
-    dataset = GPR1200()
+    dataset = GPR1200(complete=False)
     assert dataset.count() == 10 * len(GPR_CLASSES) - 1 + 3
     assert len(list(dataset.rows())) == 10 * len(GPR_CLASSES) - 1
     left_out = {(Path(item.place).name, item.bad): item.reason for item in dataset.left_out()}
@@ -431,7 +506,7 @@ def test_food101_images_that_meta_names_must_be_there(data: Path) -> None:
     assert [Path(item.place).name for item in own.left_out()] == ["note.txt", "own.jpg", gone.name]
     for name in ("train.txt", "test.txt"):
         (data / "food-101" / "meta" / name).unlink()
-    assert len(list(Food101().rows())) == sum(FOOD.values())
+    assert len(list(Food101(complete=False).rows())) == sum(FOOD.values())
     with pytest.raises(GuieError, match=r"train.txt: not there, and split='test' needs it"):
         list(Food101(split="test").rows())
 
@@ -488,4 +563,4 @@ def test_wrong_options(make: Callable[[], object], message: str) -> None:
 def test_not_all_landmarks_can_be_dropped(data: Path) -> None:
     glr2021(data)
     with pytest.raises(UsageError, match=r"of \d+ classes 7000 cannot be dropped"):
-        list(GLR2021(drop_classes=7000).rows())
+        list(GLR2021(drop_classes=7000, complete=False).rows())

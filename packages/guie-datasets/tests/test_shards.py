@@ -200,7 +200,7 @@ def test_a_broken_shard_whose_name_does_not_say_how_much_is_lost_is_an_error(tmp
     with pytest.raises(GuieError, match=r"a.tfrec: record 1 at byte \d+: the file ends 1 bytes too early") as caught:
         list(TFRecordDataset(files=[path], source="s").rows())
     assert "Its first 1 record can be used." in str(caught.value)
-    assert str(caught.value).endswith("Fetch the file again, or set complete to false to use those that are there")
+    assert str(caught.value).endswith("Fetch the file again, or set complete to False to use those that are there")
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -271,7 +271,7 @@ def test_a_shard_that_is_not_read_to_its_end_is_an_error(tmp_path: Path, packed:
     }[spoil]
     path.write_bytes(gzip.compress(damaged) if packed else damaged)
     told = "12 files" if spoil == "twice" else "6 files"
-    with pytest.raises(GuieError, match=rf"x.tar: .*\nIts first {told} can be used.*set complete to false to use"):
+    with pytest.raises(GuieError, match=rf"x.tar: .*\nIts first {told} can be used.*set complete to False to use"):
         prepare([WebDataset(str(path))], max_bad=0.9)
     if packed:
         path.write_bytes(gzip.compress(whole)[:-9])

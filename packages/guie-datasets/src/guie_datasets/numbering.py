@@ -60,10 +60,12 @@ def gaps(names: Iterable[str]) -> list[str]:
 
 def incomplete(place: object, problems: Sequence[str]) -> GuieError:
     """What is said of a data set of which something is missing, unless that was allowed."""
-    lines = "\n".join(f"  {problem}" for problem in problems)
+    lines = "\n".join(f"  {problem}" for problem in problems[: _SHOWN + 1])
+    if (more := len(problems) - _SHOWN - 1) > 0:
+        lines += f"\n  and {more:,} more"
     return GuieError(
         f"{place}: the set is not complete:\n{lines}\n"
-        "Fetch what is missing, or set complete to false to use what is there"
+        "Fetch what is missing, or set complete to False to use what is there"
     )
 
 

@@ -24,6 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -34,6 +35,7 @@ from guie_core.tables import table
 from guie_core.wording import listing, plural, shown, size
 from guie_datasets.fetching import _http, _kaggle
 from guie_datasets.fetching.archives import Unpacked, unpacked
+from guie_datasets.places import absolute
 
 #: Where archives lie, below the data folder.
 ARCHIVES = "downloads"
@@ -72,6 +74,10 @@ class Download(ABC):
     def is_there(self, data_folder: Path) -> bool:
         """Whether it is in its place."""
 
+    def in_part(self, data_folder: Path) -> str:
+        """How much of it is in its place, where that is not all of it; "" otherwise."""
+        return ""
+
     @abstractmethod
     def waits(self, data_folder: Path) -> Path:
         """The file that it is between the network and its place; a person can put it there as well."""
@@ -90,10 +96,12 @@ class Archive(Download):
 
     folder: what the archive becomes. When everything in the archive lies in one folder of that name, the two are one.
     holds: a pattern below `folder` that something matches when the archive has been unpacked there, "images/*".
+    files: so much matches it, at least; what has less is there in part only.
     """
 
     folder: str
     holds: str
+    files: int = 1
 
     def __post_init__(self) -> None:
         _check_place(self.folder)
@@ -102,19 +110,28 @@ class Archive(Download):
         return data_folder / self.folder
 
     def is_there(self, data_folder: Path) -> bool:
+        return self._found(data_folder) >= self.files
+
+    def in_part(self, data_folder: Path) -> str:
+        found = self._found(data_folder)
+        return f"{found:,} of {self.files:,} files {self.holds}" if 0 < found < self.files else ""
+
+    def _found(self, data_folder: Path) -> int:
+        """How much there is of what it holds, up to what it must be."""
         folder = self.target(data_folder)
         # nested once, as some programs unpack
-        return any(next(each.glob(self.holds), None) is not None for each in (folder, folder / folder.name))
+        return max(_matches(each, self.holds, self.files) for each in (folder, folder / folder.name))
 
     def waits(self, data_folder: Path) -> Path:
         return data_folder / ARCHIVES / self.folder / self.file
 
     def install(self, path: Path, data_folder: Path) -> Unpacked:
         with unpacked(path, self.target(data_folder)) as (folder, result):
-            if next(folder.glob(self.holds), None) is None:
+            if _matches(folder, self.holds, self.files) < self.files:
                 names = listing(sorted(entry.name for entry in folder.iterdir()), 6)
+                no = "no" if self.files == 1 else f"fewer than {self.files:,} files"
                 raise GuieError(
-                    f"{shown(path)} is not what was expected: it holds no {self.holds}, but {names}.\n"
+                    f"{shown(path)} is not what was expected: it holds {no} {self.holds}, but {names}.\n"
                     f"Nothing of it was unpacked. Remove it, and get {self.file} from {self.page}."
                 )
         return result
@@ -127,6 +144,7 @@ class KaggleArchive(Archive):
     slug: str
     folder: str
     holds: str = field(default="*", kw_only=True)
+    files: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,6 +173,7 @@ class HttpArchive(Archive):
     sha256: str = ""
     md5: str = ""
     holds: str = field(default="*", kw_only=True)
+    files: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -213,6 +232,11 @@ class HttpFile(Download):
         return Unpacked(1, path.stat().st_size)
 
 
+def _matches(folder: Path, pattern: str, most: int) -> int:
+    """How much in a folder matches a pattern, up to `most`."""
+    return sum(1 for _ in islice(folder.glob(pattern), most))
+
+
 def _check_place(place: str) -> None:
     path = PurePosixPath(place)
     if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in place or path.parts[0] == ARCHIVES:
@@ -242,11 +266,16 @@ def fetch(
             that is damaged or unsafe; a full disk; another process fetches the same.
         Interrupted: Ctrl-C; calling it again goes on.
     """
-    folder = Path(data_folder).expanduser().absolute()
+    folder = absolute(data_folder)
     for download in downloads:
         if download.is_there(folder):
             yield f"{download.file} is there already: {shown(download.target(folder))}"
             continue
+        if part := download.in_part(folder):
+            raise GuieError(
+                f"{shown(download.target(folder))} is there in part: it holds {part}. Move it away and run {command} "
+                f"again, or put the others there by hand, from {download.page}."
+            )
         with _alone(download.waits(folder)):
             path = download.waits(folder)
             handed = path.is_file()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,13 +14,14 @@ from guie_core.experiment import apply_override
 from guie_core.plugins import plugins
 from guie_core.signature import convert, signature
 from guie_core.wording import did_you_mean, listing
+from guie_datasets.places import absolute, printable
 from guie_datasets.rows import Dataset
-from guie_datasets.tfrecord import images_in_name
+from guie_datasets.sets.folders import IMAGE_SUFFIXES, is_folder
+from guie_datasets.tfrecord import shard_suffix
 
-_PLAIN = (".tfrec", ".tfrecord", ".tfrecs", ".tfrecords")
-_TFRECORD = (*_PLAIN, *(f"{suffix}.gz" for suffix in _PLAIN))
+_TARS = (".tar", ".tar.gz", ".tgz")
 _TABLE = (".csv", ".tsv", ".parquet")
-_PACKED = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+_PACKED = (".zip", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
 
 def settings(argument: str) -> dict[str, Any]:
@@ -26,15 +29,15 @@ def settings(argument: str) -> dict[str, Any]:
 
     A folder of shards is `tfrecord` or `webdataset`, another one `folder`; a table is `table`, a manifest `manifest`.
 
-    Raises UsageError: neither a data set nor a path, or a file of another kind.
+    Raises UsageError: neither a data set nor a path, a file of another kind, or a folder that may be two things.
     """
     names = [entry.name for entry in plugins().entries("datasets")]
-    path = Path(argument).expanduser().absolute()
-    if argument in names or (not path.exists() and _family(argument)):
+    path = absolute(argument)
+    if argument in names or (not os.path.exists(path) and _family(argument)):
         return {"type": argument}
-    if path.is_dir():
+    if os.path.isdir(path):
         return _of_folder(path)
-    if path.is_file():
+    if os.path.isfile(path):
         return _of_file(path)
     if os.sep in argument:  # it has a folder in it: a path was meant
         raise UsageError(f"{argument}: no such file or folder")
@@ -51,21 +54,72 @@ def _family(name: str) -> bool:
 
 def _of_folder(path: Path) -> dict[str, Any]:
     try:
-        names = sorted(entry.name for entry in os.scandir(path) if entry.is_file() and not entry.name.startswith("."))
+        entries = sorted((e for e in os.scandir(path) if not e.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
         raise UsageError(f"{path}: cannot be listed: {error.strerror or error}") from error
-    if shards := [path / name for name in names if name.endswith(_TFRECORD)]:
-        return _tfrecord(path, shards)
-    if shards := [path / name for name in names if name.endswith(".tar")]:
-        return {"type": "webdataset", "files": [str(shard) for shard in shards]}
+    folders = [entry.name for entry in entries if is_folder(entry)]
+    files = [entry.name for entry in entries if not is_folder(entry)]
+    records, tars = ([name for name in files if is_shard(name)] for is_shard in (shard_suffix, _tar_suffix))
+    classes = [name for name in folders if records or tars if _holds_images(path / name)]
+    of_kind = {"TFRecord shards": records, "tar shards": tars, "class folders": classes}
+    kinds = {kind: names for kind, names in of_kind.items() if names}
+    if len(kinds) > 1:
+        what = " and ".join(f"{kind} ({listing(map(printable, names), 3)})" for kind, names in kinds.items())
+        raise UsageError(f"{path} holds {what}. Say which are meant:\n{_ways(path, kinds)}\nor move the others away")
+    if records:
+        return {"type": "tfrecord", "folder": str(path), "source": path.resolve().name, "pattern": _one(records)}
+    if tars:
+        patterns = sorted({f"*{_tar_suffix(name)}" for name in tars})
+        if glob.has_magic(str(path)) or "{" in str(path):  # which would stand for something else
+            return {"type": "webdataset", "files": [str(path / name) for name in tars]}
+        return {"type": "webdataset", "files": [str(path / each) for each in patterns], "source": _source(path, tars)}
     return {"type": "folder", "root": str(path)}
+
+
+def _ways(path: Path, kinds: Mapping[str, Sequence[str]]) -> str:
+    """How to name each of the kinds of data in a folder."""
+    pattern = next(iter(_patterns(kinds)), "")
+    ways = {
+        "TFRecord shards": f"tfrecord --set folder={path} --set pattern={pattern} --set source=...",
+        "tar shards": f"webdataset --set files={path}/*.tar",
+        "class folders": f"folder --set root={path}",
+    }
+    return "\n".join(f"  {kind}: guie data prepare {ways[kind]}" for kind in kinds)
+
+
+def _patterns(kinds: Mapping[str, Sequence[str]]) -> list[str]:
+    return sorted({f"*{shard_suffix(name)}" for name in kinds.get("TFRecord shards", ())})
+
+
+def _one(names: Sequence[str]) -> str | list[str]:
+    """The pattern of these TFRecord files, or patterns."""
+    patterns = _patterns({"TFRecord shards": names})
+    return patterns[0] if len(patterns) == 1 else patterns
+
+
+def _source(folder: Path, names: Sequence[str]) -> str:
+    from guie_datasets.sets.webdataset import common_name
+
+    return common_name(folder / names[0])
+
+
+def _tar_suffix(name: str) -> str:
+    return next((suffix for suffix in _TARS if name.endswith(suffix)), "")
+
+
+def _holds_images(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES for entry in entries)
+    except OSError:
+        return True  # nobody can tell
 
 
 def _of_file(path: Path) -> dict[str, Any]:
     suffix = path.suffix.lower()
-    if path.name.endswith(_TFRECORD):
+    if shard_suffix(path.name):
         return {"type": "tfrecord", "files": [str(path)], "source": path.name.partition(".")[0]}
-    if suffix == ".tar":
+    if _tar_suffix(path.name):
         return {"type": "webdataset", "files": [str(path)]}
     if suffix == ".parquet":
         from guie_datasets.manifest import is_manifest  # pyarrow
@@ -78,16 +132,8 @@ def _of_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is an archive. Unpack it and name the folder that holds the class folders")
     raise UsageError(
         f"{path}: a file of unknown kind. Name a folder of class folders, a table "
-        f"({', '.join(_TABLE)}), TFRecord files (.tfrec), tar shards (.tar), or a manifest"
+        f"({', '.join(_TABLE)}), TFRecord files (.tfrec), tar shards ({', '.join(_TARS)}), or a manifest"
     )
-
-
-def _tfrecord(folder: Path, shards: Sequence[Path]) -> dict[str, Any]:
-    source = folder.resolve().name
-    suffixes = {suffix for shard in shards for suffix in _TFRECORD if shard.name.endswith(suffix)}
-    if len(suffixes) == 1 and all(images_in_name(shard) is not None for shard in shards):  # gaps can be told
-        return {"type": "tfrecord", "folder": str(folder), "source": source, "pattern": f"*{suffixes.pop()}"}
-    return {"type": "tfrecord", "files": [str(shard) for shard in shards], "source": source}
 
 
 def named_settings(arguments: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
@@ -97,27 +143,48 @@ def named_settings(arguments: Sequence[str], overrides: Sequence[str] = ()) -> d
     An override is "name.key=value" or "number.key=value", with one data set "key=value" too; the value as for an
     experiment's `--set`. Where a list is expected, a text stands for a list of one.
 
-    Raises ExperimentError, with all problems of names, keys and types; UsageError as `settings`.
+    Raises ExperimentError, with all problems of names, keys and types; UsageError as `settings`, and for a data set
+    that is named twice.
     """
     named: dict[str, dict[str, Any]] = {}
+    keys: dict[str, str] = {}  # by the names that people call them
     for number, argument in enumerate(arguments):
-        name = Path(argument).expanduser().resolve().stem if os.path.exists(Path(argument).expanduser()) else argument
-        named[str(number) if name in named or "." in name else name] = settings(argument)
+        name = _called(argument)
+        key = str(number) if name in keys or "." in name else name
+        keys.setdefault(name, key)
+        named[key] = settings(argument)
     problems: list[Problem] = []
     for override in overrides:
-        apply_override(named, _addressed(override, list(named)), problems, list(named))
+        apply_override(named, _addressed(override, list(named), keys), problems, list(named))
     for name, values in named.items():
         if isinstance(values, dict):
             named[name] = values = _listed(values)
         problems += check("datasets", values, name)
     if problems:
         raise ExperimentError(problems, "the data sets" if len(named) > 1 else "the data set")
+    for first, second in itertools.combinations(named, 2):
+        if named[first] == named[second]:
+            raise UsageError(
+                f"{arguments[list(named).index(second)]} is named twice: its classes would be there twice, under two "
+                "labels each. Name each data set once"
+            )
     return named
 
 
-def _addressed(override: str, names: Sequence[str]) -> str:
-    """An override with the name of the data set that it concerns."""
+def _called(argument: str) -> str:
+    """A data set's name, or that of a folder, or of a file without its suffix."""
+    path = absolute(argument)
+    if os.path.isdir(path):
+        return path.resolve().name
+    return path.resolve().stem if os.path.exists(path) else argument
+
+
+def _addressed(override: str, names: Sequence[str], keys: Mapping[str, str]) -> str:
+    """An override with the key of the data set that it concerns."""
     key, equals, value = override.partition("=")
+    for name in sorted(keys, key=len, reverse=True):  # a name may have dots, and begin with another
+        if key.strip().startswith(f"{name}."):
+            return f"{keys[name]}{key.strip().removeprefix(name)}{equals}{value}"
     first, dot, rest = key.strip().partition(".")
     if dot and first in names:
         return override

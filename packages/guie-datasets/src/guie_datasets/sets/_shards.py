@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from guie_datasets.numbering import incomplete
 from guie_datasets.places import Place, absolute, data_folder
 from guie_datasets.rows import LeftOut, Row
 from guie_datasets.sets.tfrecords import TFRecordDataset
@@ -15,23 +16,27 @@ from guie_datasets.sets.tfrecords import TFRecordDataset
 class NamedShards(TFRecordDataset):
     """TFRecord shards `guie-<set>-train-<shard>-<images>.tfrec`, with labels that are global over their author's sets.
 
-    A gap between the shards' numbers is an error; whether the last ones are there, only `left_out()` tells.
+    Unless `complete` is false, a shard that is missing is an error.
     """
 
     place: ClassVar[Place]
     all_labels: ClassVar[tuple[int, int]]
     all_shards: ClassVar[int]
 
-    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, root: str | os.PathLike[str] | None = None, *, complete: bool = True) -> None:
         name = self.place.entry
         folder = data_folder() if root is None else root
-        super().__init__(folder, source=name, category=name, pattern=self.place.holds, labels=self.all_labels)
+        pattern = self.place.holds
+        super().__init__(folder, source=name, category=name, pattern=pattern, labels=self.all_labels, complete=complete)
         self.root = None if root is None else absolute(root)
 
     def shards(self) -> list[Path]:
-        """The files in their order. Raises GuieError if the folder is not there, or as `TFRecordDataset` does."""
+        """The files in their order. Raises GuieError if the folder or a shard is not there."""
         self.folder = self.place.find(self.root)
-        return super().shards()
+        there = super().shards()
+        if self.complete and len(there) < self.all_shards:
+            raise incomplete(self.folder, [f"{len(there)} of the set's {self.all_shards} shards are there"])
+        return there
 
     def sources(self) -> Sequence[Path]:
         self.folder = self.place.find(self.root)

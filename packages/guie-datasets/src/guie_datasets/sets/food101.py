@@ -10,11 +10,14 @@ from typing import ClassVar, Literal, get_args
 from guie_core import GuieError, UsageError
 from guie_datasets.fetching.download import Download, HttpArchive
 from guie_datasets.filters import sample_images
+from guie_datasets.numbering import incomplete
 from guie_datasets.places import Place, absolute, is_text, printable
 from guie_datasets.rows import Dataset, ImageRef, LeftOut, Row
-from guie_datasets.sets.folders import entries_of, images_in
+from guie_datasets.sets.folders import entries_of, images_in, is_folder
 
 Which = Literal["all", "train", "test", "own"]
+
+_CLASSES, _IMAGES = 101, 1000  # of each class
 
 _PLACE = Place("food101", ("food-101", "food101"), "images/*/*", inside=("images", "meta"))
 
@@ -24,13 +27,16 @@ class Food101(Dataset):
 
     label: the class's number in the order of their names, 0..100. source and category: "food101". name: the class, as
     "apple_pie". Rows come class by class, in the order of the file names. Images that `meta/` names and that are not
-    there are bad rows.
+    there are bad rows; without `meta/`, there are to be 101 classes of 1,000.
 
     root: the folder that holds `images`, `images` itself, or the folder that it lies in; default: the data folder.
     split: "all" images, without a split, so that the recipe's own splits deal with them; only those of its authors'
     "train" or "test"; or "own": all, with the split that the authors gave each. All but "all" need `meta/`.
     max_images: at most so many of each class, `pandas.Series(paths).sample(max_images, random_state=seed)` over the
     sorted paths of each class that has more, in the order that this gives. The recipe takes 30.
+    seed: chooses these.
+    complete: whether classes and images that are missing, where `meta/` doesn't name them, are an error; otherwise
+    those that are there are used.
 
     Source: Bossard et al., Food-101, ECCV 2014.
     """
@@ -40,6 +46,7 @@ class Food101(Dataset):
             "https://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
             "food-101",
             holds="images/*/*.jpg",
+            files=101_000,
             md5="85eeb15f3717b99a5da872d97d918f87",
             page="https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
         ),
@@ -52,6 +59,7 @@ class Food101(Dataset):
         max_images: int | None = None,
         seed: int = 0,
         split: Which = "all",
+        complete: bool = True,
     ) -> None:
         if max_images is not None and max_images < 1:
             raise UsageError(f"food101: max_images must be 1 or more, not {max_images}")
@@ -61,11 +69,18 @@ class Food101(Dataset):
         self.max_images = max_images
         self.seed = seed
         self.split = split
+        self.complete = complete
         self._left_out: list[LeftOut] = []
 
     def rows(self) -> Iterator[Row]:
         self._left_out = left_out = []
-        for label, name, images, others in self._classes():
+        classes = list(self._classes())
+        if problem := self._missing(classes):
+            folder = _PLACE.find(self.root) / "images"
+            if self.complete:
+                raise incomplete(folder, [problem])
+            left_out.append(LeftOut(str(folder), problem))
+        for label, name, images, others in classes:
             left_out += others
             for path, split in self._capped(images):
                 row_split = "" if self.split == "all" else split
@@ -85,14 +100,22 @@ class Food101(Dataset):
 
     def sources(self) -> Sequence[Path]:
         folder = _PLACE.find(self.root)
-        meta = [path for path in (folder / "meta" / "train.txt", folder / "meta" / "test.txt") if path.is_file()]
-        return meta + [Path(path) for _, _, images, _ in self._classes() for path, _ in images]
+        return _meta(folder) + [Path(path) for _, _, images, _ in self._classes() for path, _ in images]
+
+    def _missing(self, classes: Sequence[tuple[int, str, list[tuple[str, str]], list[LeftOut]]]) -> str:
+        """What is not there, in words, where `meta/` doesn't tell; "" if nothing is missing."""
+        if _meta(_PLACE.find(self.root)):
+            return ""
+        images = sum(len(images) for *_, images, _ in classes)
+        if len(classes) >= _CLASSES and all(len(images) >= _IMAGES for *_, images, _ in classes):
+            return ""
+        return f"{images:,} of the set's {_CLASSES * _IMAGES:,} images, of {len(classes)} of its {_CLASSES} classes"
 
     def _classes(self) -> Iterator[tuple[int, str, list[tuple[str, str]], list[LeftOut]]]:
         """(label, name, [(path, its authors' split)], what else is there) of each class."""
         folder = _PLACE.find(self.root) / "images"
         splits = self._splits(folder.parent / "meta")
-        on_disk = {entry.name for entry in entries_of(folder) if entry.is_dir()}
+        on_disk = {entry.name for entry in entries_of(folder) if is_folder(entry)}
         for label, name in enumerate(sorted(on_disk | set(splits))):
             if not is_text(name):
                 yield label, printable(name), [], [LeftOut(printable(f"{folder}/{name}"), "no UTF-8", bad=True)]
@@ -139,3 +162,8 @@ class Food101(Dataset):
                     raise GuieError(f"{path}: {line!r} is not of the form class/id. Unpack the archive again")
                 splits.setdefault(name, {})[key] = split
         return splits
+
+
+def _meta(folder: Path) -> list[Path]:
+    """The lists of the authors' splits that are there."""
+    return [path for path in (folder / "meta" / f"{split}.txt" for split in ("train", "test")) if path.is_file()]

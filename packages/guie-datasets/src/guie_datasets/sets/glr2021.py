@@ -27,21 +27,30 @@ class GLR2021(NamedShards):
     root: the folder of the shards, or the one that it lies in; default: the data folder.
     drop_classes: so many classes are left out, chosen by `seed`: of the labels in order of first appearance,
     `pandas.Series(labels).sample(n=len(labels) - drop_classes, random_state=seed)` are kept. The recipe drops 2,000.
+    seed: chooses these.
+    complete: whether a shard that is missing is an error; otherwise those that are there are used.
 
     Source: Kaggle, motono0223/guie-glr2021mini-tfrecords-label-10691-17690; Weyand et al., arXiv 2004.01804.
     """
 
     downloads: ClassVar[tuple[Download, ...]] = (
-        KaggleArchive(f"motono0223/{_FOLDER}", _FOLDER, holds="*glr2021-train-*.tfrec"),
+        KaggleArchive(f"motono0223/{_FOLDER}", _FOLDER, holds="*glr2021-train-*.tfrec", files=32),
     )
     place = Place("glr2021", (_FOLDER, "glr2021"), "*glr2021-train-*.tfrec")
     all_labels = (10691, 17690)
     all_shards = 32
 
-    def __init__(self, root: str | os.PathLike[str] | None = None, *, drop_classes: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        *,
+        drop_classes: int = 0,
+        seed: int = 0,
+        complete: bool = True,
+    ) -> None:
         if drop_classes < 0:
             raise UsageError(f"drop_classes must be 0 or more, not {drop_classes}")
-        super().__init__(root)
+        super().__init__(root, complete=complete)
         self.drop_classes = drop_classes
         self.seed = seed
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 from guie_core import UsageError
 from guie_core.wording import did_you_mean
 from guie_datasets.fetching.download import Download, HttpArchive, HttpFile
+from guie_datasets.numbering import incomplete
 from guie_datasets.places import Place, absolute
 from guie_datasets.rows import Dataset, ImageRef, LeftOut, Row
 from guie_datasets.sets.folders import images_in
@@ -33,14 +34,14 @@ class GPR1200(Dataset):
     label: 0..1199; others are bad rows. source: "gpr1200". category: "GPR1200_Landmarks", "GPR1200_iNat",
     "GPR1200_sketch", "GPR1200_instre", "GPR1200_sop", "GPR1200_face", 200 classes each. name: the class in words, from
     `GPR1200_categoryNumber_to_text.json` of the set's git repository, if it lies in the set's folder, in
-    `GPR1200/` in it, or beside the images. Rows have the order of the file names. Classes that have not all of their
-    images are told of by `left_out()`.
+    `GPR1200/` in it, or beside the images. Rows have the order of the file names.
 
     A model trained on GPR1200 must not be evaluated on it, except on the iNaturalist block when `without=("iNat",)`
     kept that out of training, as the recipe does.
 
     root: the folder that holds `images`, `images` itself, or the folder that it lies in; default: the data folder.
     without: blocks to leave out.
+    complete: whether a class that has not all of its images is an error; otherwise `left_out()` tells of it.
 
     Source: Schall et al., GPR1200, arXiv 2111.13122.
     """
@@ -50,6 +51,7 @@ class GPR1200(Dataset):
             "https://visual-computing.com/files/GPR1200/GPR1200.zip",
             "GPR1200",
             holds="images/*",
+            files=12_000,
             page="https://github.com/Visual-Computing/GPR1200",
         ),
         HttpFile(
@@ -59,7 +61,9 @@ class GPR1200(Dataset):
         ),
     )
 
-    def __init__(self, root: str | os.PathLike[str] | None = None, *, without: Sequence[str] = ()) -> None:
+    def __init__(
+        self, root: str | os.PathLike[str] | None = None, *, without: Sequence[str] = (), complete: bool = True
+    ) -> None:
         if isinstance(without, str):
             raise UsageError(f"gpr1200: without is a list of blocks, such as [{without!r}]")
         for block in without:
@@ -68,6 +72,7 @@ class GPR1200(Dataset):
                 raise UsageError(f"gpr1200: without names a block {block!r} that there is not.{hint}")
         self.root = None if root is None else absolute(root)
         self.without = tuple(without)
+        self.complete = complete
         self._left_out: list[LeftOut] = []
 
     def rows(self) -> Iterator[Row]:
@@ -75,7 +80,10 @@ class GPR1200(Dataset):
         images, left_out = images_in(folder / "images")
         self._left_out = left_out
         names = self._names(folder)
-        found: Counter[int] = Counter()
+        found = Counter(label for entry in images if (label := _label(entry.name)) is not None)
+        problems = list(self._incomplete(found))
+        if self.complete and problems:
+            raise incomplete(folder / "images", problems)
         dropped = 0
         for entry in images:
             label = _label(entry.name)
@@ -85,13 +93,12 @@ class GPR1200(Dataset):
             elif (block := BLOCKS[label // _CLASSES]) in self.without:
                 dropped += 1
             else:
-                found[label] += 1
                 yield Row(ImageRef(entry.path), label, "gpr1200", f"GPR1200_{block}", name=names.get(label, ""))
         place = str(folder / "images")
         if self.without:
             blocks = ", ".join(self.without)
             left_out.append(LeftOut(place, f"{dropped:,} images of the blocks {blocks}, which are to be left out"))
-        left_out += [LeftOut(place, reason) for reason in self._incomplete(found)]
+        left_out += [LeftOut(place, reason) for reason in problems]
 
     def left_out(self) -> Sequence[LeftOut]:
         return self._left_out

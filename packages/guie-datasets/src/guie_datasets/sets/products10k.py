@@ -18,12 +18,13 @@ class Products10K(NamedShards):
     have the order of the shards' numbers and of the records in them. The recipe keeps all of it.
 
     root: the folder of the shards, or the one that it lies in; default: the data folder.
+    complete: whether a shard that is missing is an error; otherwise those that are there are used.
 
     Source: Kaggle, motono0223/guie-products10k-tfrecords-label-1000-10690; Bai et al., arXiv 2008.10545.
     """
 
     downloads: ClassVar[tuple[Download, ...]] = (
-        KaggleArchive(f"motono0223/{_FOLDER}", _FOLDER, holds="*products10k-train-*.tfrec"),
+        KaggleArchive(f"motono0223/{_FOLDER}", _FOLDER, holds="*products10k-train-*.tfrec", files=20),
     )
     place = Place("products10k", (_FOLDER, "products10k"), "*products10k-train-*.tfrec")
     all_labels = (1000, 10690)

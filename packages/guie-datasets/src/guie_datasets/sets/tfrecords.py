@@ -125,7 +125,7 @@ class TFRecordDataset(Dataset):
             if promised is None and self.complete:
                 raise GuieError(
                     f"{error}.\nIts first {plural(there, 'record')} can be used. How many come after them, its name "
-                    "doesn't say. Fetch the file again, or set complete to false to use those that are there"
+                    "doesn't say. Fetch the file again, or set complete to False to use those that are there"
                 ) from error
             lost(error, max(1, (promised or 0) - there))
             return

@@ -86,7 +86,7 @@ class WebDataset(Dataset):
         self.label = label.lower().lstrip(".")
         self.fields = fields
         self.classes = list(classes)
-        self.source = source or _common_name(Path(self.files[0]))
+        self.source = source or common_name(Path(self.files[0]))
         self.category = category
         self.complete = complete
         self._places = {name: number for number, name in reversed(list(enumerate(self.classes)))}
@@ -243,11 +243,10 @@ def _said(value: Any) -> str:
     return text
 
 
-def _common_name(path: Path) -> str:
+def common_name(path: Path) -> str:
     """What the shards of a set are called: "cars" for "cars-{000..009}.tar" and "cars-000.tar"."""
-    name = re.sub(
-        r"[-_.]*(\{.*|\*.*|\d+)$", "", path.name.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
-    )
+    name = path.name.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
+    name = re.sub(r"[-_.]*(\{.*|\*.*|\d+(-of-\d+)?)$", "", name)
     return name or path.parent.name or "webdataset"
 
 
@@ -392,7 +391,7 @@ class Shard:
             if complete:
                 raise GuieError(
                     f"{self.path}: {error}.\nIts first {plural(whole, 'file')} can be used. How many come after them, "
-                    "nobody can tell. Fetch the shard again, or set complete to false to use those that are there"
+                    "nobody can tell. Fetch the shard again, or set complete to False to use those that are there"
                 ) from error
             left_out.append(LeftOut(str(self.path), f"{error}; what comes after it is lost", bad=True))
 
