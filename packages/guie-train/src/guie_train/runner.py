@@ -21,7 +21,7 @@ from guie_core.experiment import Experiment
 from guie_core.interrupt import interruptible
 from guie_core.registry import build
 from guie_core.run import Run, versions
-from guie_core.wording import did_you_mean, shown
+from guie_core.wording import did_you_mean, shown, size
 from guie_datasets import Manifest
 from guie_train.device import device_of
 from guie_train.report import Report, StageLine, render
@@ -98,7 +98,8 @@ def train(
             page = render(report, folder / "report.html")
             click.echo(f"\n{_table(report)}\n\nreport: {shown(page)}")
             for export in report.exports:
-                click.echo(f"model:  {shown(folder / 'stages' / 'export' / export.path.name)}")
+                path = shown(folder / "stages" / "export" / export.path.name)
+                click.echo(f"model:  {path}  {size(export.bytes)}, {export.images_per_second:.0f} images/s on the CPU")
         elif stage is None:
             click.echo(f"\nresults: {shown(folder / 'stages')}")
     return folder
