@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +61,26 @@ def as_rows(columns: GrowingColumns) -> list[dict[str, Any]]:
     lists = {name: column.to_pylist() for name, column in columns.columns().items()}
     assert len({len(columns), *map(len, lists.values())}) == 1
     return [dict(zip(row_names, values, strict=True)) for values in zip(*map(lists.get, row_names), strict=True)]
+
+
+def test_no_file_is_open_after_closing(tmp_path: Path) -> None:
+    before = len(os.listdir("/dev/fd"))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", ResourceWarning)
+        values = {name: [number] * 3 for number, name in enumerate(row_names)}
+        values |= {name: ["x"] * 3 for name in ("path", "compression", "source", "category", "split", "role", "name")}
+        with GrowingColumns(tmp_path) as columns:
+            columns.append(values | {"hash": [bytes(16)] * 3})
+            with columns.kept(np.array([True, False, True])) as kept:
+                lists, labels = kept.columns(), kept.array("original_label")
+        del columns, kept
+        gc.collect()
+    assert len(os.listdir("/dev/fd")) == before
+    assert [str(each.message) for each in warned] == []
+    assert lists["path"].to_pylist() == ["x", "x"]
+    assert lists["width"].to_pylist() == [values["width"][0]] * 2
+    assert labels.tolist() == [values["original_label"][0]] * 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_told_as_that(tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import gc
 import hashlib
 import io
 import os
+import shutil
 import struct
 import tempfile
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -20,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from guie_core import GuieError, Interrupted
+from guie_core import GuieError, Interrupted, UsageError
 from guie_core.interrupt import interruptible
 from guie_datasets import (
     ClassFolders,
@@ -428,6 +431,40 @@ def test_nothing_is_left_in_the_folder(files: list[Path], tmp_path: Path) -> Non
 
 
 # --- where it comes from
+
+
+def test_results_that_are_kept_hold_no_files(files: list[Path], tmp_path: Path) -> None:
+    shutil.copy(files[0], tmp_path / "again.jpg")  # so that columns are copied
+    given = rows([*files, tmp_path / "again.jpg"], [0] * 13)
+    before = len(os.listdir("/dev/fd"))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", ResourceWarning)
+        kept = [prepare([Given(given)]) for _ in range(3)]
+        assert len(os.listdir("/dev/fd")) == before
+        assert [len(manifest) for manifest, _ in kept] == [12] * 3
+        digests = {manifest.digest for manifest, _ in kept}
+        with pytest.raises(GuieError, match="no image is good") as caught:
+            prepare([Given([Row(ImageRef("nowhere"), 0, "s")])], max_bad=1)
+        assert len(os.listdir("/dev/fd")) == before
+        del kept, caught
+        gc.collect()
+    assert len(digests) == 1
+    assert [str(each.message) for each in warned] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_bad": float("nan")}, "max_bad is nan; it is a share of the images, from 0 to 1"),
+        ({"max_bad": -1}, "max_bad is -1; "),
+        ({"max_bad": 1.5}, "max_bad is 1.5; "),
+        ({"workers": -1}, "workers is -1; it is the number of threads, 1 or more"),
+        ({"workers": 0}, "workers is 0; "),
+    ],
+)
+def test_limits_that_are_none(files: list[Path], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        prepare([Given(rows(files, [0] * 12))], **options)
 
 
 def test_provenance_names_the_plugin_and_its_version(files: list[Path], tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gc
+import os
 import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -73,3 +76,19 @@ def test_the_table_is_written_whatever_happens(tmp_path: Path) -> None:
         raise GuieError("the first failure")
     with written(found, None):
         pass
+
+
+def test_the_file_is_closed_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine, "_IN_MEMORY", 1)
+    before = len(os.listdir("/dev/fd"))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", ResourceWarning)
+        with Quarantine(FINDINGS, folder=tmp_path) as found:
+            assert len(os.listdir("/dev/fd")) == before + 1
+        assert len(os.listdir("/dev/fd")) == before
+        assert (len(found), found.count("bad")) == (5, 31)
+        forgotten = Quarantine(FINDINGS, folder=tmp_path)
+        del forgotten
+        gc.collect()
+    assert len(os.listdir("/dev/fd")) == before
+    assert [str(each.message) for each in warned] == []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guie_core import GuieError
+from guie_core import GuieError, UsageError
 from guie_datasets import BadImage, ImageRef, decode, read_images, tfrecord
 from guie_datasets.images.reading import Reader, ordered_map
 
@@ -92,7 +92,7 @@ def test_an_error_comes_in_its_place_and_says_where(refs: list[ImageRef], tmp_pa
 
 
 def test_negative_workers() -> None:
-    with pytest.raises(ValueError, match="0 or more"):
+    with pytest.raises(UsageError, match="workers is -1; it is how many"):
         read_images([], workers=-1)
 
 

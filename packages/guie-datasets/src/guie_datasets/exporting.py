@@ -25,9 +25,11 @@ from PIL import Image
 from guie_core import GuieError, Interrupted, UsageError
 from guie_core.files import atomic_write, digest
 from guie_core.interrupt import interruptible
+from guie_core.processors import threads
 from guie_core.progress import bar
 from guie_core.wording import did_you_mean, shown
 from guie_datasets import tfrecord
+from guie_datasets.checks import check_max_bad
 from guie_datasets.images.decoding import BadImage, Method, check_method, decode
 from guie_datasets.images.reading import Reader, ordered_map
 from guie_datasets.manifest import Manifest, column_is
@@ -101,6 +103,8 @@ def export(
         raise UsageError(f"{to!r} takes no {' and no '.join(strange)}")
     method, per_shard, link = method or "full", _PER_SHARD if per_shard is None else per_shard, bool(link)
     check_method(method, None)
+    check_max_bad(max_bad)
+    workers = threads(workers)
     if per_shard < 1:
         raise UsageError(f"per_shard must be 1 or more, not {per_shard}")
     if split is not None:
@@ -114,7 +118,7 @@ def export(
     images = digest(manifest.digest, *_class_folders(manifest).values())
     about = {"format": to, "images": images, **options.get(to, {})}
     _claim(folder, about)
-    with _Export(manifest, folder, workers or min(8, os.cpu_count() or 1)) as work:
+    with _Export(manifest, folder, workers) as work:
         if to == "png":
             _png(work, os.fspath(output), method)
         elif to == "folder":

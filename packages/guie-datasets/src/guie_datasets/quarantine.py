@@ -8,6 +8,7 @@ import json
 import operator
 import os
 import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
@@ -51,7 +52,8 @@ class Finding:
 class Quarantine:
     """What was found wrong, in order of the rows; `images` is the number of images that were examined, good and bad.
 
-    Millions of findings take no memory: they are kept on the disk, in `folder` (default: the temporary one).
+    Millions of findings take no memory: they are kept on the disk, in `folder` (default: the temporary one), in a file
+    that is open until `close`, or the end of a `with` block, or until this is used no more.
     """
 
     def __init__(
@@ -61,9 +63,20 @@ class Quarantine:
         self._counts: Counter[Kind] = Counter()
         self._length = 0
         self._folder = Path(folder or tempfile.gettempdir())
-        self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(self._folder))  # noqa: SIM115  it goes with this
+        self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(self._folder))  # noqa: SIM115
+        self._close = weakref.finalize(self, self._file.close)
         for finding in findings:
             self.add(finding)
+
+    def __enter__(self) -> Quarantine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the findings; their counts stay."""
+        self._close()
 
     def add(self, finding: Finding) -> None:
         """Adds a finding at the end."""

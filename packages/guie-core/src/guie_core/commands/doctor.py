@@ -17,6 +17,7 @@ import click
 
 from guie_core.plugins import plugins
 from guie_core.plugins import summary as plugins_summary
+from guie_core.processors import processors
 from guie_core.profiles import CPU, Gpu, gpus, suited
 from guie_core.run import versions
 from guie_core.tables import table
@@ -127,7 +128,7 @@ def _installed() -> Iterator[Finding]:
 
 def _machine(found: Sequence[Gpu]) -> Iterator[Finding]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield Finding("ok", f"{plural(len(os.sched_getaffinity(0)), 'processor')}, {size(memory)} of memory")
+    yield Finding("ok", f"{plural(processors(), 'processor')}, {size(memory)} of memory")
     for gpu in found:
         major, minor = gpu.compute_capability
         text = f"GPU {gpu.name}, {gpu.memory_gb:.0f} GB, compute capability {major}.{minor}, driver {gpu.driver}"

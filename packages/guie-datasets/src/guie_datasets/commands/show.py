@@ -62,7 +62,7 @@ def show(
     opened = Manifest.read(manifest)
     groups = choose(opened, classes=classes, images=images, only=only, split=split, source=source, seed=seed)
     check_fits(path, [len(group) for group in groups])
-    found = sheets(opened, groups, workers=workers or 0)
+    found = sheets(opened, groups, workers=workers)
     options = [f"--classes {classes} --images {images} --seed {seed}"]
     options += [f"--class {shlex.quote(each)}" for each in only]
     options += [f"--{name} {shlex.quote(value)}" for name, value in (("split", split), ("source", source)) if value]

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, TypeVar, overload
 
-from guie_core import GuieError
+from guie_core import GuieError, UsageError
 from guie_datasets.compressed import PackedFiles
 from guie_datasets.images.decoding import BadImage, Method, check_method, decode
 from guie_datasets.images.processes import Processes
@@ -113,7 +113,7 @@ def read_images(
     `decode` does.
     """
     if workers < 0:
-        raise ValueError(f"workers must be 0 or more, not {workers}")
+        raise UsageError(f"workers is {workers}; it is how many work at a time, or 0 for the calling thread")
     check_method(method, target)
     work = _Work(transform, seed, method, target)
     return _read_images(refs, workers, work, window or 4 * max(workers, 1), on_bad, processes and workers > 0)

@@ -15,8 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 from guie_core import GuieError, Interrupted, UsageError
 from guie_core.files import atomic_write
 from guie_core.interrupt import interruptible
+from guie_core.processors import threads
 from guie_core.progress import bar
 from guie_core.wording import did_you_mean, listing, plural
+from guie_datasets.checks import check_seed
 from guie_datasets.images.decoding import decode
 from guie_datasets.images.reading import Reader, ordered_map
 from guie_datasets.inspecting.pages import write_page
@@ -87,13 +89,14 @@ def choose(
         only: these classes, by name or label, in this order and all of them.
         split, source: images of these alone.
 
-    Raises UsageError for a class, split or source that there is not, naming near ones.
+    Raises UsageError for a class, split or source that there is not, naming near ones, and for a seed below 0.
     """
     rows = np.arange(len(manifest))
     for name, value in (("split", split), ("source", source)):
         if value is not None:
             rows = rows[column_is(manifest, name, value)[rows]]
     label = manifest.column("label")
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     order = rows[np.argsort(label[rows], kind="stable")]
     labels, starts = np.unique(label[order], return_index=True)
@@ -135,14 +138,14 @@ def _range(labels: NDArray[np.int64]) -> str:
 
 
 def sheets(
-    manifest: Manifest, groups: Sequence[NDArray[np.int64]], *, side: int = SIDE, workers: int = 0
+    manifest: Manifest, groups: Sequence[NDArray[np.int64]], *, side: int = SIDE, workers: int | None = None
 ) -> list[Sheet]:
     """The chosen rows as sheets, their images read and made small; those that cannot be are tiles with a reason.
 
     Raises Interrupted on Ctrl-C.
     """
     rows = np.concatenate([np.empty(0, np.int64), *groups])
-    shown = iter(tiles(manifest, rows, side=side, workers=workers or min(8, os.cpu_count() or 1)))
+    shown = iter(tiles(manifest, rows, side=side, workers=threads(workers)))
     label = manifest.column("label")
     found = []
     for group in groups:

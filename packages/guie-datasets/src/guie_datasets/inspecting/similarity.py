@@ -22,8 +22,10 @@ from PIL import Image
 from guie_core import GuieError, Interrupted
 from guie_core.files import atomic_write
 from guie_core.interrupt import interruptible
+from guie_core.processors import threads
 from guie_core.progress import bar, write
 from guie_core.wording import plural
+from guie_datasets.checks import check_max_bad
 from guie_datasets.images.decoding import BadImage, decode
 from guie_datasets.images.reading import Reader, ordered_map
 from guie_datasets.manifest import Manifest, fixed_bytes
@@ -324,6 +326,7 @@ def fingerprints(
 
     Raises GuieError if more than `max_bad` of the images cannot be read, naming the first ten; Interrupted on Ctrl-C.
     """
+    check_max_bad(max_bad)
     words = contents(manifest)
     known = _load(kept)
     first, number = distinct(np.concatenate([words, known["content"]]))
@@ -425,7 +428,7 @@ def _read(
                 found.append(str(error).removeprefix(f"{ref}: "))
         return found
 
-    workers = workers or min(8, os.cpu_count() or 1)
+    workers = threads(workers)
     results = ordered_map(read, batches, workers, 4 * workers)
     stack.callback(results.close)
     return enumerate(results)

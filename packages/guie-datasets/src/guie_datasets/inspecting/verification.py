@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from contextlib import ExitStack
 
 from guie_core import GuieError, Interrupted
 from guie_core.interrupt import interruptible
+from guie_core.processors import threads
 from guie_core.progress import bar
 from guie_core.wording import plural
 from guie_datasets.images.decoding import BadImage, header_size
@@ -52,10 +52,10 @@ def verify_manifest(manifest: Manifest, *, decode: bool = False, workers: int | 
             return f"{type(error).__name__}: {error}"
         return ""
 
+    workers = threads(workers)
     with ExitStack() as stack:
         reader = stack.enter_context(Reader())
         stop = stack.enter_context(interruptible())
-        workers = workers or min(8, os.cpu_count() or 1)
         parts = [range(start, min(start + _BATCH, len(refs))) for start in range(0, len(refs), _BATCH)]
         batches = ordered_map(lambda rows: [problem(row, reader) for row in rows], parts, workers, 4 * workers)
         stack.callback(batches.close)

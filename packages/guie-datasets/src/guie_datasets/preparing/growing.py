@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ class GrowingColumns:
     """Rows as columns, each in a file of its own without a name, which goes when nobody uses it any more.
 
     A row has 64 bytes and its path. In memory are the different texts only: sources, categories, names of classes.
+    The files are open until `close`, or the end of a `with` block; columns that were given stay as they are.
 
     folder: where the files are; default: the temporary folder. GuieError is raised when its disk is full.
     """
@@ -42,7 +42,17 @@ class GrowingColumns:
                 for name in ("path", "ends", *_NUMBERS, *_TEXTS)
             }
             self._files["ends"].write(np.zeros(1, np.int64).tobytes())
-            stack.pop_all()
+            self._open = stack.pop_all()
+
+    def __enter__(self) -> GrowingColumns:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the files. Nothing can be added or asked for any more."""
+        self._open.close()
 
     def __len__(self) -> int:
         return self._rows
@@ -93,7 +103,7 @@ class GrowingColumns:
 
     def paths(self) -> Any:
         """The paths as a LargeStringArray."""
-        buffers = [None, pa.py_buffer(self._mapped("ends")), pa.py_buffer(self._mapped("path"))]
+        buffers = [None, self._mapped("ends"), self._mapped("path")]
         return pa.Array.from_buffers(pa.large_string(), self._rows, buffers)
 
     def columns(self) -> dict[str, Any]:
@@ -101,7 +111,7 @@ class GrowingColumns:
         result = {"path": self.paths()}
         for name in _NUMBERS:
             if name == "hash":
-                buffers = [None, pa.py_buffer(self._mapped(name))]
+                buffers = [None, self._mapped(name)]
                 result[name] = pa.Array.from_buffers(pa.binary(16), self._rows, buffers)
             else:
                 result[name] = pa.array(self.array(name))
@@ -110,9 +120,12 @@ class GrowingColumns:
             result[name] = pa.DictionaryArray.from_arrays(pa.array(self.array(name)), texts)
         return result
 
-    def _mapped(self, name: str) -> mmap.mmap | bytes:
+    def _mapped(self, name: str) -> Any:
+        """What is in a file, as a buffer that keeps no file open: Python's own maps do, one each."""
         file = self._files[name]
         with explain_os_errors(self._folder / "columns"):
             file.flush()
-        empty = not os.fstat(file.fileno()).st_size
-        return b"" if empty else mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+            if not os.fstat(file.fileno()).st_size:
+                return pa.py_buffer(b"")
+            with pa.memory_map(f"/dev/fd/{file.fileno()}") as whole:  # it has no other name
+                return whole.read_buffer()

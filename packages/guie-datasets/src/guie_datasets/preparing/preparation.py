@@ -19,7 +19,9 @@ from guie_core import GuieError, Interrupted
 from guie_core.files import explain_os_errors
 from guie_core.interrupt import interruptible
 from guie_core.plugins import plugins
+from guie_core.processors import threads
 from guie_core.progress import bar
+from guie_datasets.checks import check_max_bad
 from guie_datasets.images.decoding import BadImage, examine
 from guie_datasets.images.reading import Reader, ordered_map
 from guie_datasets.manifest import Manifest
@@ -65,26 +67,30 @@ def prepare(
 
     Raises GuieError if more than `max_bad` of the images are bad (it lists the first ten): as soon as that is certain,
     where all data sets know their `count()`, otherwise at the end. Also if there are no images, or as the data sets do;
-    Interrupted on Ctrl-C.
+    UsageError for `max_bad` outside 0..1 or `workers` below 1; Interrupted on Ctrl-C.
     """
     if not datasets:
         raise GuieError("no data sets to prepare: name at least one")
+    check_max_bad(max_bad)
+    workers = threads(workers)
     folder = None if quarantine is None else Path(quarantine).absolute().parent
     if folder:
         with explain_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
     found = Quarantine(folder=folder)
-    with written(found, quarantine):
-        work = _Preparation(datasets, found, max_bad, workers or min(8, os.cpu_count() or 1), folder, quarantine)
-        about = [work.gather(number) for number in range(len(datasets))]
-        keep, labels = work.repeated(np.array([each["label_offset"] for each in about]))
-    work.judge()
-    columns = work.columns
-    if not keep_duplicates and not keep.all():
-        columns, labels = columns.kept(keep), labels[keep]
-    encoded = np.searchsorted(np.unique(labels), labels)
+    with ExitStack() as stack:
+        columns = stack.enter_context(GrowingColumns(folder))
+        with written(found, quarantine):
+            work = _Preparation(datasets, columns, found, max_bad, workers, quarantine)
+            about = [work.gather(number) for number in range(len(datasets))]
+            keep, labels = work.repeated(np.array([each["label_offset"] for each in about]))
+        work.judge()
+        if not keep_duplicates and not keep.all():
+            columns, labels = stack.enter_context(columns.kept(keep)), labels[keep]
+        encoded = np.searchsorted(np.unique(labels), labels)
+        table = pa.table(columns.columns() | {"label": pa.array(encoded)})
     provenance = {"made_by": f"guie-datasets {version('guie-datasets')}", "datasets": about, "findings": str(found)}
-    return Manifest(pa.table(columns.columns() | {"label": pa.array(encoded)}), provenance), found
+    return Manifest(table, provenance), found
 
 
 class _Good(NamedTuple):
@@ -112,13 +118,13 @@ class _Preparation:
     def __init__(
         self,
         datasets: Sequence[Dataset],
+        columns: GrowingColumns,
         found: Quarantine,
         max_bad: float,
         workers: int,
-        folder: Path | None,
         table: str | os.PathLike[str] | None,
     ) -> None:
-        self.columns = GrowingColumns(folder)
+        self.columns = columns
         self._datasets, self._found, self._max_bad, self._workers = datasets, found, max_bad, workers
         self._table = table
         self._highest = -1
