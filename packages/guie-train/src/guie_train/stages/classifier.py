@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, nn
 
 from guie_core import GuieError
@@ -112,6 +111,8 @@ class FitClassifier(Stage[TrainedClassifier]):
         """Write the weights of the last epoch, the curves, and the state from which an interrupted run goes on."""
         store = workspace.get(self.features)
         manifest, _ = store.usable(workspace.get(self.manifest))
+        from sklearn.model_selection import StratifiedKFold  # here: an experiment is checked a second sooner
+
         device = device_of(workspace.profile)
         rows = self._rows(manifest)
         categories, labels = np.unique(manifest.column("category")[rows], return_inverse=True)
