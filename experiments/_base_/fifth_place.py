@@ -29,10 +29,11 @@ recipe = dict(
     # point 5: not easy-margin, Xavier-uniform centres, no label smoothing
     loss=dict(type="ArcFace", scale=30.0, margin=0.5),
     arcface=dict(
-        # point 6
+        # point 6; a step whose first pass is not finite is left out, where the original's is SAM's infinite="stale"
         batch_size=256,
         optimizer=dict(type="SAM", rho=0.05, base=dict(type="AdamW", lr=1e-2, weight_decay=0.1)),
         max_norm=1000.0,
+        clip="true",  # not in effect the original's, which is "scaled"
         # point 7
         epochs=1000,
         lr_min=1e-6,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,56 @@ def test_one_epoch_against_a_loop_written_out(tmp_path: Path) -> None:
         model(features[rows], labels[rows]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)
         optimizer.step()
+    fitted.run(Stop())
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, fitted.model.state_dict()[name])
+
+
+def test_scaled_clipping_has_the_limits_of_a_real_scaler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: Callable[[int], Stop]
+) -> None:
+    """Point 6: .0153, then .0076 after 1,000 of the original's 1,438 steps, anew each epoch; also after a stop."""
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer, scaler = torch.optim.SGD([weight]), torch.amp.GradScaler("cpu")
+    wanted = []
+    for _ in range(2 * 1438):  # two passes a step
+        scaler.scale(weight.sum()).backward()
+        wanted.append(1000 / scaler.get_scale())
+        scaler.step(optimizer)
+        scaler.update()
+    assert wanted[0] == pytest.approx(0.0153, abs=5e-5)
+    assert wanted[2000] == pytest.approx(0.0076, abs=5e-5)
+
+    limits: list[float] = []
+    clip = nn.utils.clip_grad_norm_
+
+    def recorded(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+        limits.append(max_norm)
+        return clip(parameters, max_norm)
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", recorded)
+    monkeypatch.setattr(sys.modules[__name__], "data", lambda: (torch.randn(2 * 1438, 6), torch.arange(2 * 1438) % 4))
+    settings = {"batch_size": 2, "epochs": 2, "clip": "scaled"}
+    with pytest.raises(Interrupted):
+        fit(tmp_path, **settings).run(stop_after(1234))
+    fit(tmp_path, **settings).run(Stop())
+    assert limits == wanted * 2
+
+
+def test_scaled_clipping_steps_as_a_loop_with_a_real_scaler(tmp_path: Path) -> None:
+    fitted = fit(tmp_path, optimizer={"type": "AdamW", "lr": 1e-2}, epochs=1, warmup_epochs=0, clip="scaled")
+    fitted.model.net[1].p = 0.0
+    model = Model()
+    model.net[1].p = 0.0
+    optimizer, scaler = torch.optim.AdamW(model.parameters(), lr=1e-2), torch.amp.GradScaler("cpu")
+    features, labels = data()
+    for rows in list(fitted._batches()):
+        optimizer.zero_grad()
+        scaler.scale(model(features[rows], labels[rows])).backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1000.0)  # of the scaled gradients
+        assert norm > 1000
+        scaler.step(optimizer)
+        scaler.update()
     fitted.run(Stop())
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, fitted.model.state_dict()[name])

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from timm.scheduler import CosineLRScheduler
@@ -21,6 +21,7 @@ from guie_core.progress import bar
 from guie_core.registry import build
 
 SAVE_SECONDS = 5.0  # between two states on disk; what a kill can cost, never what comes out
+SCALE, SCALE_DOUBLES = 65_536.0, 2_000  # defaults of torch.amp.GradScaler: the scale, and updates until it doubles
 Curve = dict[str, float]  # the figures of one epoch, by name
 
 
@@ -36,6 +37,10 @@ class Training:
         warmup_epochs: epochs in which the rate climbs linearly from `warmup_lr`, ahead of the cosine's own clock.
         warmup_lr: learning rate of the first epoch.
         max_norm: gradients whose norm is larger are scaled down to it.
+        clip: "true": as they are. "scaled": while they are multiplied for fp16, as the original's code clips them (5th
+            place, point 6), so that the true limit is max_norm / scale. The scale is that of a `torch.amp.GradScaler`
+            which is made anew each epoch and finds no infinite gradient: 65,536, doubled after every 2,000 backward
+            passes. No gradient is multiplied here, since float32 has no need of it.
         keep_every: a checkpoint is kept every so many epochs; 0 keeps none of them.
     """
 
@@ -46,6 +51,7 @@ class Training:
     warmup_epochs: int = 3
     warmup_lr: float = 1e-6
     max_norm: float = 1000.0
+    clip: Literal["true", "scaled"] = "true"
     keep_every: int = 0
 
     def __post_init__(self) -> None:
@@ -109,6 +115,7 @@ class Fit:
         )
         self.epoch = 0  # the one that is running or comes next
         self.step = 0  # steps done of it
+        self.passes = 0  # backward passes of those steps: SAM makes two a step
         self.total = torch.zeros((), device=features.device)  # sum of the losses of those steps
         self.curves: list[Curve] = []  # one an epoch
         self._saved = time.monotonic()
@@ -152,6 +159,7 @@ class Fit:
             torch.manual_seed(_mix(self.seed, self.epoch, 1))
             self.schedule.step(self.epoch)
             self.total.zero_()
+            self.passes = 0
             self.model.train()
         generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch, 0))
         order = torch.randperm(len(self.features), generator=generator).to(self.features.device)
@@ -167,7 +175,8 @@ class Fit:
             loss: Tensor = self.model(features, labels)
             loss.backward()
             # scaling the first of SAM's two gradients changes nothing, since only its direction counts
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.training.max_norm)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self._limit())
+            self.passes += 1
             return loss.detach()
 
         try:
@@ -180,6 +189,12 @@ class Fit:
                 ) from error
             raise
         return loss
+
+    def _limit(self) -> float:
+        """What the true gradient's norm is clipped at in the next pass."""
+        if self.training.clip == "true":
+            return self.training.max_norm
+        return self.training.max_norm / (SCALE * 2.0 ** (self.passes // SCALE_DOUBLES))
 
     def _end_of_epoch(self, after_epoch: Callable[[int], Curve] | None) -> None:
         loss = float(self.total) / self.steps
@@ -221,6 +236,7 @@ class Fit:
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
+            "passes": self.passes,
             "total": self.total,
             "curves": self.curves,
             "rng": torch.get_rng_state(),
@@ -241,7 +257,7 @@ class Fit:
             state = torch.load(path, map_location=self.features.device, weights_only=True)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.epoch, self.step = state["epoch"], state["step"]
+            self.epoch, self.step, self.passes = state["epoch"], state["step"], state.get("passes", 0)
             self.total, self.curves = state["total"], state["curves"]
             torch.set_rng_state(state["rng"].cpu())
             if self.features.is_cuda and "cuda_rng" in state:  # not if it was begun on the CPU
