@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import shutil
+import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from guie_core import GuieError, Interrupted, UsageError
 from guie_core.interrupt import interruptible
 from guie_core.progress import Bar
 from guie_datasets import ClassFolders, Dataset, ImageRef, Manifest, Row, TFRecordDataset, exporting, prepare, tfrecord
-from guie_datasets.exporting import FORMATS, MARK, export, png
+from guie_datasets.exporting import MARK, export, png
+from guie_datasets.layouts import FORMATS
 from guie_datasets.sets.tables import Table
 from guie_datasets.sets.webdataset import WebDataset
 
@@ -355,6 +357,36 @@ def test_a_folder_that_holds_something_else_is_left_alone(pictures: Manifest, re
     (tmp_path / "label.txt").write_text("")
     with pytest.raises(UsageError, match=r"label.txt is a file; name a folder"):
         export(pictures, "csv", tmp_path / "label.txt")
+
+
+def test_classes_that_were_renamed_are_another_export(pictures: Manifest, tmp_path: Path) -> None:
+    export(pictures, "folder", tmp_path / "out")
+    renamed = pictures.with_column("name", [f"x{label}" for label in pictures.column("label")])
+    assert renamed.digest == pictures.digest
+    with pytest.raises(UsageError, match="out holds another export"):
+        export(renamed, "folder", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == ["a.b", "cats & dogs", "猫"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe", b"[" * 10**5])
+def test_a_damaged_mark_is_that_of_another_export(pictures: Manifest, tmp_path: Path, damage: bytes) -> None:
+    export(pictures, "folder", tmp_path / "out")
+    (tmp_path / "out" / MARK).write_bytes(damage)
+    with pytest.raises(UsageError, match="out holds another export"):
+        export(pictures, "folder", tmp_path / "out")
+
+
+def test_damaged_shards_are_written_again(pictures: Manifest, tmp_path: Path) -> None:
+    export(pictures, "webdataset", tmp_path / "out", per_shard=5)
+    whole = tree(tmp_path / "out")
+    first = next(iter(sorted((tmp_path / "out").glob("*.tar"))))
+    data = first.read_bytes()
+    with tarfile.open(first) as tar:
+        last = tar.getmembers()[-1]
+    for damaged in (b"", data[:100], data[:1000], data[: last.offset], data[: last.offset_data], b"x" * len(data)):
+        first.write_bytes(damaged)
+        export(pictures, "webdataset", tmp_path / "out", per_shard=5)
+        assert tree(tmp_path / "out") == whole
 
 
 def test_splits(pictures: Manifest, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,16 @@ def test_tables_beside_manifests(manifest: Path, capsys: pytest.CaptureFixture[s
     Path("own/cat/0.png").unlink()
     Path("split.verify.csv").unlink()
     assert guie(capsys, "verify", "split.parquet")[0] == guie(capsys, "verify", "split.parquet")[0] == 1
+
+
+def test_lists_of_manifests_with_dots_in_their_names_are_their_own(
+    manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("own/cat/0.png").unlink()
+    for name in ("set.v1", "set.v2", "set.v3.parquet"):
+        shutil.copy("split.parquet", name)
+        assert guie(capsys, "verify", name)[0] == 1
+    assert sorted(path.name for path in Path().glob("set*.csv")) == [f"set.v{n}.verify.csv" for n in (1, 2, 3)]
 
 
 def test_refused_before_any_work(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,10 +14,10 @@ import itertools
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -32,6 +32,8 @@ from guie_datasets import tfrecord
 from guie_datasets.checks import check_max_bad
 from guie_datasets.images.decoding import BadImage, Method, check_method, decode
 from guie_datasets.images.reading import Reader, ordered_map
+from guie_datasets.images.signatures import LENGTH, signature
+from guie_datasets.layouts import FORMATS, OPTIONS, Format
 from guie_datasets.manifest import Manifest, column_is
 from guie_datasets.quarantine import Finding, Quarantine
 from guie_datasets.rows import ImageRef
@@ -39,17 +41,6 @@ from guie_datasets.rows import ImageRef
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Format = Literal["png", "folder", "csv", "tfrecord", "webdataset"]
-FORMATS: tuple[Format, ...] = get_args(Format)
-
-#: What each format takes of `export`'s options.
-OPTIONS: Mapping[Format, Sequence[str]] = {
-    "png": ("method",),
-    "folder": ("link",),
-    "csv": (),
-    "tfrecord": ("per_shard",),
-    "webdataset": ("per_shard",),
-}
 _PER_SHARD = 5_000
 
 #: What an export is an export of; a hidden file, which no data set takes for one of its own.
@@ -156,7 +147,7 @@ def _claim(folder: Path, about: dict[str, Any]) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; name a folder")
     if mark.is_file():
-        if json.loads(mark.read_text()) != about:
+        if not _says(mark, about):
             raise UsageError(
                 f"{folder} holds another export: of other images, in another format or with other options. "
                 "Name another folder, or remove this one"
@@ -166,6 +157,13 @@ def _claim(folder: Path, about: dict[str, Any]) -> None:
     else:
         with atomic_write(mark, "w") as file:
             file.write(json.dumps(about))
+
+
+def _says(mark: Path, about: dict[str, Any]) -> bool:
+    try:
+        return bool(json.loads(mark.read_bytes()) == about)
+    except (ValueError, RecursionError):  # damaged: what is there is not known
+        return False
 
 
 class _Export:
@@ -347,25 +345,10 @@ def _safe(name: str) -> str:
     return kept.encode()[:120].decode(errors="ignore").strip(" .") or "_"
 
 
-_SUFFIXES = (
-    (b"\xff\xd8\xff", ".jpg"),
-    (b"\x89PNG", ".png"),
-    (b"GIF8", ".gif"),
-    (b"BM", ".bmp"),
-    (b"II*\0", ".tif"),
-    (b"MM\0*", ".tif"),
-    (b"\0\0\0\x0cjP", ".jp2"),
-    (b"\xff\x4f\xff\x51", ".jp2"),
-)
-
-
 def _suffix(data: bytes) -> str:
-    """The suffix of an image's format."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return ".webp"
-    if data[4:8] == b"ftyp":
-        return ".avif"
-    return next((suffix for start, suffix in _SUFFIXES if data.startswith(start)), ".ppm")
+    """The suffix of an image's format; there is a kind of PPM for every other start that is decoded."""
+    found = signature(data[:LENGTH])
+    return found.suffix if found else ".ppm"
 
 
 # --- a table
@@ -406,7 +389,7 @@ def _webdataset(work: _Export, per_shard: int) -> None:
     digits = len(str(len(labels) - 1))
     for rows, name in _shards(work, per_shard, "-", at_least=6):
         path = work.folder / f"{name}.tar"
-        if path.exists() and _samples(path) == len(rows):
+        if path.exists() and _members(path) == 3 * len(rows):
             work.skip(len(rows))
             continue
         with atomic_write(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -433,6 +416,10 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-def _samples(path: Path) -> int:
-    with tarfile.open(path) as tar:
-        return sum(name.endswith(".cls") for name in tar.getnames())
+def _members(path: Path) -> int:
+    """How many there are; none in a damaged shard, which is to be written again."""
+    try:
+        with tarfile.open(path) as tar:
+            return len(tar.getnames())
+    except (tarfile.TarError, EOFError, ValueError):
+        return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,17 +11,14 @@ from guie_core.files import folder_option
 from guie_core.spelling import told_as
 from guie_core.wording import plural, shown
 from guie_datasets.commands.options import MAX_BAD, max_bad_option, workers_option
+from guie_datasets.layouts import FORMATS, OPTIONS, Format
 
-_FORMATS = ("png", "folder", "csv", "tfrecord", "webdataset")  # of guie_datasets.exporting, which is slow to import
 _SAID = {"method": "--decode", "per_shard": "--per-shard", "link": "--link"}
-
-if TYPE_CHECKING:
-    from guie_datasets.exporting import Format
 
 
 @click.command()
 @click.argument("manifest", type=click.Path(path_type=Path))
-@click.option("--to", type=click.Choice(_FORMATS), required=True, help="The layout.")
+@click.option("--to", type=click.Choice(FORMATS), required=True, help="The layout.")
 @click.option("--output", "-o", type=click.Path(), metavar="DIR", required=True, help="A new folder for it.")
 @click.option("--split", metavar="NAME", help="Only the images of this split.")
 @click.option(
@@ -63,7 +59,7 @@ def export(
     webdataset  tar shards of encoded images, labels (.cls) and what else is known (.json)
     """
     from guie_datasets import Manifest
-    from guie_datasets.exporting import CLASSES, OPTIONS
+    from guie_datasets.exporting import CLASSES
     from guie_datasets.exporting import export as export_
 
     given = {"method": method, "per_shard": per_shard, "link": link or None}

@@ -17,7 +17,7 @@ from guie_core.signature import signature
 from guie_core.spelling import told_as
 from guie_core.tables import table
 from guie_core.wording import plural, shown
-from guie_datasets.commands.options import MAX_BAD, data_folder_option, max_bad_option, workers_option
+from guie_datasets.commands.options import MAX_BAD, data_folder_option, max_bad_option, seed_option, workers_option
 from guie_datasets.commands.outputs import Own, check_beside, check_output, force_option, is_quarantine
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 @click.option("--keep-duplicates", is_flag=True, help="Keep images that are there more than once in one class.")
 @click.option("--min-images", type=click.IntRange(1), metavar="N", help="Leave out classes with fewer images.")
 @click.option("--max-images", type=click.IntRange(1), metavar="N", help="Keep at most so many images of a class.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Chooses the images that --max-images keeps.")
+@seed_option("Chooses the images that --max-images keeps.")
 @workers_option
 @data_folder_option
 @force_option

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from guie_core.wording import plural, shown
-from guie_datasets.commands.options import workers_option
+from guie_datasets.commands.options import seed_option, workers_option
 from guie_datasets.commands.outputs import check_output, force_option, page_of, picture_of
 
 
@@ -23,7 +23,7 @@ from guie_datasets.commands.outputs import check_output, force_option, page_of, 
 )
 @click.option("--split", metavar="NAME", help="Only images of this split.")
 @click.option("--source", metavar="NAME", help="Only images of this source.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Chooses classes and images.")
+@seed_option("Chooses classes and images.")
 @click.option(
     "--output",
     "-o",

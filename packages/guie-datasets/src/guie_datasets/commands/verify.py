@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import click
@@ -26,7 +27,7 @@ def verify(ctx: click.Context, manifest: Path, decode: bool, workers: int | None
     from guie_datasets import Manifest
     from guie_datasets.inspecting.verification import verify_manifest
 
-    table = manifest.with_suffix(".verify.csv")
+    table = manifest.with_name(f"{manifest.name.removesuffix('.parquet')}.verify.csv")
     check_beside(table, manifest, is_quarantine, force=None)
     found = verify_manifest(Manifest.read(manifest), decode=decode, workers=workers)
     if not found:
@@ -34,7 +35,7 @@ def verify(ctx: click.Context, manifest: Path, decode: bool, workers: int | None
         click.echo(f"{shown(manifest)}: {plural(found.images, 'image')}, nothing is wrong.")
         return
     found.write(table)
-    for finding in found.findings[:_SHOWN]:
+    for finding in itertools.islice(found, _SHOWN):  # there may be millions
         click.echo(f"  {finding.place}: {finding.reason}")
     if len(found) > _SHOWN:
         click.echo(f"  and {len(found) - _SHOWN:,} more")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from guie_core.wording import plural, size
+from guie_datasets.images.signatures import LENGTH, signature
 from guie_datasets.inspecting.charts import Chart, curve, histogram
 from guie_datasets.inspecting.pages import percent, write_page
 from guie_datasets.inspecting.similarity import contents, distinct
@@ -229,30 +230,16 @@ def _head(ref: ImageRef) -> bytes | None:
     try:
         with open(ref.path, "rb") as file:
             file.seek(ref.offset)
-            return file.read(16)
+            return file.read(LENGTH)
     except OSError:
         return None
-
-
-_SIGNATURES = {
-    "JPEG": (b"\xff\xd8\xff",),
-    "PNG": (b"\x89PNG",),
-    "GIF": (b"GIF8",),
-    "BMP": (b"BM",),
-    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    "JPEG 2000": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
-    "PPM": (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
-}
 
 
 def _format(head: bytes) -> str:
     if not head:
         return "packed"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WebP"
-    if head[4:8] == b"ftyp":
-        return "AVIF"
-    return next((name for name, starts in _SIGNATURES.items() if head.startswith(starts)), "other")
+    found = signature(head)
+    return found.name if found else "other"
 
 
 # --- in words and pictures
