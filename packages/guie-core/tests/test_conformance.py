@@ -201,3 +201,32 @@ def test_names_that_a_new_plugin_cannot_have(
         write_plugin("dataset", name, Path())
     assert str(error.value).startswith(message)
     assert os.listdir(tmp_path) == ["guie-taken"]
+
+
+@pytest.mark.parametrize("name", ["folder", "Folder"])
+def test_a_new_plugin_offers_nothing_that_is_there(toys: Any, tmp_path: Path, name: str) -> None:
+    """Two entries of one name would make every command fail that looks it up."""
+    from guie_core.templates import write_plugin
+
+    toys.add(
+        "others",
+        "guie-others",
+        "2.0",
+        f"""
+        from guie_core import Entry, Kind, hookimpl
+
+        @hookimpl
+        def guie_kinds():
+            return [Kind("datasets", "Data sets")]
+
+        @hookimpl
+        def guie_datasets():
+            return [Entry({name!r}, "others:Folder", "Images"), Entry("toys/*", "others:Folder", "A family")]
+        """,
+    )
+    toys.load()
+    with pytest.raises(UsageError) as error:
+        write_plugin("dataset", name.lower(), tmp_path)
+    assert str(error.value) == f"there is a data set {name!r} already, in guie-others 2.0. Choose another name."
+    assert not list(tmp_path.glob("guie-folder*"))
+    assert write_plugin("dataset", "toys", tmp_path).is_dir()  # a family's names have a slash

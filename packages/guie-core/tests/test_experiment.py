@@ -1,9 +1,11 @@
 # ruff: noqa: E501 -- messages and code are quoted whole
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from guie_core import Experiment, ExperimentError, UsageError
-from guie_core.experiment import differences
+from guie_core import Experiment, ExperimentError, Problem, UsageError
+from guie_core.experiment import apply_override, differences
 
 HEAD = "from mmengine.config import read_base\nwith read_base():\n    from ._base_.toy import recipe\n"
 
@@ -159,8 +161,8 @@ def test_all_mistakes_at_once(toys: Any, experiments: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("recipe.seed", "--set 'recipe.seed' is not of the form key=value.\n  For example: --set recipe.seed=1"),
-        ("recipe..seed=1", "--set 'recipe..seed=1' is not of the form key=value.\n  For example: --set recipe.seed=1"),
+        ("recipe.seed", "--set 'recipe.seed' is not of the form key=value.\n  For example: --set recipe.seed=3"),
+        ("recipe..seed=1", "--set 'recipe..seed=1' is not of the form key=value.\n  For example: --set recipe.seed=3"),
         ("recipe.seed.more=1", "recipe.seed.more: --set: recipe.seed is the number 3, which has no parts to set."),
         ("recipe.extra_heads.1.x=1", "recipe.extra_heads.1: --set: recipe.extra_heads is a list and has no '1': "
          "its elements are 0 to 0."),
@@ -345,3 +347,24 @@ def test_differences_key_by_key() -> None:
     ]
     assert differences(old, old) == []
     assert differences([1], [1, 2]) == [("recipe.1", "-", "2")]
+
+
+@pytest.mark.parametrize(
+    ("values", "example"),
+    [
+        ({"folder": {"type": "folder", "root": "my photos"}}, "'folder.root=my photos'"),
+        ({"a": {"type": "x", "parts": [{"type": "y"}, {"type": "z", "on": True}]}}, "a.parts.1.on=True"),
+        ({"a": {"type": "x", "names": ["b"]}}, "a.names.0=b"),
+        ({"a": {"type": "x", "part": {"type": "y", "size": None}}}, "a.part.size=None"),
+        ({"gpr1200": {"type": "gpr1200"}}, "gpr1200.NAME=VALUE"),
+    ],
+)
+def test_the_example_of_an_override_is_one(values: dict[str, Any], example: str) -> None:
+    problems: list[Problem] = []
+    before = copy.deepcopy(values)
+    apply_override(values, "nonsense", problems, list(values))
+    assert [problem.hint for problem in problems] == [f"For example: --set {example}"]
+    assert values == before
+    if "VALUE" not in example:
+        apply_override(values, *shlex.split(example), problems, list(values))
+        assert (values, len(problems)) == (before, 1)

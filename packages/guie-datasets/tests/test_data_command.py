@@ -116,6 +116,34 @@ def test_every_command_is_one() -> None:
         assert entry.load().name == entry.name
 
 
+def test_the_data_folder_is_that_of_the_command_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GUIE_DATA")
+    assert f"{Path.cwd()}/elsewhere" in guie(capsys, "info", "gpr1200", "--data-folder", "elsewhere")[1]
+    assert "GUIE_DATA" not in os.environ
+    monkeypatch.setenv("GUIE_DATA", "mine")
+    assert guie(capsys, "prepare", "gpr1200", "--data-folder", "elsewhere")[0] == 1
+    assert os.environ["GUIE_DATA"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["prepare", "x", "--max-bad", "nan"], "nan is not in the range 0<=x<=1"),
+        (["prepare", "x", "--max-bad", "1.5"], "1.5 is not in the range 0<=x<=1"),
+        (["export", "x", "--to", "csv", "-o", "y", "--max-bad", "nan"], "nan is not in the range 0<=x<=1"),
+        (["prepare", "x", "--seed", "-1"], "-1 is not in the range 0<=x<=4294967295"),
+        (["show", "x", "--seed", "-1"], "-1 is not in the range 0<=x<=4294967295"),
+        (["show", "x", "--seed", str(2**32)], "4294967296 is not in the range 0<=x<=4294967295"),
+    ],
+)
+def test_numbers_out_of_range(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = guie(capsys, *args)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
 # --- list and info
 
 _OWN = Entry("mine", "guie_datasets.sets.folders:ClassFolders", "My own", licence="LicenseRef-unknown")
@@ -339,7 +367,7 @@ def test_a_manifest_never_replaces_what_it_is_made_of(pictures: Path, capsys: py
         (["./gpr1200"], "error: ./gpr1200: no such file or folder\n"),
         (["pictures", "--set", "rot=x"], "error: 1 problem in the data set\n  pictures.rot: folder (guie-datasets 0.1.0) has no argument 'rot'. Did you mean 'root'?\n  It takes: root, source, category"),
         (["pictures", "--set", "source=3"], "error: 1 problem in the data set\n  pictures.source: expects text, got the number 3.\n"),
-        (["pictures", "--set", "source"], "error: 1 problem in the data set\n  --set 'source' is not of the form key=value.\n  For example: --set pictures.seed=1\n"),
+        (["pictures", "--set", "source"], "error: 1 problem in the data set\n  --set 'source' is not of the form key=value.\n  For example: --set pictures.root={here}/pictures\n"),
         (["pictures", "food101", "--set", "food10.seed=1", "--set", "1.split=tst"], "error: 2 problems in the data sets\n  food10.seed: --set can change what is below pictures or food101. Did you mean 'food101'?\n  food101.split: expects "),
         (["pictures", "food101", "--set", "source=x"], "error: 1 problem in the data sets\n  source: --set can change what is below pictures or food101.\n"),
         (["tfrecord"], "error: 1 problem in the data set\n  tfrecord: tfrecord (guie-datasets 0.1.0) needs the argument 'source': text.\n"),

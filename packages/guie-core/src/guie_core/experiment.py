@@ -23,6 +23,7 @@ import ast
 import contextlib
 import json
 import math
+import shlex
 import sys
 import threading
 import traceback
@@ -355,7 +356,7 @@ def apply_override(values: dict[str, Any], override: str, problems: list[Problem
     path = key.strip().split(".")
     if not equals or not all(path):
         message = f"--set {override!r} is not of the form key=value."
-        problems.append(Problem("", message, f"For example: --set {keys[0]}.seed=1"))
+        problems.append(Problem("", message, f"For example: --set {_example(values, keys[0])}"))
         return
     if path[0] not in keys:
         near = did_you_mean(path[0], keys)
@@ -390,6 +391,20 @@ def apply_override(values: dict[str, Any], override: str, problems: list[Problem
         place["type"] = value
     else:
         place[path[-1]] = value
+
+
+def _example(values: Mapping[str, Any], key: str) -> str:
+    """An override below `key` that changes nothing, for a shell: of what is there that which lies least deep."""
+    places: list[tuple[str, Any]] = [(key, values.get(key))]
+    for where, place in places:  # grows meanwhile
+        if isinstance(place, list):
+            places += [(f"{where}.{index}", item) for index, item in enumerate(place)]
+        elif isinstance(place, Mapping):
+            places += [(f"{where}.{name}", item) for name, item in place.items() if name != "type"]
+        elif where != key:
+            text = place if isinstance(place, str) and _literal(place) == place else repr(place)
+            return shlex.quote(f"{where}={text}")
+    return f"{key}.NAME=VALUE"
 
 
 def _insert(place: dict[str, Any], name: str) -> dict[str, Any]:

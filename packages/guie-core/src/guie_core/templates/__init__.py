@@ -20,13 +20,18 @@ def write_plugin(kind: str, name: str, directory: Path) -> Path:
     """Write the package of a plugin into `directory`/guie-`name` and return that folder.
 
     Raises:
-        UsageError: the name cannot be used, or the folder is there already.
+        UsageError: the name cannot be used, a plugin or an entry has it, or the folder is there already.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise UsageError(f"{name!r} cannot be the name of a plugin: lower-case letters, digits, - and _, like 'cars'.")
     for owner in (*plugins().loaded, *plugins().disabled):
         if owner.plugin == name:
             raise UsageError(f"there is a plugin {name!r} already, in {owner}. Choose another name.")
+    if (offered := f"{kind}s") in plugins().kinds:
+        for entry in plugins().entries(offered):
+            if entry.name.casefold() == name:
+                what = {"dataset": "data set"}.get(kind, kind)
+                raise UsageError(f"there is a {what} {entry.name!r} already, in {entry.owner}. Choose another name.")
     folder = directory / f"guie-{name.replace('_', '-')}"
     if folder.exists():
         raise UsageError(f"{shown(folder)} is there already. Choose another name, or another --directory.")
