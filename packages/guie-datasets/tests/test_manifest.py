@@ -286,6 +286,80 @@ def test_rows_that_are_not_there(manifest: Manifest) -> None:
             manifest.select(rows)
 
 
+@pytest.mark.parametrize("rows", [[0.7, 1.9], np.array([1.0]), ["a"], [[0, 1]], 3, [None]])
+def test_rows_that_are_no_row_numbers(manifest: Manifest, rows: Any) -> None:
+    with pytest.raises(IndexError, match="rows are a mask, or a list of whole numbers"):
+        manifest.select(rows)
+
+
+def test_arrays_that_are_given_may_change_later() -> None:
+    given = {name: np.array(values) for name, values in columns().items()}
+    given["score"] = np.arange(6.0)
+    made, same = Manifest.from_columns(given), Manifest.from_columns(columns() | {"score": np.arange(6.0)})
+    labels, score = np.arange(6), np.arange(6.0)
+    changed = made.with_column("label", labels).with_column("score", score)
+    digest = changed.digest
+    rows = np.array([3, 1])
+    chosen = made.select(rows)  # columns are selected when they are looked at
+    for array in (*given.values(), labels, score, rows):
+        array[:] = array[::-1].copy()
+    assert made.table.equals(same.table)
+    assert changed.column("label").tolist() == changed.column("score").tolist() == list(range(6))
+    assert Manifest(changed.table).digest == digest
+    assert chosen.table.equals(same.select([3, 1]).table)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("category", [None] * 6, "column 'category' has no value in row 0"),
+        ("label", [0, 0, None, 1, 1, 1], "column 'label' has no value in row 2"),
+        ("path", ["a", None, "b", "c", "d", "e"], "column 'path' has no value in row 1"),
+        ("hash", [None] * 6, "column 'hash': "),
+        ("hash", ["xyz"] * 6, "column 'hash': "),
+        ("hash", ["00" * 15] * 6, "column 'hash': "),
+        ("label", [0.5] * 6, "column 'label': "),
+        ("label", [float("nan")] * 6, "column 'label': "),
+        ("label", ["cat"] * 6, "column 'label': "),
+        ("width", [2**31] * 6, "column 'width': "),
+        ("source", [3] * 6, "column 'source': "),
+    ],
+)
+def test_values_that_no_manifest_can_have(manifest: Manifest, name: str, values: list[Any], message: str) -> None:
+    with pytest.raises(GuieError, match=message):
+        Manifest.from_columns(columns() | {name: values})
+    with pytest.raises(GuieError, match=message):
+        manifest.with_column(name, values)
+
+
+def test_columns_of_several_lengths() -> None:
+    with pytest.raises(GuieError, match="column 'width' has 5 values, and 'label' has 6"):
+        Manifest.from_columns(columns() | {"width": [1] * 5})
+
+
+def test_tables_and_files_without_some_values(manifest: Manifest, tmp_path: Path) -> None:
+    place = manifest.table.column_names.index("category")
+    table = manifest.table.set_column(place, "category", pa.array(["x", None] * 3, SCHEMA.field("category").type))
+    with pytest.raises(GuieError, match="column 'category' has no value in row 1"):
+        Manifest(table)
+    about = json.dumps({"version": 1, "provenance": {}}).encode()
+    pq.write_table(table.replace_schema_metadata({b"guie.manifest": about}), tmp_path / "m")
+    with pytest.raises(GuieError, match="m: column 'category' has no value in row 1"):
+        Manifest.read(tmp_path / "m").column("category")
+
+
+def test_damage_that_only_a_checksum_shows(tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    hashes = [np.random.default_rng(row).bytes(16) for row in range(60)]  # which no compression makes smaller
+    Manifest.from_columns(columns(60) | {"hash": [each.hex() for each in hashes]}).write(path)
+    data = bytearray(path.read_bytes())
+    data[data.index(hashes[30]) + 5] ^= 1
+    path.write_bytes(data)
+    assert pq.read_table(path).column("hash")[30].as_py() not in hashes  # nothing else of Parquet's finds it
+    with pytest.raises(GuieError, match="a damaged one"):
+        Manifest.read(path).column("hash")
+
+
 def test_provenance_can_be_replaced(manifest: Manifest) -> None:
     again = manifest.with_provenance({"made_by": "another"})
     assert again.provenance == {"made_by": "another"}

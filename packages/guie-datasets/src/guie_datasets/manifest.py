@@ -88,7 +88,8 @@ class Manifest:
         extra = [field for field in table.schema.remove_metadata() if field.name not in SCHEMA.names]
         schema = pa.schema([*SCHEMA, *extra])
         table = table.select(schema.names).cast(schema)
-        self._set({name: _there(_one(table.column(name))) for name in schema.names}, table.num_rows, provenance)
+        columns = {name: _there(_complete(name, _one(table.column(name)))) for name in schema.names}
+        self._set(columns, table.num_rows, provenance)
 
     @classmethod
     def _of(cls, columns: Mapping[str, _Column], rows: int, provenance: Mapping[str, Any] | None) -> Manifest:
@@ -107,12 +108,19 @@ class Manifest:
     @classmethod
     def from_columns(cls, columns: Mapping[str, ArrayLike], provenance: Mapping[str, Any] | None = None) -> Manifest:
         """From arrays or lists: path, label, width, height and hash (32 hexadecimal digits each), and any of
-        offset, length, source, category, split, role and name."""
+        offset, length, source, category, split, role and name.
+
+        Raises GuieError for values that a column cannot have, and for columns of several lengths.
+        """
         if missing := [name for name in SCHEMA.names if name not in columns and name not in _DEFAULTS]:
             raise GuieError(f"a manifest needs the columns {', '.join(missing)}")
         rows = len(np.asarray(columns["label"]))
         full = {name: [value] * rows for name, value in _DEFAULTS.items()} | dict(columns)
-        return cls(pa.table({name: _arrow(name, values) for name, values in full.items()}), provenance)
+        made = {name: _arrow(name, values) for name, values in full.items()}
+        for name, column in made.items():
+            if len(column) != rows:
+                raise GuieError(f"column {name!r} has {len(column):,} values, and 'label' has {rows:,}")
+        return cls(pa.table(made), provenance)
 
     # --- the file
 
@@ -143,7 +151,8 @@ class Manifest:
                 return _all(_DEFAULTS[name], rows)
             with _described(path), lock:
                 column = file.read([name]).column(name)
-                return _one(column.cast(SCHEMA.field(name).type) if name in SCHEMA.names else column)
+                column = _one(column.cast(SCHEMA.field(name).type) if name in SCHEMA.names else column)
+            return _complete(name, column, f"{path}: ")
 
         names = [*SCHEMA.names, *(name for name in schema.names if name not in SCHEMA.names)]
         columns = {name: functools.cache(functools.partial(read, name)) for name in names}
@@ -194,15 +203,20 @@ class Manifest:
         return _Images(self._chunk("path"), self.column("offset"), self.column("length"), self._chunk("compression"))
 
     def select(self, rows: ArrayLike) -> Manifest:
-        """The rows that a mask [N] is true for, or those of the given numbers in the given order."""
+        """The rows that a mask [N] is true for, or those of the given numbers in the given order.
+
+        Raises ValueError for a mask of another length; IndexError for rows that there are not.
+        """
         chosen = np.asarray(rows)
         if chosen.dtype == bool:
             if chosen.shape != (len(self),):
                 raise ValueError(f"a mask of {chosen.shape} does not fit {len(self)} rows")
             chosen = np.flatnonzero(chosen)
-        elif chosen.size == 0:
+        elif chosen.shape == (0,):
             chosen = chosen.astype(np.int64)
-        chosen = chosen.astype(np.int64, copy=False)
+        elif chosen.ndim != 1 or chosen.dtype.kind not in "iu":
+            raise IndexError(f"rows are a mask, or a list of whole numbers, not {rows!r}")
+        chosen = chosen.astype(np.int64)  # a copy, since columns are selected later
         if chosen.size and not -1 < chosen.min() <= chosen.max() < len(self):
             raise IndexError(f"rows {chosen.min()}..{chosen.max()} of {len(self)}")
 
@@ -213,12 +227,10 @@ class Manifest:
         return Manifest._of(columns, len(chosen), self.provenance)
 
     def with_column(self, name: str, values: ArrayLike) -> Manifest:
-        """With that column replaced, or added at the end."""
+        """With that column replaced, or added at the end. Raises GuieError for values that it cannot have."""
         column = _arrow(name, values)
         if len(column) != len(self):
             raise ValueError(f"{len(column)} values for {len(self)} rows")
-        if name in SCHEMA.names:
-            column = column.cast(SCHEMA.field(name).type)
         return Manifest._of({**self._columns, name: _there(column)}, len(self), self.provenance)
 
     def with_provenance(self, provenance: Mapping[str, Any]) -> Manifest:
@@ -371,14 +383,33 @@ def _all(text: str, rows: int) -> Any:
 
 
 def _arrow(name: str, values: ArrayLike) -> Any:
-    if name == "hash":
-        array = np.asarray(values)
-        digests = [bytes.fromhex(value.decode() if isinstance(value, bytes) else value) for value in array.tolist()]
-        return pa.array(digests, _HASH)
-    if name in SCHEMA.names and SCHEMA.field(name).type not in (_TEXT, _PATH):
-        return pa.array(np.asarray(values), SCHEMA.field(name).type)
-    column = pa.array(values if isinstance(values, list) else np.asarray(values))
-    return column.dictionary_encode() if pa.types.is_string(column.type) and name != "path" else column
+    """Values as a column of their own: what they were given as may change later."""
+    try:
+        column = _converted(name, values if isinstance(values, list) else np.array(values))
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise GuieError(f"column {name!r}: {error}") from error
+    return _complete(name, column)
+
+
+def _converted(name: str, values: list[Any] | NDArray[Any]) -> Any:
+    kind = SCHEMA.field(name).type if name in SCHEMA.names else None
+    if kind == _HASH:
+        digests = values if isinstance(values, list) else values.tolist()
+        return pa.array([bytes.fromhex(each.decode() if isinstance(each, bytes) else each) for each in digests], kind)
+    if kind == _TEXT:
+        return pa.array(values, pa.string()).dictionary_encode()
+    if kind is not None:
+        return pa.array(values if kind == _PATH else np.asarray(values), kind)  # of a list it would cut off fractions
+    column = pa.array(values)
+    return column.dictionary_encode() if pa.types.is_string(column.type) else column
+
+
+def _complete(name: str, column: Any, where: str = "") -> Any:
+    """A column, every row of which has a value; of those that not every manifest has some may have none."""
+    if column.null_count and name in SCHEMA.names:
+        row = column.is_null().index(True).as_py()
+        raise GuieError(f"{where}column {name!r} has no value in row {row:,}")
+    return column
 
 
 def fixed_bytes(chunk: Any) -> NDArray[np.uint8]:
