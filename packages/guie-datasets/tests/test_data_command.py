@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -21,6 +22,7 @@ from PIL import Image
 
 from guie_core import Entry, Origin, lookup
 from guie_core.cli import main
+from guie_core.entry import Owner
 from guie_core.plugins import plugins
 from guie_datasets import Manifest, tfrecord
 from guie_datasets.commands import data as data_module
@@ -146,7 +148,9 @@ def test_numbers_out_of_range(args: list[str], message: str, capsys: pytest.Capt
 
 # --- list and info
 
-_OWN = Entry("mine", "guie_datasets.sets.folders:ClassFolders", "My own", licence="LicenseRef-unknown")
+_GUIE, _OTHERS = Owner("datasets", "guie-datasets", "0.1.0"), Owner("cars", "guie-cars", "1.0")
+_OWN = Entry("mine", "guie_datasets.sets.folders:ClassFolders", "My own", licence="LicenseRef-unknown", owner=_GUIE)
+_PLUGIN = Entry("nc", "guie_datasets.sets.folders:ClassFolders", "Plugin's", licence="CC-BY-NC-4.0", owner=_OTHERS)
 _OPEN = Entry("open", "x.y:Open", "Free images", "CC0-1.0", Origin("https://a.b", size="9 images", commercial=True))
 _SHUT = Entry(
     "shut", "x.y:Shut", "For science", "LicenseRef-x", Origin("https://a.b", size="8 images", commercial=False)
@@ -159,7 +163,15 @@ def four(monkeypatch: pytest.MonkeyPatch) -> None:
     class Plugins:
         def entries(self, kind: str) -> list[Entry]:
             assert kind == "datasets"
-            return [_OWN, _OPEN, _SHUT, _DARK]
+            return [
+                _OWN,
+                _OPEN,
+                _SHUT,
+                _DARK,
+                _PLUGIN,
+                replace(_PLUGIN, name="by", licence="CC-BY-4.0"),
+                replace(_PLUGIN, name="who", licence=""),
+            ]
 
     monkeypatch.setattr(sets_module, "plugins", Plugins)
 
@@ -174,6 +186,12 @@ def test_list(four: None, capsys: pytest.CaptureFixture[str]) -> None:
         "        LicenseRef-x; 8 images; commercial use: no\n"
         "  dark  Who knows\n"
         "        LicenseRef-y; 7 images; commercial use: not known\n"
+        "  nc    Plugin's\n"
+        "        CC-BY-NC-4.0; commercial use: no\n"
+        "  by    Plugin's\n"
+        "        CC-BY-4.0; commercial use: yes\n"
+        "  who   Plugin's\n"
+        "        licence not known; commercial use: not known\n"
         "\n"
         "More about one: guie data info NAME. To prepare one, or a folder of your own: guie data prepare NAME\n",
         "",
@@ -182,7 +200,7 @@ def test_list(four: None, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_is_not_known_to_be_allowed_is_not_allowed(four: None, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = guie(capsys, "list", "--commercial-ok", "--format", "json")
-    assert [entry["name"] for entry in json.loads(out)] == ["mine", "open"]
+    assert [entry["name"] for entry in json.loads(out)] == ["mine", "open", "by"]
     assert json.loads(out)[1]["origin"] == {
         "url": "https://a.b",
         "citation": "",
@@ -190,6 +208,16 @@ def test_what_is_not_known_to_be_allowed_is_not_allowed(four: None, capsys: pyte
         "commercial": True,
     }
     assert json.loads(out)[0]["origin"] is None
+
+
+def test_info_of_a_plugin_s_set_says_its_licence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sets_module, "lookup", lambda kind, name: _PLUGIN)
+    code, out, _ = guie(capsys, "info", "nc")
+    assert code == 0
+    assert re.search(r"^  licence +CC-BY-NC-4.0\n  commercial use +no$", out, re.MULTILINE)
+    assert "your own images" not in out
 
 
 def test_real_list_has_every_data_set(capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,8 @@ ORIGIN = Origin("https://example.org/birds", size="2 images", commercial=False)
 OWNER = Owner("birds", "guie-birds", "1.2")
 ENTRIES = {
     "birds": Entry("birds", "birds.sets:Birds", "Birds of the park", "CC-BY-NC-4.0", ORIGIN, owner=OWNER),
-    "own": Entry("own", "birds.sets:Own", "Your own images"),
+    "own": Entry("own", "birds.sets:Own", "Your own images", owner=Owner("datasets", "guie-datasets", "0.1.0")),
+    "dark": Entry("dark", "birds.sets:Own", "Somebody's", owner=OWNER),
     "packed": Entry("packed", "birds.sets:Own", "Comes along", "MIT", Origin("https://example.org"), owner=OWNER),
 }
 
@@ -158,3 +159,9 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
+
+
+def test_a_set_that_says_nothing_of_where_it_is() -> None:
+    result = run("dark")
+    assert result.exit_code == 0
+    assert "guie-birds 1.2 doesn't say where its data are to be had. More: guie data info dark" in result.output

@@ -11,6 +11,7 @@ from guie_core import Entry, GuieError, Interrupted, lookup
 from guie_core.tables import table
 from guie_core.wording import shown
 from guie_datasets.commands.options import data_folder_option
+from guie_datasets.licences import is_own
 
 _PERMISSION = {True: "allowed", False: "not allowed", None: "not known, which is no permission"}
 
@@ -60,6 +61,8 @@ def download(names: tuple[str, ...], keep_archive: bool) -> None:
 
 
 def _nothing(entry: Entry) -> str:
-    if entry.origin is None:
+    if is_own(entry):
         return f"nothing to fetch, it reads data of your own. More: guie data info {entry.name}"
+    if entry.origin is None:
+        return f"{entry.owner} doesn't say where its data are to be had. More: guie data info {entry.name}"
     return f"nothing to fetch, its data come with {entry.owner}. Next: guie data prepare {entry.name}"

@@ -13,6 +13,7 @@ from guie_core import Entry, lookup
 from guie_core.plugins import plugins
 from guie_core.tables import table
 from guie_datasets.commands.options import data_folder_option
+from guie_datasets.licences import commercial, is_own
 
 _PERMISSION = {True: "yes", False: "no", None: "not known"}
 
@@ -24,17 +25,17 @@ def list_(commercial_ok: bool, style: str) -> None:
     """List the data sets that can be prepared, with licence, size and whether commercial use is allowed."""
     entries = plugins().entries("datasets")
     if commercial_ok:
-        entries = [entry for entry in entries if entry.origin is None or entry.origin.commercial]
+        entries = [entry for entry in entries if commercial(entry)]
     if style == "json":
         click.echo(json.dumps([_as_json(entry) for entry in entries], indent=2, ensure_ascii=False))
         return
     rows = []
     for entry in entries:
         rows.append((entry.name, entry.summary))
-        if entry.origin:
-            rows.append(
-                ("", f"{entry.licence}; {entry.origin.size}; commercial use: {_PERMISSION[entry.origin.commercial]}")
-            )
+        if not is_own(entry):
+            size = entry.origin.size if entry.origin else ""
+            about = [entry.licence or "licence not known", size, f"commercial use: {_PERMISSION[commercial(entry)]}"]
+            rows.append(("", "; ".join(filter(None, about))))
     click.echo(table(rows))
     click.echo("\nMore about one: guie data info NAME. To prepare one, or a folder of your own: guie data prepare NAME")
 
@@ -45,6 +46,8 @@ def _as_json(entry: Entry) -> dict[str, Any]:
         "summary": entry.summary,
         "licence": entry.licence,
         "origin": asdict(entry.origin) if entry.origin else None,
+        "own": is_own(entry),
+        "commercial": commercial(entry),
         "owner": str(entry.owner),
     }
 
@@ -61,11 +64,13 @@ def info(name: str) -> None:
     click.echo(f"{entry.label}: {entry.summary}\n")
     if found.doc:
         click.echo(f"{found.doc}\n")
-    if origin := entry.origin:
-        rows = [("licence", entry.licence), ("commercial use", _PERMISSION[origin.commercial]), ("page", origin.url)]
-        click.echo(table([*rows, ("size", origin.size or "not known"), ("cite as", origin.citation or "-")]))
+    if is_own(entry):
+        rows = [("licence", "that of your own images"), ("commercial use", "yours to say")]
     else:
-        click.echo(table([("licence", "that of your own images"), ("commercial use", "yours to say")]))
+        rows = [("licence", entry.licence or "not known"), ("commercial use", _PERMISSION[commercial(entry)])]
+    if origin := entry.origin:
+        rows += [("page", origin.url), ("size", origin.size or "not known"), ("cite as", origin.citation or "-")]
+    click.echo(table(rows))
     if found.options:
         click.echo("\nOptions (in an experiment: arguments; of guie data prepare: --set OPTION=VALUE):")
         options = [(o.name, o.takes, "required" if o.required else f"default {o.default}") for o in found.options]
