@@ -31,4 +31,4 @@ def test_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [image.shape for image in names[0]["images"]] == [(3, 12, 16)] * 6
     assert len(names[1]["manifest"]) == 1
     assert (tmp_path / "pictures.parquet").is_file()
-    assert (tmp_path / "quarantine.csv").read_text() == "kind,place,source,label,reason,count\n"
+    assert (tmp_path / "quarantine.csv").read_text() == "kind,place,source,original_label,name,reason,count\n"

@@ -23,6 +23,7 @@ row = st.fixed_dictionaries(
         "offset": st.integers(0, 2**62),
         "length": st.integers(-1, 2**62),
         "compression": st.sampled_from(["", "gzip"]),
+        "label": st.integers(0, 2**48),
         "original_label": st.integers(0, 2**48),
         "source": st.sampled_from("ab"),
         "category": st.text(st.characters(exclude_categories=["Cs"]), max_size=2),
@@ -52,7 +53,7 @@ def test_what_goes_in_comes_out(pieces: list[list[dict[str, Any]]], data: st.Dat
 
 
 row_names = [
-    *("path", "offset", "length", "compression", "original_label", "source", "category"),
+    *("path", "offset", "length", "compression", "label", "original_label", "source", "category"),
     *("split", "role", "name", "width", "height", "hash"),
 ]
 
@@ -87,7 +88,7 @@ def test_a_full_disk_is_told_as_that(tmp_path: Path) -> None:
     columns = GrowingColumns(tmp_path)
     columns._files["path"] = open("/dev/full", "wb")  # noqa: SIM115
     values: dict[str, Any] = dict.fromkeys(row_names, "")
-    values |= dict.fromkeys(("offset", "length", "original_label", "width", "height"), 1)
+    values |= dict.fromkeys(("offset", "length", "label", "original_label", "width", "height"), 1)
     values |= {"path": "x" * 2**20, "hash": bytes(16)}
     with pytest.raises(GuieError, match="The disk is full"):
         columns.append({name: [value] for name, value in values.items()})

@@ -113,11 +113,11 @@ def test_order_and_content_do_not_depend_on_the_number_of_workers(
 ) -> None:
     monkeypatch.setattr(preparation, "_BATCH", 1)
     monkeypatch.setattr(preparation, "_CHUNK", 5)  # columns in several pieces
-    dataset = Given(rows(files, range(12)))
-    manifests = [prepare([dataset, dataset], workers=workers, keep_duplicates=True)[0] for workers in (1, 2, 7)]
+    datasets = [Given(rows(files, range(12))), Given(rows(files[:11], range(11)))]
+    manifests = [prepare(datasets, workers=workers, keep_duplicates=True)[0] for workers in (1, 2, 7)]
     assert len({manifest.digest for manifest in manifests}) == 1
     assert all(manifest.table.equals(manifests[0].table) for manifest in manifests)
-    assert [ref.path for ref in manifests[0].images()] == 2 * [str(path) for path in files]
+    assert [ref.path for ref in manifests[0].images()] == [str(path) for path in files + files[:11]]
 
 
 def test_tfrecords_and_folders_together(tmp_path: Path) -> None:
@@ -192,23 +192,26 @@ def test_bad_rows_are_named_and_kept_out(tmp_path: Path, files: list[Path]) -> N
         assert (finding.source, finding.label) == ("s", row.label)
 
 
-def test_beyond_the_limit_it_stops_with_the_first_ten(tmp_path: Path, files: list[Path]) -> None:
+def test_beyond_the_limit_it_stops_with_reasons_and_places(tmp_path: Path, files: list[Path]) -> None:
     rows_ = rows(files, range(12)) + [
-        Row(ImageRef(str(tmp_path / f"gone{number}.jpg")), 0, "s") for number in range(13)
+        Row(ImageRef(str(tmp_path / f"gone{number}.jpg")), 0, "s") for number in range(11)
     ]
+    for number in range(2):
+        (tmp_path / f"page{number}.jpg").write_text("<html>")
+        rows_.append(Row(ImageRef(str(tmp_path / f"page{number}.jpg")), 0, "s"))
     table = tmp_path / "out" / "quarantine.csv"
     with pytest.raises(GuieError) as caught:
         prepare([Given(rows_)], max_bad=0.5, quarantine=table)
     message = str(caught.value)
     assert message.startswith("13 of 25 images are bad (52.00%), more than max_bad = 50.00% allows:\n")
-    assert f"  {tmp_path}/gone9.jpg: cannot be read: No such file or directory\n  and 3 more\n" in message
-    assert "gone10" not in message
+    assert f"  11 x cannot be read: No such file or directory, first {tmp_path}/gone0.jpg\n" in message
+    assert f"  {tmp_path}/page1.jpg: not an image" in message
     assert f"The whole list is in {table}." in message
-    assert message.endswith("or raise max_bad to 0.52.")
+    assert message.endswith("look whether this is the right data set, with the right settings.")
     with table.open(newline="") as file:
         listed = list(csv.DictReader(file))
-    assert [entry["place"] for entry in listed] == [str(tmp_path / f"gone{number}.jpg") for number in range(13)]
-    assert set(listed[0]) == {"kind", "place", "source", "label", "reason", "count"}
+    assert [entry["place"] for entry in listed] == [row.image.path for row in rows_[12:]]
+    assert set(listed[0]) == {"kind", "place", "source", "original_label", "name", "reason", "count"}
     assert len(prepare([Given(rows_)], max_bad=0.52)[0]) == 12
 
 
@@ -356,6 +359,83 @@ def test_a_finding_may_stand_for_many_images(files: list[Path]) -> None:
         prepare([Given(rows(files, range(12)), [rest])])
 
 
+def test_what_is_bad_is_told_however_much_is_left_out(files: list[Path]) -> None:
+    others = [LeftOut(f"{number}.txt", "no image") for number in range(10_001)]
+    with pytest.raises(GuieError, match=r"1 of 13 images are bad .*\n  shard@5: damaged\n"):
+        prepare([Given(rows(files, range(12)), [*others, LeftOut("shard@5", "damaged", bad=True)])])
+
+
+def test_many_different_reasons_are_ten_lines(files: list[Path]) -> None:
+    words = "abcdefghijklmnopqrstuvwxyz"
+    with pytest.raises(GuieError) as caught:
+        prepare([Given(rows(files, range(12)), [LeftOut("x", word, bad=True) for word in words])], max_bad=0.1)
+    lines = str(caught.value).split("\n")
+    assert lines[1:-1] == [*(f"  x: {word}" for word in words[:10]), "  and 16 more"]
+
+
+def test_what_a_wrong_setting_makes_bad_says_which(files: list[Path], tmp_path: Path) -> None:
+    shard = tmp_path / "a.tfrec"
+    tfrecord.write(shard, [(path.read_bytes(), n) for n, path in enumerate(files)], image="jpeg", label="id")
+    (tmp_path / "t.csv").write_text("path,label\n" + "".join(f"{path.name},1\n" for path in files))
+    (tmp_path / "else").mkdir()
+    lines = "".join(f"{name},1\n" for name in ("a.jpg", "b.jpg"))
+    (tmp_path / "else" / "t.csv").write_text(f"path,label\n{lines}")
+    for dataset, what in (
+        (
+            TFRecordDataset(files=[shard], source="s"),
+            rf"12 x record 0 at byte 0: it has no feature 'image/encoded'. It has: id, jpeg, first {shard}\n(.|\n)*"
+            "Name the feature that holds the image: image=NAME.",
+        ),
+        (
+            TFRecordDataset(files=[shard], source="s", image="jpeg"),
+            "Name the feature that holds the label: label=NAME.",
+        ),
+        (
+            Table(tmp_path / "t.csv", root=tmp_path / "else"),
+            rf"Paths of t.csv are taken from root, {tmp_path}/else. If the images lie elsewhere: root=FOLDER.",
+        ),
+        (Table(tmp_path / "else" / "t.csv"), rf"taken from the table's folder, {tmp_path}/else. If"),
+    ):
+        with pytest.raises(GuieError, match=what) as caught:
+            prepare([dataset])
+        assert "max_bad to" not in str(caught.value)
+
+
+def test_the_table_has_what_was_found_at_the_end_too(files: list[Path], tmp_path: Path) -> None:
+    _, found = prepare([Given(rows([*files, *files[:3]], [*range(12), 0, 5, 2]))], quarantine=tmp_path / "q.csv")
+    assert str(found) == "2 repeated, 1 kept though equal to an image of another class"
+    assert listed(tmp_path / "q.csv") == [str(path) for path in files[:3]]
+
+
+def test_what_people_may_miss_is_told_at_once(files: list[Path], tmp_path: Path) -> None:
+    left_out = [LeftOut("a/n", "in a folder", count=30, loud=True), LeftOut("b/n", "in a folder", loud=True)]
+    gone = Row(ImageRef(str(tmp_path / "gone.jpg")), 50, "s", name="ant")
+    _, found = prepare(
+        [Given([*rows(files, range(12)), gone], [*left_out, LeftOut("notes.txt", "no image")])], max_bad=0.1
+    )
+    assert found.told == ["31 x in a folder, first a/n", "all images are bad of class ant of s"]
+    bad = next(iter(found))
+    assert (bad.label, bad.name) == (50, "ant")
+    assert prepare([Given(rows(files, range(12)))])[1].told == []
+
+
+def test_the_same_images_twice_are_refused(files: list[Path], tmp_path: Path) -> None:
+    first = Given(rows(files, range(12), "a"))
+    with pytest.raises(GuieError, match=r"the data sets 0 \(Given\) and 2 \(Given\) are the same images: .* Name one"):
+        prepare([first, Given(rows(files[:5], range(5))), Given(rows(files, [0] * 12, "b"))])
+    tfrecord.write(tmp_path / "a.tfrec", [(path.read_bytes(), 0) for path in files])
+    shard = TFRecordDataset(files=[tmp_path / "a.tfrec"], source="s")
+    _, found = prepare([first, Given(rows(files[:4], range(4))), shard])
+    assert found.told == [
+        "4 of the 4 images of data set 1 are in data set 0 as well, under other labels",
+        "12 of the 12 images of data set 2 are in data set 0 as well, under other labels",
+    ]
+    more = [path.with_name(f"x{path.name}") for path in files]
+    for number, path in enumerate(more):
+        path.write_bytes(jpeg(9, 9, 100 + number))
+    assert prepare([first, Given(rows(more + files[:11], range(23)))])[1].told == []
+
+
 # --- ends before the end
 
 
@@ -374,8 +454,8 @@ def test_it_stops_as_soon_as_too_much_is_bad(files: list[Path], tmp_path: Path) 
         "stopped after 64 of 5,012 images: 52 of them are bad (81.25%), and max_bad = 1.00% allows"
     )
     assert "allows 50 in all:\n" in message
-    assert f"  {tmp_path}/gone9.jpg: cannot be read: No such file or directory\n  and 42 more\n" in message
-    assert message.endswith("or raise max_bad: 0.82 if it goes on like this.")
+    assert f"  52 x cannot be read: No such file or directory, first {tmp_path}/gone0.jpg\n" in message
+    assert "raise max_bad" not in message
     assert dataset.asked < 1000
     assert listed(tmp_path / "q.csv") == [str(tmp_path / f"gone{number}.jpg") for number in range(52)]
 

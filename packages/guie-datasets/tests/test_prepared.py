@@ -40,11 +40,13 @@ def test_rows_are_those_of_the_manifest(path: Path) -> None:
     dataset = build("datasets", {"type": "manifest", "path": str(path)})
     after, quarantine = prepare([dataset])
     assert not quarantine
-    for name in set(before.table.column_names) - {"original_label"}:  # which is the label in `before`
+    for name in before.table.column_names:
         assert after.column(name).tolist() == before.column(name).tolist(), name
     assert after.digest == before.digest
     assert set(after.column("split")) == {"train", "test"}
     assert dataset.count() == len(before) == 17
+    assert before.column("original_label").tolist()[-5:] == [0, 1, 0, 1, 0]
+    assert before.column("label").tolist()[-5:] == [4, 5, 4, 5, 4]
     about = after.provenance["datasets"][0]
     assert about["digest"] == before.digest
     assert [each["type"] for each in about["manifest"]["datasets"]] == [
@@ -69,7 +71,7 @@ def test_images_that_went_away_are_bad(path: Path) -> None:
 
 
 def test_what_is_no_manifest(path: Path) -> None:
-    with pytest.raises(GuieError, match="not a manifest"):
+    with pytest.raises(GuieError, match="no manifest"):
         list(Prepared(path.parent / "a.tfrec").rows())
     with pytest.raises(GuieError, match=r"nothing\.parquet"):
         list(Prepared(path.parent / "nothing.parquet").rows())

@@ -59,9 +59,9 @@ def test_the_table(tmp_path: Path) -> None:
     Quarantine(FINDINGS).write(tmp_path / "q.csv")
     with (tmp_path / "q.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
-    assert rows[0] == ["kind", "place", "source", "label", "reason", "count"]
-    assert rows[1] == ["bad", "a, b.jpg", "s", "cat", 'not an "image"', "1"]
-    assert rows[3] == ["bad", "x.tfrec@7", "s", "", "cut\nshort", "30"]
+    assert rows[0] == ["kind", "place", "source", "label", "name", "reason", "count"]
+    assert rows[1] == ["bad", "a, b.jpg", "s", "cat", "", 'not an "image"', "1"]
+    assert rows[3] == ["bad", "x.tfrec@7", "s", "", "", "cut\nshort", "30"]
     assert rows[4][1] == "中文.jpg"
     assert rows[5][1] == "\N{REPLACEMENT CHARACTER}.jpg"
 
@@ -92,3 +92,18 @@ def test_the_file_is_closed_at_the_end(tmp_path: Path, monkeypatch: pytest.Monke
         gc.collect()
     assert len(os.listdir("/dev/fd")) == before
     assert [str(each.message) for each in warned] == []
+
+
+def test_findings_with_one_reason_are_told_together() -> None:
+    reasons = [f"record {number} at byte {number:,}: it has no feature 'x'" for number in (1, 20, 3000, 40_000)]
+    found = [Finding("bad", f"a@{number}", reason) for number, reason in enumerate(reasons)]
+    found += [Finding("left out", "b", reasons[0]), Finding("bad", "c", "cut", count=30)]
+    groups = Quarantine(found).bad.most_frequent()
+    assert [str(group) for group in groups] == ["30 x cut, first c", f"4 x {reasons[0]}, first a@0"]
+
+
+def test_reasons_that_are_all_different_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine, "_GROUPS", 3)
+    names = "abcdef"
+    groups = Quarantine(Finding("bad", "p", name) for name in names).bad.most_frequent()
+    assert [group.first[0].reason for group in groups] == ["a", "b", "c"]

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -338,3 +340,52 @@ def test_any_bytes_give_rows_findings_or_an_error(
         "".join((row.image.path, row.source, row.category, row.name)).encode()
         assert not rooted or row.image.path.startswith(f"{tmp_path}/")
     assert all(item.reason.encode() for item in dataset.left_out())
+
+
+def test_a_name_that_is_too_long_is_one_bad_row(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text(f"path,label\na.png,1\n{'x' * 300}.png,1\n")
+    manifest, quarantine = prepare([Table(tmp_path / "t.csv")], max_bad=0.5)
+    assert len(manifest) == 1
+    assert [finding.reason for finding in quarantine] == ["cannot be read: File name too long"]
+    assert list(Table(tmp_path / "t.csv").sources()) == [tmp_path / "t.csv", tmp_path / "a.png"]
+
+
+def test_preparing_reads_the_rows_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table alone is recorded beside the images, which the rows tell of."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text("path,label\na.png,1\n")
+    passes = []
+    rows = Table.rows
+    monkeypatch.setattr(Table, "rows", lambda self: passes.append(1) or rows(self))
+    manifest, _ = prepare([Table(tmp_path / "t.csv")])
+    assert len(passes) == 1
+    sources = manifest.provenance["datasets"][0]["sources"]
+    assert [file["path"] for file in sources["files"]] == [str(tmp_path / "t.csv")]
+    assert sources["images"]["files"] == 1
+
+
+def test_a_table_in_another_encoding_says_how_to_set_it(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes("path,label\na.png,苹果\n".encode("gb18030"))
+    table = Table(tmp_path / "t.csv")
+    assert not list(table.rows())
+    (item,) = table.left_out()
+    assert item.reason.endswith("is no text in UTF-8; say what it is in, encoding='gb18030' for example")
+    assert [row.name for row in Table(tmp_path / "t.csv", encoding="gb18030").rows()] == ["苹果"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [(pa.timestamp("us"), 2**62), (pa.date64(), 2**60), (pa.duration("s"), 2**62)],
+)
+def test_dates_beyond_python_s_are_bad_rows(tmp_path: Path, kind: pa.DataType, value: int) -> None:
+    for column in ("name", "path", "label"):
+        columns = {"path": pa.array(["a.png", "b.png"]), "label": pa.array([1, 1]), "name": pa.array(["x", "y"])}
+        columns[column] = pa.array([value, 0], pa.int64()).cast(kind)
+        pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+        table = Table(tmp_path / "t.parquet")
+        rows = list(table.rows())
+        first = table.left_out()[0]
+        assert first.bad
+        assert first.place.endswith("row 1")
+        assert len(rows) + len(table.left_out()) == 2

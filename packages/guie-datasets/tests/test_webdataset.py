@@ -196,12 +196,12 @@ def test_what_is_wrong_in_samples(tmp_path: Path) -> None:
     assert left_out(dataset) == [
         ("sample nolabel", "no label: it has no 'cls', only jpg", True),
         ("sample noimage", "a sample without an image; it has cls", False),
-        ("sample text", "its label is 'cat', not a whole number; set classes to the list of all names", True),
+        ("sample text", "its label is 'cat', not a whole number as others are", True),
         ("sample negative", "its label is -1; labels count from 0", True),
         ("sample bytes", "its cls is no text", True),
         ("twice.jpg", "a second 'jpg' of sample twice", True),
         ("README", "its name has no suffix", False),
-        ("sample fraction", "its label is '1.5', not a whole number; set classes to the list of all names", True),
+        ("sample fraction", "its label is '1.5', not a whole number as others are", True),
     ]
     named = WebDataset(str(path), classes=["dog", "cat"])
     assert [(row.label, row.name) for row in named.rows()] == [(5, ""), (1, "cat"), (6, "")]

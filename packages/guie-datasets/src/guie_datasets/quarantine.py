@@ -7,6 +7,7 @@ import csv
 import json
 import operator
 import os
+import re
 import tempfile
 import weakref
 from collections import Counter
@@ -19,7 +20,12 @@ from guie_core.files import atomic_write, explain_os_errors
 from guie_datasets.places import printable
 
 _IN_MEMORY = 1 << 20  # bytes of findings, some thousands of them; more are kept in a file without a name
+_GROUPS = 1000  # reasons that are told apart
+_NUMBERS = re.compile(r"\d[\d,]*")
 _AT_ONCE = 1 << 16  # bytes that are read back at a time
+
+#: Findings that a group keeps.
+GROUP_SHOWS = 3
 
 Kind = Literal["bad", "duplicate", "conflict", "left out"]
 _IN_WORDS: dict[Kind, str] = {
@@ -37,8 +43,9 @@ class Finding:
     kind: "bad": cannot be used; kept out. "duplicate": the same bytes with the same label as an earlier row; kept out
     unless asked otherwise. "conflict": the same bytes as an earlier row, but another label; kept. "left out": not meant
     to be an image, by the data set's own rules.
-    place: the file, with the part of it where that matters. label: as the data set gives it. count: of how many images,
-    where one finding stands for the rest of a file.
+    place: the file, with the part of it where that matters. label: of `prepare` as the data set gives it, in a manifest
+    `original_label`; of what is found in a manifest the manifest's. count: of how many images, where one finding stands
+    for the rest of a file. name: of the class.
     """
 
     kind: Kind
@@ -47,6 +54,41 @@ class Finding:
     source: str = ""
     label: Any = None
     count: int = 1
+    name: str = ""
+
+
+@dataclass(slots=True)
+class Group:
+    """Findings whose reasons are equal but for numbers: the first of them, and of how many images all are."""
+
+    first: list[Finding]
+    count: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.count:,} x {self.first[0].reason}, first {self.first[0].place}"
+
+
+class Groups:
+    """Findings by their reasons; of very different ones, only the first thousand reasons are known."""
+
+    def __init__(self) -> None:
+        self._groups: dict[str, Group] = {}
+
+    def add(self, finding: Finding) -> None:
+        """Adds a finding to those with its reason."""
+        key = _NUMBERS.sub("0", finding.reason)
+        if key not in self._groups:
+            if len(self._groups) >= _GROUPS:
+                return
+            self._groups[key] = Group([])
+        group = self._groups[key]
+        group.count += finding.count
+        if len(group.first) < GROUP_SHOWS:
+            group.first.append(finding)
+
+    def most_frequent(self) -> list[Group]:
+        """All of them, those of most images first."""
+        return sorted(self._groups.values(), key=lambda group: -group.count)
 
 
 class Quarantine:
@@ -54,12 +96,23 @@ class Quarantine:
 
     Millions of findings take no memory: they are kept on the disk, in `folder` (default: the temporary one), in a file
     that is open until `close`, or the end of a `with` block, or until this is used no more.
+
+    label: what the column of labels is called in the table, "original_label" for those of the data sets.
     """
 
     def __init__(
-        self, findings: Iterable[Finding] = (), images: int = 0, folder: str | os.PathLike[str] | None = None
+        self,
+        findings: Iterable[Finding] = (),
+        images: int = 0,
+        folder: str | os.PathLike[str] | None = None,
+        label: str = "label",
     ) -> None:
         self.images = images
+        self.label = label
+        #: What people are told at once, in words.
+        self.told: list[str] = []
+        #: Those that are bad, by their reasons.
+        self.bad = Groups()
         self._counts: Counter[Kind] = Counter()
         self._length = 0
         self._folder = Path(folder or tempfile.gettempdir())
@@ -85,6 +138,8 @@ class Quarantine:
             self._file.write(json.dumps(astuple(finding), default=_plain).encode() + b"\n")
         self._counts[finding.kind] += finding.count
         self._length += 1
+        if finding.kind == "bad":
+            self.bad.add(finding)
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -106,20 +161,20 @@ class Quarantine:
                 yield Finding(*json.loads(line))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Quarantine, (self.findings, self.images)
+        return Quarantine, (self.findings, self.images, None, self.label)
 
     def count(self, kind: Kind) -> int:
         """How many images, or other files, are in findings of this kind."""
         return self._counts[kind]
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Writes the findings as a CSV table: kind, place, source, label, reason, count."""
+        """Writes the findings as a CSV table: kind, place, source, label (as it is called), name, reason, count."""
         with atomic_write(path, "w") as file:
             table = csv.writer(file, lineterminator="\n")
-            table.writerow(["kind", "place", "source", "label", "reason", "count"])
+            table.writerow(["kind", "place", "source", self.label, "name", "reason", "count"])
             for each in self:
                 label = "" if each.label is None else each.label
-                values = (each.kind, each.place, each.source, label, each.reason)
+                values = (each.kind, each.place, each.source, label, each.name, each.reason)
                 table.writerow([*(printable(str(value)) for value in values), each.count])
 
     def __str__(self) -> str:

@@ -58,6 +58,7 @@ class Row:
     category: what kind of thing it shows; what splits of classes are stratified by.
     split, role: only where the data set fixes them itself ("test"; "query", "index"); else "".
     name: what people call the label, "red-apple"; for pictures and messages.
+    original_label: what the label was before the data set numbered its classes anew; None: the same.
     """
 
     image: ImageRef
@@ -67,6 +68,7 @@ class Row:
     split: str = ""
     role: str = ""
     name: str = ""
+    original_label: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +77,14 @@ class LeftOut:
 
     bad: it should have been an image, and counts as one that went bad; otherwise it was not meant to be one.
     count: of how many images, where it is the rest of a file.
+    loud: people are told of it at once, since images or a class may be missed.
     """
 
     place: str
     reason: str
     bad: bool = False
     count: int = 1
+    loud: bool = False
 
 
 def open_file(path: str, buffering: int = -1) -> IO[bytes]:
@@ -132,6 +136,15 @@ class Dataset(ABC):
         override it where they are known, or give them one by one.
         """
         return list(dict.fromkeys(Path(row.image.path) for row in self.rows()))
+
+    def tables(self) -> Iterable[Path] | None:
+        """Files that tell of images and hold none: tables, lists of a split. None: those of `sources()` that no row
+        names, which takes another pass over them."""
+        return None
+
+    def advice(self, reason: str) -> str:
+        """What to set, in words, if `reason` is what is wrong with most images; "" if nothing is to be said."""
+        return ""
 
     def provenance(self) -> Mapping[str, Any]:
         """What the manifest records about this data set: the class and its plain public attributes."""

@@ -14,7 +14,7 @@ from guie_core import GuieError, UsageError, lookup
 from guie_core.files import folder_option
 from guie_core.interrupt import interruptible
 from guie_core.signature import signature
-from guie_core.spelling import told_as
+from guie_core.spelling import spelled, told_as
 from guie_core.tables import table
 from guie_core.wording import plural, shown
 from guie_datasets.commands.options import MAX_BAD, data_folder_option, max_bad_option, seed_option, workers_option
@@ -85,7 +85,8 @@ def prepare(
     command = {"data": list(settings.values()), "filters": list(map(repr, filters)), "keep_duplicates": keep_duplicates}
     check_output(path, {".parquet": _made_by(command)}, inputs=inputs, example="images.parquet", force=force)
     check_beside(quarantine, path, is_quarantine, force=force)
-    with interruptible(), folder_option("--output"), told_as({**_options(settings), **MAX_BAD}):
+    spelling = {**_options(settings), **MAX_BAD}
+    with interruptible(), folder_option("--output"), told_as(spelling):
         manifest, found = prepare_(
             datasets(settings), max_bad=max_bad, keep_duplicates=keep_duplicates, workers=workers, quarantine=quarantine
         )
@@ -103,6 +104,8 @@ def prepare(
     if filters:
         click.echo(f"{' and '.join(limits)} left out {plural(images - len(manifest), 'image')}.")
     click.echo(f"Found: {found}; listed in {shown(quarantine)}." if found else "Nothing was found wrong.")
+    for each in found.told:
+        click.echo(f"  note: {spelled(each, spelling)}")
     name = shlex.quote(shown(path))
     click.echo(f"\nLook at it:        guie data stats {name}\n                   guie data show {name}")
     click.echo(f'In an experiment:  data=[dict(type="manifest", path={json.dumps(shown(path))})]')

@@ -18,14 +18,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _TEXTS = ("compression", "source", "category", "split", "role", "name")  # repeated ones: a number for each
-_NUMBERS = {"offset": "<i8", "length": "<i8", "original_label": "<i8", "width": "<i4", "height": "<i4", "hash": "V16"}
+_NUMBERS = {
+    "offset": "<i8",
+    "length": "<i8",
+    "label": "<i8",
+    "original_label": "<i8",
+    "width": "<i4",
+    "height": "<i4",
+    "hash": "V16",
+}
 _CHUNK = 65_536  # rows that are copied at a time
 
 
 class GrowingColumns:
     """Rows as columns, each in a file of its own without a name, which goes when nobody uses it any more.
 
-    A row has 64 bytes and its path. In memory are the different texts only: sources, categories, names of classes.
+    A row has 72 bytes and its path. In memory are the different texts only: sources, categories, names of classes.
     The files are open until `close`, or the end of a `with` block; columns that were given stay as they are.
 
     folder: where the files are; default: the temporary folder. GuieError is raised when its disk is full.

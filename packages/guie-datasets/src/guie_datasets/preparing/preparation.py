@@ -21,6 +21,7 @@ from guie_core.interrupt import interruptible
 from guie_core.plugins import plugins
 from guie_core.processors import threads
 from guie_core.progress import bar
+from guie_core.wording import listing
 from guie_datasets.checks import check_max_bad
 from guie_datasets.images.decoding import BadImage, examine
 from guie_datasets.images.reading import Reader, ordered_map
@@ -28,7 +29,7 @@ from guie_datasets.manifest import Manifest
 from guie_datasets.places import printable
 from guie_datasets.preparing.growing import GrowingColumns
 from guie_datasets.preparing.sources import Sources
-from guie_datasets.quarantine import Finding, Kind, Quarantine, written
+from guie_datasets.quarantine import Finding, Groups, Kind, Quarantine, written
 from guie_datasets.rows import Dataset, ImageRef, Row
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 _BATCH = 32  # rows a thread takes at once
 _CHUNK = 65_536  # rows gathered as Python objects before they become columns
 _MAX_LABEL = 2**48  # leaves room for the offsets of many data sets
-_SHOWN = 10  # bad images that an error lists
+_SHOWN = 10  # lines in which an error tells of bad images
+_MOST = 0.5  # beyond this share of bad images, no limit is proposed that lets them pass
 
 
 def prepare(
@@ -53,7 +55,7 @@ def prepare(
 
     - Labels: those of each data set are offset by the highest one before it plus 1, so that no two data sets share a
       label; then all are encoded as 0..C-1 in ascending order (5th place, point 1). The extra column `original_label`
-      has those of the data sets.
+      has those of the data sets; of a manifest that is prepared again, those that it was made of.
     - Sizes come from the headers. Images are not decoded, except where the end of the file looks wrong or the format
       does not tell (see `decoding.examine`); each is read and hashed once, by `workers` threads (default: one a core,
       at most 8).
@@ -63,7 +65,7 @@ def prepare(
     - The provenance names each data set's plugin with its version, its options, and hashes of its files (`sources`).
     - Memory doesn't grow with the rows, but for about 50 bytes each at the end, while repeated images are found (100
       where most of them are). The manifest lies in files without a name beside `quarantine`, or in the temporary
-      folder, until it is written elsewhere: 80 bytes a row, and its path.
+      folder, until it is written elsewhere: 88 bytes a row, and its path.
 
     Raises GuieError if more than `max_bad` of the images are bad (it lists the first ten): as soon as that is certain,
     where all data sets know their `count()`, otherwise at the end. Also if there are no images, or as the data sets do;
@@ -77,12 +79,13 @@ def prepare(
     if folder:
         with explain_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-    found = Quarantine(folder=folder)
+    found = Quarantine(folder=folder, label="original_label")
     with ExitStack() as stack:
         columns = stack.enter_context(GrowingColumns(folder))
         with written(found, quarantine):
             work = _Preparation(datasets, columns, found, max_bad, workers, quarantine)
             about = [work.gather(number) for number in range(len(datasets))]
+            work.distinct(about)
             keep, labels = work.repeated(np.array([each["label_offset"] for each in about]))
         work.judge()
         if not keep_duplicates and not keep.all():
@@ -100,6 +103,7 @@ class _Good(NamedTuple):
     offset: int
     length: int
     compression: str
+    label: int
     original_label: int
     source: str
     category: str
@@ -164,7 +168,7 @@ class _Preparation:
                         spoilt[label] = (spoilt[label][0] + 1, spoilt[label][1]) if label in spoilt else (1, finding)
                 if good:
                     pending += good
-                    self._highest = max(self._highest, offset + max(row.original_label for row in good))
+                    self._highest = max(self._highest, offset + max(row.label for row in good))
                 if len(pending) >= _CHUNK:
                     flush()
                 if bad:
@@ -174,24 +178,41 @@ class _Preparation:
                     raise Interrupted(f"stopped while {name} was prepared; there is no manifest. {self._where()}")
         if pending:
             flush()
+        loud = Groups()
         for item in dataset.left_out():
             found.images += item.count if item.bad else 0
-            found.add(Finding("bad" if item.bad else "left out", item.place, item.reason, count=item.count))
+            finding = Finding("bad" if item.bad else "left out", item.place, item.reason, count=item.count)
+            found.add(finding)
+            if item.loud:
+                loud.add(finding)
+        found.told += map(str, loud.most_frequent())
         self._empty(spoilt, before)
         self._judge_early()
         counts = {"rows": found.images - seen, "good": len(self.columns) - before, "label_offset": offset}
         return {**dataset.provenance(), "plugin": _plugin(dataset), **counts, "sources": sources.record(dataset)}
+
+    def distinct(self, about: Sequence[dict[str, Any]]) -> None:
+        """Raises GuieError if two data sets are the same images."""
+        for first, second in itertools.combinations(range(len(about)), 2):
+            if about[first]["good"] and about[first]["sources"] == about[second]["sources"]:
+                names = " and ".join(f"{each} ({type(self._datasets[each]).__name__})" for each in (first, second))
+                raise GuieError(
+                    f"the data sets {names} are the same images: their classes would be there twice, under two labels "
+                    "each. Name one of them only"
+                )
 
     def repeated(self, offsets: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
         """Adds the rows whose bytes came before; returns which rows are to be kept [N], and all labels [N]."""
         columns = self.columns
         starts = np.array([*self._starts, len(columns)])
         original = columns.array("original_label")
-        labels = original + np.repeat(offsets, np.diff(starts))
+        labels = columns.array("label") + np.repeat(offsets, np.diff(starts))
         rows, earlier, same = _repeated(columns.array("hash"), labels)
         keep = np.ones(len(columns), bool)
         keep[rows[same]] = False
+        self._shared(starts, rows[~same], earlier[~same])
         sources, codes = columns.texts("source"), columns.array("source")
+        names, name_codes = columns.texts("name"), columns.array("name")
         with interruptible() as stop:
             for start in range(0, len(rows), _CHUNK):
                 part = slice(start, start + _CHUNK)
@@ -199,12 +220,26 @@ class _Preparation:
                 for place, before, row, alike in zip(places, befores, rows[part], same[part], strict=True):
                     reason = f"the same image as {before}" + ("" if alike else ", which has another label")
                     kind: Kind = "duplicate" if alike else "conflict"
-                    self._found.add(Finding(kind, place, reason, sources[codes[row]], int(original[row])))
+                    source, name = sources[codes[row]], names[name_codes[row]]
+                    self._found.add(Finding(kind, place, reason, source, int(original[row]), name=name))
                 if stop:
                     raise Interrupted(
                         f"stopped while repeated images were listed; there is no manifest. {self._where()}"
                     )
         return keep, labels
+
+    def _shared(self, starts: NDArray[np.int64], rows: NDArray[np.intp], earlier: NDArray[np.intp]) -> None:
+        """Tells of data sets that have most of their images in common, under two labels each."""
+        if not len(rows):
+            return
+        sets = np.stack([np.searchsorted(starts, each, "right") - 1 for each in (rows, earlier)], axis=1)
+        for (second, first), count in zip(*np.unique(sets, axis=0, return_counts=True), strict=True):
+            images = int(starts[second + 1] - starts[second])
+            if first != second and count > images / 2:
+                self._found.told.append(
+                    f"{count:,} of the {images:,} images of data set {second} are in data set {first} as well, under "
+                    "other labels"
+                )
 
     def judge(self) -> None:
         """Raises GuieError if too much is bad."""
@@ -214,7 +249,7 @@ class _Preparation:
             raise GuieError(
                 f"{bad:,} of {found.images:,} images are bad ({share:.2%}), more than max_bad = {self._max_bad:.2%} "
                 f"allows:\n{self._first()}\n"
-                f"{self._where()} Mend or remove them, or raise max_bad to {_round_up(share)}."
+                f"{self._where()} {self._remedy(share)}."
             )
         if not len(self.columns):
             text = f"no image is good:\n{self._first()}\n{self._where()}"
@@ -229,15 +264,31 @@ class _Preparation:
         raise GuieError(
             f"stopped after {found.images:,} of {self._total:,} images: {bad:,} of them are bad ({share:.2%}), and "
             f"max_bad = {self._max_bad:.2%} allows {int(self._max_bad * self._total):,} in all:\n{self._first()}\n"
-            f"{self._where()} Mend or remove them, or raise max_bad: {_round_up(share)} if it goes on like this."
+            f"{self._where()} {self._remedy(share)}."
         )
 
     def _first(self) -> str:
-        bad = [finding for finding in itertools.islice(self._found, 10_000) if finding.kind == "bad"][:_SHOWN]
-        more = self._found.count("bad") - sum(finding.count for finding in bad)
-        return "\n".join(f"  {finding.place}: {finding.reason}" for finding in bad) + (
-            f"\n  and {more:,} more" if more else ""
-        )
+        """What is bad, with equal reasons together, up to ten lines."""
+        lines: list[str] = []
+        told = 0
+        for group in self._found.bad.most_frequent():
+            few = group.count == sum(each.count for each in group.first)
+            lines += [f"  {each.place}: {each.reason}" for each in group.first] if few else [f"  {group}"]
+            told += group.count
+            if len(lines) >= _SHOWN:
+                break
+        more = self._found.count("bad") - told
+        return "\n".join([*lines, *([f"  and {more:,} more"] if more else [])])
+
+    def _remedy(self, share: float) -> str:
+        """What to do about so many bad images."""
+        most = self._found.bad.most_frequent()[0]
+        advice = next(filter(None, (dataset.advice(most.first[0].reason) for dataset in self._datasets)), "")
+        if advice and most.count > self._found.count("bad") / 2:
+            return advice.rstrip(".")
+        if share > _MOST:
+            return "So many are hardly bad images: look whether this is the right data set, with the right settings"
+        return f"Mend or remove them, or raise max_bad to {_round_up(share)}"
 
     def _where(self) -> str:
         if self._table is None:
@@ -248,11 +299,15 @@ class _Preparation:
         """Adds the classes that only had bad images."""
         if not spoilt:
             return
-        there = np.unique(self.columns.array("original_label")[before:])
+        empty: list[str] = []
+        there = np.unique(self.columns.array("label")[before:])
         for label in sorted(set(spoilt).difference(there.tolist())):
             count, first = spoilt[label]
             reason = f"a class without images: {'its only one is' if count == 1 else f'all {count:,} are'} bad"
-            self._found.add(Finding("left out", f"class {label} of {first.source}", reason, first.source, label))
+            empty.append(f"class {first.name or label} of {first.source}")
+            self._found.add(Finding("left out", empty[-1], reason, first.source, label, name=first.name))
+        if empty:
+            self._found.told.append(f"all images are bad of {listing(empty, 3)}")
 
     def _places(self, rows: NDArray[np.intp]) -> list[str]:
         paths = self.columns.paths().take(pa.array(rows)).to_pylist()
@@ -294,7 +349,8 @@ def _examined(row: Row, label: int, reader: Reader) -> _Good:
     width, height = examine(data)
     digest = hashlib.blake2b(data, digest_size=16).digest()
     place = image.path, image.offset, -1 if image.length is None else image.length, image.compression
-    return _Good(*place, label, *texts, width, height, digest, len(data))
+    original = label if row.original_label is None else _label(row.original_label)
+    return _Good(*place, label, original, *texts, width, height, digest, len(data))
 
 
 def _label(given: Any) -> int:
@@ -319,11 +375,16 @@ def _no_text(row: Row) -> str:
 
 
 def _finding(row: Any, reason: str) -> Finding:
-    image, source = getattr(row, "image", row), getattr(row, "source", "")
+    image, source, name = getattr(row, "image", row), getattr(row, "source", ""), getattr(row, "name", "")
     place = str(image) if isinstance(image, ImageRef) else repr(image)
     reason = reason.removeprefix(f"{place}: ")
     return Finding(
-        "bad", printable(place), reason, source if isinstance(source, str) else "", getattr(row, "label", None)
+        "bad",
+        printable(place),
+        reason,
+        source if isinstance(source, str) else "",
+        getattr(row, "label", None) if (original := getattr(row, "original_label", None)) is None else original,
+        name=name if isinstance(name, str) else "",
     )
 
 
@@ -377,4 +438,4 @@ def _plugin(dataset: Dataset) -> dict[str, str] | None:
 def _round_up(share: float) -> float:
     """The next limit with two digits that lets `share` pass."""
     scale = 10 ** (1 - int(np.floor(np.log10(share))))
-    return float(min(1.0, np.ceil(share * scale) / scale))
+    return float(np.ceil(share * scale) / scale)

@@ -75,6 +75,8 @@ class Sources:
         """Files that the data set names and no image came from, without images that it does not use."""
         if type(dataset).sources is Dataset.sources:  # those of the rows, by definition
             return []
+        if (tables := dataset.tables()) is not None:
+            return [path for path in map(str, tables) if path not in self._shards]
         odd = np.concatenate([np.empty(0, np.int64), *self._odd])
         named = (str(path) for path in dataset.sources())
         others = [path for path in named if path not in self._shards and not _is_image(path)]

@@ -46,4 +46,5 @@ class NamedShards(TFRecordDataset):
         yield from super().rows()
         there = self.sources()
         if len(there) != self.all_shards:
-            self._left_out.append(LeftOut(str(there[0].parent), f"{len(there)} of the set's {self.all_shards} shards"))
+            reason = f"{len(there)} of the set's {self.all_shards} shards"
+            self._left_out.append(LeftOut(str(there[0].parent), reason, loud=True))

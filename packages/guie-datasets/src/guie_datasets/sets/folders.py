@@ -99,7 +99,7 @@ class ClassFolders(Dataset):
                             yield Row(ImageRef(path), label, self.source, category, split, name=name)
         for name, folders in classes.items():
             if not images[name]:
-                left_out.append(LeftOut(str(folders[0]), "a class without images"))
+                left_out.append(LeftOut(str(folders[0]), "a class without images", loud=True))
         if not any(images.values()):
             raise GuieError(self._no_images(classes))
 
@@ -138,9 +138,9 @@ class ClassFolders(Dataset):
                 elif not is_folder(entry):
                     left_out.append(LeftOut(entry.path, "not in a class folder"))
                 elif self.splits and parent == self.root and entry.name not in self.splits:
-                    left_out.append(
-                        LeftOut(entry.path, "a folder that is none of the splits", count=_count(entry.path))
-                    )
+                    count = _count(entry.path)
+                    reason = "a folder that is none of the splits"
+                    left_out.append(LeftOut(entry.path, reason, count=max(1, count), loud=count > 0))
 
     def _no_images(self, classes: Mapping[str, Sequence[Path]]) -> str:
         deeper = next((Path(item.place).parent for item in self._left_out if item.reason == _FOLDER), None)
@@ -180,7 +180,9 @@ class ClassFolders(Dataset):
             elif self.follow_links or not os.path.islink(item.place):  # a link may lead round in circles
                 yield from self._images(Path(item.place), inside, left_out)
             else:
-                left_out.append(LeftOut(item.place, "a link to a folder, which is not followed", count=item.count))
+                left_out.append(
+                    LeftOut(item.place, "a link to a folder, which is not followed", count=item.count, loud=True)
+                )
 
 
 _FOLDER = "in a folder inside a class folder; set recursive to True to take such images"
@@ -223,9 +225,10 @@ def images_in(folder: Path) -> tuple[list[os.DirEntry[str]], list[LeftOut]]:
         if not is_text(entry.path):
             others.append(_unreadable_name(entry))
         elif is_folder(entry):
-            others.append(LeftOut(entry.path, _FOLDER, count=_count(entry.path)))
+            count = _count(entry.path)
+            others.append(LeftOut(entry.path, _FOLDER, count=max(1, count), loud=count > 0))
         elif suffix in _PHOTOS:
-            others.append(LeftOut(entry.path, f"{suffix} is not read; convert it, to .jpg for example"))
+            others.append(LeftOut(entry.path, f"{suffix} is not read; convert it, to .jpg for example", loud=True))
         elif suffix not in IMAGE_SUFFIXES:
             reason = f"not an image by its suffix {suffix!r}" if suffix else "no suffix"
             others.append(LeftOut(entry.path, reason))
@@ -243,6 +246,6 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _count(folder: str) -> int:
-    """How many images are in a folder and those in it; 1 if there are none."""
+    """How many images are in a folder and those in it."""
     names = (name for _, _, files in os.walk(folder) for name in files if not name.startswith("."))
-    return max(1, sum(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES | _PHOTOS for name in names))
+    return sum(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES | _PHOTOS for name in names)

@@ -79,7 +79,7 @@ class Food101(Dataset):
             folder = _PLACE.find(self.root) / "images"
             if self.complete:
                 raise incomplete(folder, [problem])
-            left_out.append(LeftOut(str(folder), problem))
+            left_out.append(LeftOut(str(folder), problem, loud=True))
         for label, name, images, others in classes:
             left_out += others
             for path, split in self._capped(images):
@@ -101,6 +101,9 @@ class Food101(Dataset):
     def sources(self) -> Sequence[Path]:
         folder = _PLACE.find(self.root)
         return _meta(folder) + [Path(path) for _, _, images, _ in self._classes() for path, _ in images]
+
+    def tables(self) -> Sequence[Path]:
+        return _meta(_PLACE.find(self.root))
 
     def _missing(self, classes: Sequence[tuple[int, str, list[tuple[str, str]], list[LeftOut]]]) -> str:
         """What is not there, in words, where `meta/` doesn't tell; "" if nothing is missing."""

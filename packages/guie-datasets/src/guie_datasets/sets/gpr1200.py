@@ -98,7 +98,7 @@ class GPR1200(Dataset):
         if self.without:
             blocks = ", ".join(self.without)
             left_out.append(LeftOut(place, f"{dropped:,} images of the blocks {blocks}, which are to be left out"))
-        left_out += [LeftOut(place, reason) for reason in problems]
+        left_out += [LeftOut(place, reason, loud=True) for reason in problems]
 
     def left_out(self) -> Sequence[LeftOut]:
         return self._left_out
@@ -110,9 +110,11 @@ class GPR1200(Dataset):
         return len(images) - dropped + sum(item.bad for item in others)
 
     def sources(self) -> Sequence[Path]:
-        folder = _PLACE.find(self.root)
-        texts = [path for path in _texts(folder) if path.is_file()][:1]
-        return texts + [Path(entry.path) for entry in images_in(folder / "images")[0]]
+        images, _ = images_in(_PLACE.find(self.root) / "images")
+        return [*self.tables(), *(Path(entry.path) for entry in images)]
+
+    def tables(self) -> Sequence[Path]:
+        return [path for path in _texts(_PLACE.find(self.root)) if path.is_file()][:1]
 
     def _incomplete(self, found: Counter[int]) -> Iterator[str]:
         """What is said of classes with too few or too many images, or none."""

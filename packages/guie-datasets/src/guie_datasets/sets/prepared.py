@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from guie_datasets.rows import Dataset, Row
 
 
 class Prepared(Dataset):
-    """The rows of a manifest: images, labels, sources, categories, splits, roles and names as the file has them.
+    """The rows of a manifest: images, labels (the original ones too), sources, categories, splits, roles and names as
+    the file has them.
 
     path: the manifest, as `guie data prepare` and `Manifest.write` make it.
 
@@ -27,9 +28,10 @@ class Prepared(Dataset):
         manifest = Manifest.read(self.path)
         names = ("source", "category", "split", "role", "name")
         columns = [manifest.column(name) for name in ("label", *names)]
+        original = manifest.column("original_label" if "original_label" in manifest.column_names else "label")
         for number, image in enumerate(manifest.images()):
-            label, *said = (column[number] for column in columns)
-            yield Row(image, int(label), *said)
+            label, source, category, split, role, name = (column[number] for column in columns)
+            yield Row(image, int(label), source, category, split, role, name, int(original[number]))
 
     def count(self) -> int:
         return len(Manifest.read(self.path))
@@ -37,7 +39,10 @@ class Prepared(Dataset):
     def sources(self) -> Iterator[Path]:
         yield self.path
         paths = Manifest.read(self.path).table.column("path").unique()
-        yield from (path for path in (Path(text.as_py()) for text in paths) if path.is_file())
+        yield from (Path(text.as_py()) for text in paths if os.path.isfile(text.as_py()))
+
+    def tables(self) -> Sequence[Path]:
+        return [self.path]
 
     def provenance(self) -> Mapping[str, Any]:
         """With the manifest's digest and what it says of its own data sets."""

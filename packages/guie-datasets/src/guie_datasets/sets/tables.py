@@ -125,10 +125,18 @@ class Table(Dataset):
     def sources(self) -> Iterator[Path]:
         """The table, and the files that it names and that are there, as often as it names them."""
         yield self.file
-        yield from (path for path in (Path(row.image.path) for row in self.rows()) if path.is_file())
+        yield from (Path(row.image.path) for row in self.rows() if os.path.isfile(row.image.path))
 
-    def provenance(self) -> Mapping[str, Any]:
-        return {**super().provenance(), "columns": self.columns}
+    def tables(self) -> Sequence[Path]:
+        return [self.file]
+
+    def advice(self, reason: str) -> str:
+        if reason.startswith("cannot be read: No such file"):
+            folder, how = (self.file.parent, "the table's folder") if self.root is None else (self.root, "root")
+            return (
+                f"Paths of {self.file.name} are taken from {how}, {folder}. If the images lie elsewhere: root=FOLDER."
+            )
+        return ""
 
     def _column(self, field: str) -> str:
         return self.columns.get(field, field)
@@ -230,7 +238,7 @@ def _text(value: Any) -> str:
         return ""
     text = str(value)
     if not is_text(text):
-        raise ValueError(f"{_shown(text)} is no text in the table's encoding")
+        raise ValueError(f"{_shown(text)} is no text in UTF-8; say what it is in, encoding='gb18030' for example")
     return text
 
 
@@ -363,7 +371,30 @@ def _parquet_rows(file: Path, columns: Sequence[str]) -> Iterator[Line]:
             if pa.types.is_nested(kind):
                 raise GuieError(f"{file}: the column {column!r} holds {kind}, not one value for each row")
         for batch in table.iter_batches(8192, columns=list(dict.fromkeys(columns))):
-            values = [batch.column(column).to_pylist() for column in columns]
+            values = [_values(batch.column(column)) for column in columns]
             for row in zip(*values, strict=True):
                 number += 1
-                yield Line(number, row)
+                beyond = next((value for value in row if isinstance(value, _Beyond)), None)
+                yield Line(number, row) if beyond is None else Line(number, None, beyond.problem)
+
+
+class _Beyond(NamedTuple):
+    """A value that Python has none for."""
+
+    problem: str
+
+
+def _values(array: Any) -> list[Any]:
+    """What is in an array, with `_Beyond` for dates and times out of Python's range."""
+    try:
+        values: list[Any] = array.to_pylist()
+        return values
+    except (OverflowError, ValueError):
+        return [_value(scalar) for scalar in array]
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except (OverflowError, ValueError) as error:
+        return _Beyond(f"its {scalar.type} is out of range: {error}")

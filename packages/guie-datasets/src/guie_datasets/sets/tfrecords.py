@@ -100,6 +100,12 @@ class TFRecordDataset(Dataset):
         counts = [tfrecord.images_in_name(path) for path in self.sources()]
         return None if None in counts else sum(count or 0 for count in counts)
 
+    def advice(self, reason: str) -> str:
+        for setting, name in (("image", self.image), ("label", self.label)):
+            if f"has no feature {name!r}" in reason:
+                return f"Name the feature that holds the {setting}: {setting}=NAME."
+        return ""
+
     def _records(self, path: Path, left_out: list[LeftOut]) -> Iterator[Record]:
         """The good records of one file; what is wrong with the others, and with the file, is left out."""
         promised = tfrecord.images_in_name(path)

@@ -82,5 +82,8 @@ class Universal130k(Dataset):
         return self._left_out
 
     def sources(self) -> Sequence[Path]:
-        images = [path for path in super().sources() if path.is_file()]
-        return [_PLACE.find(self.root) / _TABLE, *images]
+        images = [path for path in super().sources() if os.path.isfile(path)]
+        return [*self.tables(), *images]
+
+    def tables(self) -> Sequence[Path]:
+        return [_PLACE.find(self.root) / _TABLE]

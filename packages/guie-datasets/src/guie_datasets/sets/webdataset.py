@@ -104,7 +104,7 @@ class WebDataset(Dataset):
                     image = next((sample.parts[suffix] for suffix in self.images if suffix in sample.parts), None)
                     if image is None:
                         has = listing(sample.parts, 5)
-                        left_out.append(LeftOut(place, f"a sample without an image; it has {has}"))
+                        left_out.append(LeftOut(place, f"a sample without an image; it has {has}", loud=True))
                         continue
                     try:
                         about = self._about(shard, sample)
@@ -145,6 +145,16 @@ class WebDataset(Dataset):
             there = _there(Path(missing[0]).parent)
             raise GuieError(f"{len(missing)} of {len(found)} shards are not there: {listing(missing, 5)}; {there}")
         return [Path(path) for path in dict.fromkeys(found)]
+
+    def advice(self, reason: str) -> str:
+        if "its json has no" in reason:
+            return "Name the field that holds the label: fields=dict(label='NAME')."
+        if reason.startswith("no label"):
+            return (
+                "Name the suffix of the label: label=SUFFIX. An archive of class folders is no WebDataset: unpack it "
+                "and name its folder."
+            )
+        return ""
 
     def _texts(self, paths: Sequence[Path]) -> dict[str, int]:
         """The label of each text, where labels are texts; {} where they are numbers."""
@@ -207,7 +217,7 @@ class WebDataset(Dataset):
             if self.classes:
                 near = did_you_mean(text, self.classes)
                 raise ValueError(f"its label is {_shown(text)}, which is not among classes.{near}".rstrip("."))
-            raise ValueError(f"its label is {_shown(text)}, not a whole number; set classes to the list of all names")
+            raise ValueError(f"its label is {_shown(text)}, not a whole number as others are")
         label = int(text)
         if label < 0:
             raise ValueError(f"its label is {label}; labels count from 0")
