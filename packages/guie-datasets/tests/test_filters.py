@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,26 @@ def test_what_cannot_be_done_is_said(config: dict[str, Any], message: str) -> No
     with pytest.raises(GuieError) as caught:
         build("filters", config).apply(make([0, 1, 2], ["gpr1200"] * 3))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_are_none(seed: int) -> None:
+    said = f"seed is {seed}; it is a whole number from 0 to 4294967295"
+    for kind in (MaxImages, DropClasses, SampleClasses):
+        with pytest.raises(UsageError, match=f"{kind.__name__}: {said}"):
+            kind(2, seed=seed)
+    with pytest.raises(UsageError, match=said):
+        sample_classes([1, 2], keep=1, seed=seed)
+    with pytest.raises(UsageError, match=said):
+        sample_images([1, 1], 1, seed)
+
+
+def test_numbers_of_numpy(labels: np.ndarray, tmp_path: Path) -> None:
+    given = [SampleClasses(np.int64(20), np.int64(4)), MaxImages(np.int32(3)), SampleClasses(np.float64(0.5))]  # type: ignore[arg-type]
+    kept = apply_filters(make(labels), given)
+    assert kept.digest == apply_filters(make(labels), [SampleClasses(20, 4), MaxImages(3), SampleClasses(0.5)]).digest
+    kept.write(tmp_path / "m.parquet")
+    assert Manifest.read(tmp_path / "m.parquet").provenance == kept.provenance
 
 
 def test_one_source_as_text_is_a_mistake() -> None:

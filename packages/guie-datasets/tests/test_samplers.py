@@ -12,8 +12,15 @@ from hypothesis import strategies as st
 
 from guie_core import GuieError, UsageError
 from guie_core.registry import build
-from guie_datasets import Manifest
-from guie_datasets.samplers import CategoryShares, ClassBalanced, MPerClass, RoundRobinSources, Sampler, Shuffled
+from guie_datasets import (
+    CategoryShares,
+    ClassBalanced,
+    Manifest,
+    MPerClass,
+    RoundRobinSources,
+    Sampler,
+    Shuffled,
+)
 
 
 def manifest(labels: list[int], **columns: list[str]) -> Manifest:
@@ -185,6 +192,7 @@ def test_many_rows_and_classes() -> None:
     [
         ("Shuffled", {"batch_size": 0}, UsageError, "batch_size of a sampler is 0"),
         ("Shuffled", {"batch_size": 9}, GuieError, "8 images do not fill one batch of 9"),
+        ("Shuffled", {"batch_size": 4, "seed": -1}, UsageError, "seed is -1; it is a whole number from 0"),
         ("MPerClass", {"m": 3, "batch_size": 8}, UsageError, "must be a multiple"),
         ("MPerClass", {"m": 0, "batch_size": 8}, UsageError, "m is 0"),
         ("CategoryShares", {"shares": {"toy": 0.5}, "batch_size": 8}, UsageError, "add up to 1"),

@@ -237,6 +237,60 @@ def test_data_that_are_split_already(one: Split) -> None:
     )
 
 
+@pytest.mark.parametrize("given", ["train", "test", "query"])
+@pytest.mark.parametrize("one", [HoldOutClasses(3, name="unseen"), *(UnseenClasses(3, fold) for fold in range(3))])
+def test_classes_of_which_images_are_assigned_are_not_set_aside(one: Split, given: str) -> None:
+    labels = np.repeat(np.arange(8), 4)
+    splits = [given if row % 4 == 0 and label < 4 else "" for row, label in enumerate(labels)]
+    done = split(make(labels, splits, categories=["a", "b"] * 16), [one]).column("split")
+    chosen = set(labels[done == one.name].tolist())
+    assert chosen
+    assert chosen <= {4, 5, 6, 7}
+    assert all(set(done[labels == label]) == {one.name} for label in chosen)
+    assert [name for name, before in zip(done, splits, strict=True) if before] == [given] * 4
+    free = np.flatnonzero(labels >= 4)  # as if the others were not there
+    alone = split(make(labels[free], categories=["a", "b"] * 8), [one]).column("split")
+    assert done[free].tolist() == alone.tolist()
+
+
+def test_images_of_such_classes_are() -> None:
+    labels = np.repeat(np.arange(3), 20)
+    splits = ["query"] * 2 + [""] * 58
+    done = split(make(labels, splits), [StratifiedImages(folds=2, min_images=2)]).column("split")
+    assert set(labels[done == "valid"].tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("one", [HoldOutClasses(3), UnseenClasses(3)])
+def test_too_few_classes_of_which_none_is_assigned(one: Split) -> None:
+    with pytest.raises(GuieError) as caught:
+        split(make(np.repeat(np.arange(4), 3), ["train", "", ""] * 2 + [""] * 6), [one])
+    assert str(caught.value).startswith(f"split {one.name!r}: ")
+    said = ". Classes are set aside whole: 2 of which some images have a split already are not"
+    assert str(caught.value).endswith(said)
+
+
+def test_a_split_that_the_data_have_already() -> None:
+    manifest = make([0, 0, 1, 1, 2, 2], ["test", "test", "", "", "", ""])
+    with pytest.raises(GuieError) as caught:
+        split(manifest, [HoldOutClasses(1)])
+    assert str(caught.value) == (
+        "split 'test': 2 images have a split of that name already, from their data. Give this one another name, or "
+        "prepare the data without their splits"
+    )
+    assert set(split(manifest, [HoldOutClasses(1, name="unseen")]).column("split")) == {"test", "unseen", "train"}
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_are_none(seed: int) -> None:
+    for kind in (HoldOutClasses, UnseenClasses, StratifiedImages):
+        with pytest.raises(UsageError, match=f"seed is {seed}; it is a whole number from 0 to 4294967295"):
+            kind(2, seed=seed)
+
+
+def test_whole_numbers_of_numpy(manifest: Manifest) -> None:
+    assert np.array_equal(HoldOutClasses(np.int64(3)).choose(manifest), HoldOutClasses(3).choose(manifest))  # type: ignore[arg-type]
+
+
 def test_nothing_left_to_train_on() -> None:
     with pytest.raises(GuieError, match=r"^nothing is left to train on: the data have the splits test 2$"):
         split(make([0, 0], ["test", "test"]), [])

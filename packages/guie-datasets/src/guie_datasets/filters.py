@@ -7,6 +7,7 @@ are written down. `apply_filters` applies several in order; labels are then enco
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 
 from guie_core import GuieError, UsageError
 from guie_core.wording import did_you_mean, listing, plural
+from guie_datasets.checks import check_seed
 from guie_datasets.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -59,7 +61,8 @@ class Filter(ABC):
 
     def _described(self) -> dict[str, Any]:
         about = {"type": f"{type(self).__module__}:{type(self).__qualname__}"}
-        return about | (dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {})
+        options: dict[str, Any] = dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {}
+        return about | {name: each.item() if isinstance(each, np.generic) else each for name, each in options.items()}
 
 
 def apply_filters(manifest: Manifest, filters: Sequence[Filter]) -> Manifest:
@@ -95,6 +98,7 @@ class MaxImages(Filter):
 
     def __post_init__(self) -> None:
         _at_least_one("MaxImages", "images", self.images)
+        check_seed(self.seed, "MaxImages")
 
     def choose(self, manifest: Manifest) -> NDArray[np.intp]:
         return np.sort(sample_images(manifest.column("label"), self.images, self.seed))
@@ -107,6 +111,9 @@ class DropClasses(Filter):
     classes: int
     seed: int = 0
     source: str = ""
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed, "DropClasses")
 
     def choose(self, manifest: Manifest) -> NDArray[np.intp]:
         labels = manifest.column("label")
@@ -123,6 +130,9 @@ class SampleClasses(Filter):
     classes: int | float
     seed: int = 0
     source: str = ""
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed, "SampleClasses")
 
     def choose(self, manifest: Manifest) -> NDArray[np.intp]:
         labels = manifest.column("label")
@@ -202,8 +212,8 @@ def sample_images(labels: Sequence[int] | NDArray[Any], n: int, seed: int = 0) -
 def share_of(wanted: int | float, there: int, who: str) -> int:
     """How many of `there` things are wanted: a number as it is, a fraction between 0 and 1 as a share, rounded, at
     least one. Raises UsageError for another fraction."""
-    if isinstance(wanted, int):
-        return wanted
+    if isinstance(wanted, numbers.Integral):  # numpy's whole numbers too
+        return int(wanted)
     if not 0 < wanted < 1:
         raise UsageError(f"{who}: classes is {wanted}; give a whole number, or a share between 0 and 1")
     return max(1, round(wanted * there))
@@ -211,6 +221,7 @@ def share_of(wanted: int | float, there: int, who: str) -> int:
 
 def _sample(size: int, n: int, seed: int) -> NDArray[np.intp]:
     """What `pandas.Series(range(size)).sample(n, random_state=seed)` gives."""
+    check_seed(seed)
     return np.random.RandomState(seed).choice(size, n, replace=False)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from guie_core import GuieError, UsageError
 from guie_core.wording import did_you_mean, listing
+from guie_datasets.checks import check_seed
 from guie_datasets.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -29,12 +30,13 @@ class Sampler(ABC):
     """Batches of the rows of a manifest. A subclass implements `draw`; `len` is the number of batches of an epoch."""
 
     def __init__(self, manifest: Manifest, *, batch_size: int, seed: int = 0) -> None:
-        """manifest: of the images to train on. Raises UsageError for a batch size under 1; GuieError if the rows don't
-        fill one batch."""
+        """manifest: of the images to train on. Raises UsageError for a batch size under 1 or a seed under 0; GuieError
+        if the rows don't fill one batch."""
         if batch_size < 1:
             raise UsageError(
                 f"batch_size of a sampler is {batch_size}; it is the number of images of a batch, 1 or more."
             )
+        check_seed(seed, type(self).__name__)
         if len(manifest) < batch_size:
             raise GuieError(
                 f"{len(manifest):,} images do not fill one batch of {batch_size}; lower batch_size or add images"

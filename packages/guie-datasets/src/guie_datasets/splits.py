@@ -11,11 +11,13 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from guie_core import GuieError, UsageError
+from guie_core.wording import plural
+from guie_datasets.checks import check_seed
 from guie_datasets.filters import share_of
 from guie_datasets.manifest import Manifest
 
@@ -26,8 +28,13 @@ TRAIN = "train"
 
 
 class Split(ABC):
-    """Sets aside some rows. A subclass has a `name` and implements `choose`."""
+    """Sets aside some rows. A subclass has a `name` and implements `choose`.
 
+    whole_classes: classes are set aside whole, to be unseen elsewhere: those of which images have a split already, such
+    as a data set's own "train", are not shown to `choose`.
+    """
+
+    whole_classes: ClassVar[bool] = False
     name: str
 
     @abstractmethod
@@ -38,8 +45,9 @@ class Split(ABC):
 def split(manifest: Manifest, splits: Sequence[Split]) -> Manifest:
     """Applies splits in order to the rows whose split is ""; the rest becomes "train".
 
-    Rows that a data set has given a split keep it. Raises GuieError if a split cannot be made from the rows that are
-    left, if all have one already, if two splits have one name, or if nothing is left to train on.
+    Rows that a data set has given a split keep it; a class with such rows is not set aside as an unseen one. Raises
+    GuieError if a split cannot be made from the rows that are left, if all have one already, or if nothing is left to
+    train on; also if the data have a split of that name already. UsageError if two splits have one name.
     """
     names = [each.name for each in splits]
     if "" in names or TRAIN in names or len(set(names)) < len(names):
@@ -52,13 +60,35 @@ def split(manifest: Manifest, splits: Sequence[Split]) -> Manifest:
             f"{names[0]!r} from the experiment's recipe.splits, or prepare the data without their splits"
         )
     for each in splits:
-        free = np.flatnonzero(assigned == "")
-        assigned[free[each.choose(manifest.select(free))]] = each.name
+        if there := int(np.count_nonzero(assigned == each.name)):
+            raise GuieError(
+                f"split {each.name!r}: {plural(there, 'image')} have a split of that name already, from their data. "
+                "Give this one another name, or prepare the data without their splits"
+            )
+        assigned[_chosen(each, manifest, assigned)] = each.name
     assigned[assigned == ""] = TRAIN
     if not np.any(assigned == TRAIN):
         why = f"the data have the splits {given}" if given else f"of {len(manifest):,} images, all are set aside"
         raise GuieError(f"nothing is left to train on: {why}{' and the rest is set aside' * bool(given and names)}")
     return manifest.with_column("split", assigned)
+
+
+def _chosen(one: Split, manifest: Manifest, assigned: NDArray[Any]) -> NDArray[np.intp]:
+    """The rows that a split sets aside of those that are free."""
+    free, taken = assigned == "", 0
+    if one.whole_classes:
+        labels = manifest.column("label")
+        begun = np.intersect1d(labels[free], labels[~free])
+        taken = len(begun)
+        free &= ~np.isin(labels, begun)
+    rows = np.flatnonzero(free)
+    try:
+        return rows[one.choose(manifest.select(rows))]
+    except GuieError as error:
+        if not taken or isinstance(error, UsageError):
+            raise
+        why = f"{taken:,} of which some images have a split already are not"
+        raise GuieError(f"{str(error).rstrip('.')}. Classes are set aside whole: {why}") from error
 
 
 @dataclass(frozen=True)
@@ -70,9 +100,13 @@ class HoldOutClasses(Split):
     of any size.
     """
 
+    whole_classes: ClassVar[bool] = True
     classes: int | float
     seed: int = 0
     name: str = "test"
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed, f"split {self.name!r}")
 
     def choose(self, manifest: Manifest) -> NDArray[np.intp]:
         labels = manifest.column("label")
@@ -93,10 +127,14 @@ class UnseenClasses(Split):
     `StratifiedGroupKFold(folds, shuffle=True, random_state=seed)`, stratified by category, grouped by label
     (5th place, point 2)."""
 
+    whole_classes: ClassVar[bool] = True
     folds: int = 20
     fold: int = 0
     seed: int = 0
     name: str = "select"
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed, f"split {self.name!r}")
 
     def choose(self, manifest: Manifest) -> NDArray[np.intp]:
         from sklearn.model_selection import StratifiedGroupKFold
@@ -131,6 +169,9 @@ class StratifiedImages(Split):
     seed: int = 0
     min_images: int = 20
     name: str = "valid"
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed, f"split {self.name!r}")
 
     def choose(self, manifest: Manifest) -> NDArray[np.intp]:
         from sklearn.model_selection import StratifiedKFold
