@@ -259,7 +259,7 @@ def test_info_of_a_named_set(capsys: pytest.CaptureFixture[str], tmp_path: Path)
 
 def test_info_of_a_set_with_required_options(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = guie(capsys, "info", "folder")
-    assert re.search(r"^  root +text or a path +required$", out, re.MULTILINE)
+    assert re.search(r"^  root +text or a path; required$", out, re.MULTILINE)
     assert "commercial use  yours to say" in out
     assert out.endswith(
         'To prepare it:     guie data prepare folder --set root=...\nIn an experiment:  data=[dict(type="folder", root=...)]\n'

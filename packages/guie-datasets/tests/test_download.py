@@ -274,6 +274,45 @@ def test_more_than_there_is(got: Got, server: Server) -> None:
     assert server.ranges() == [None, "bytes=1000000-", None]
 
 
+def test_a_part_from_the_beginning_replaces_what_is_there(got: Got, server: Server) -> None:
+    """Some servers answer every request as one for a part."""
+
+    def whole_as_part(handler: Handler, body: bytes) -> None:
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes 0-{len(body) - 1}/{len(body)}")
+        handler.send_header("ETag", f'"{hashlib.md5(body).hexdigest()}"')
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    server.plan["/file.bin"] = [breaks_after(1_000_000), answers(416), whole_as_part]
+    assert got.fetch() == BODY
+    assert server.ranges() == [None, "bytes=1000000-", None]
+
+
+@pytest.mark.parametrize("stop_after", [None, 1_000_000])
+def test_what_arrived_is_on_the_disk(
+    stop_after: int | None, got: Got, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as can be tested without cutting the power: the part is flushed with all that it holds."""
+    flushed: dict[int, int] = {}  # inode -> bytes
+    fsync = os.fsync
+
+    def noted(file: int) -> None:
+        fsync(file)
+        about = os.fstat(file)
+        flushed[about.st_ino] = about.st_size
+
+    monkeypatch.setattr(os, "fsync", noted)
+    if stop_after:
+        server.plan["/file.bin"] = [breaks_after(stop_after), *[answers(404)] * 9]
+        got.fails()
+    else:
+        got.fetch()
+    about = (got.path.with_name("file.bin.part") if stop_after else got.path).stat()
+    assert flushed[about.st_ino] == about.st_size == (stop_after or len(BODY))
+
+
 def test_a_whole_part_is_not_fetched_again(got: Got, server: Server) -> None:
     server.plan["/file.bin"] = [breaks_after(1_000_000), *[answers(503)] * 9]
     got.fails()
@@ -334,6 +373,14 @@ def test_redirects_in_a_circle(got: Got, server: Server) -> None:
 def test_redirects_to_other_kinds_of_addresses(target: str, got: Got, server: Server) -> None:
     server.plan["/file.bin"] = [answers(302, Location=target)]
     got.fails()
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("target", ["http://[bad/", "ftp://h:abc/x", "http://h:abc/x"])
+def test_redirects_to_what_is_no_address(target: str, code: int, got: Got, server: Server) -> None:
+    server.plan["/file.bin"] = [answers(code, Location=target)]
+    assert "/file.bin redirects to what is no address" in got.fails()
     assert len(server.requests) == 1
 
 

@@ -73,14 +73,20 @@ def info(name: str) -> None:
     click.echo(table(rows))
     if found.options:
         click.echo("\nOptions (in an experiment: arguments; of guie data prepare: --set OPTION=VALUE):")
-        options = [(o.name, o.takes, "required" if o.required else f"default {o.default}") for o in found.options]
+        options = []
+        for option in found.options:
+            default = "required" if option.required else f"default {option.default}"
+            options += [
+                (option.name, f"{option.takes}; {default}"),
+                *([("", option.meaning)] if option.meaning else []),
+            ]
         click.echo(table(options, wrap=1))
     if found.place:
         click.echo("\nOn disk:\n" + textwrap.indent(found.place, "  "))
     click.echo()
     if found.downloads:
         click.echo(f"To fetch it:       guie data download {name}")
-    needs = "".join(f" --set {option.name}=..." for option in found.options if option.required)
+    needs = "".join(f" --set {option.name}=..." for option in found.options if option.usual)
     click.echo(f"To prepare it:     guie data prepare {name}{needs}")
-    arguments = "".join(f", {option.name}=..." for option in found.options if option.required)
+    arguments = "".join(f", {option.name}=..." for option in found.options if option.usual)
     click.echo(f'In an experiment:  data=[dict(type="{name}"{arguments})]')

@@ -290,6 +290,16 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
+    def http_error_302(self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        try:
+            for name in ("Location", "URI"):
+                urlsplit(headers.get(name, "")).port  # noqa: B018  raises for what is no number
+            return super().http_error_302(req, fp, code, msg, headers)
+        except ValueError as error:  # of urllib, about its host or port
+            raise GuieError(f"{address(req.full_url)} redirects to what is no address ({error}).") from error
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
 
 _OPENER = urllib.request.build_opener(_Redirects)
 _ANSWERS = {

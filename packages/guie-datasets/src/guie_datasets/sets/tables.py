@@ -48,14 +48,17 @@ class Table(Dataset):
     are bad rows. Default: paths are relative to the table's folder and may lead anywhere.
     columns: names of the columns for "path", "label", "source", "category", "split", "role" and "name", where they
     differ from these words. All but path and label are optional, and looked for unless their name is "".
-    source, category: for rows that the table says nothing of; the default source is the file's name.
-    delimiter: of CSV; default: a tab for .tsv files, a comma for others. encoding: of CSV; UTF-8 may have a mark.
+    source: for rows that the table says nothing of; default: the file's name.
+    category: for rows that the table says nothing of.
+    delimiter: of CSV; default: a tab for .tsv files, a comma for others.
+    encoding: of CSV, as Python calls it; UTF-8 may have a mark.
 
     A table with columns "offset" and "length" says which bytes of the file an image is (length -1: all), and by
     "compression" how the file is packed: so a manifest that was exported as CSV is read back.
 
-    label: whole numbers from 0 are labels as they are. When most labels of the column are other text, each different
-    text is a class: it becomes the row's name, and its label is its number in the order of all of them, by code point.
+    Labels that are whole numbers from 0 are labels as they are. When most labels of the column are other text, each
+    different text is a class: it becomes the row's name, and its label is its number in the order of all of them, by
+    code point.
 
     Rows that cannot be used are bad, and named by their line: too few values, no path, a label that is none. Whether an
     image is there, `prepare` finds out. The table is read as a stream, twice: labels first.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from guie_core import GuieError, UsageError
 from guie_core.wording import listing, plural
@@ -34,6 +35,9 @@ class TFRecordDataset(Dataset):
     another number of records than its name says (`<set>-<shard>-<images>.tfrec`): records after that number are left
     out. `rows()` raises GuieError for missing files as well.
     """
+
+    #: What `guie data info` shows how to give, folder or files being needed.
+    usual: ClassVar[tuple[str, ...]] = ("folder", "source")
 
     def __init__(
         self,
