@@ -126,12 +126,13 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 def test_names_that_unzip_wrote_as_escapes(tmp_path: Path) -> None:
     """RP2K's folders as two unzip programs leave them, and a class that both have unpacked."""
     fill(tmp_path, {"#U4e2d#U6587": ["b.jpg"], "中文": ["a.jpg", "c.jpg"], "#L01f431x": ["a.jpg"], "#Ud800": ["a.jpg"]})
+    fill(tmp_path, {"#U002fa": ["a.jpg"]})  # a slash is in no file's name
     dataset = ClassFolders(tmp_path, category={"中文": "words"})
-    assert dataset.class_names() == ["#Ud800", "中文", "🐱x"]
+    assert dataset.class_names() == ["#U002fa", "#Ud800", "中文", "🐱x"]
     rows = list(dataset.rows())
-    assert [(row.label, row.name, row.category) for row in rows if row.label == 1] == [(1, "中文", "words")] * 3
+    assert [(row.label, row.name, row.category) for row in rows if row.label == 2] == [(2, "中文", "words")] * 3
     places = [row.image.path.removeprefix(f"{tmp_path}/") for row in rows]
-    assert places == ["#Ud800/a.jpg", "#U4e2d#U6587/b.jpg", "中文/a.jpg", "中文/c.jpg", "#L01f431x/a.jpg"]
+    assert places == ["#U002fa/a.jpg", "#Ud800/a.jpg", "#U4e2d#U6587/b.jpg", "中文/a.jpg", "中文/c.jpg", "#L01f431x/a.jpg"]
     assert not dataset.left_out()
 
 

@@ -131,6 +131,15 @@ def test_empty_manifests_and_single_images(manifest: Path, tmp_path: Path) -> No
     assert said.exit_code == 1
 
 
+def test_labels_of_two_manifests_are_not_compared(manifest: Path, tmp_path: Path) -> None:
+    whole = Manifest.read(manifest)
+    for split in ("train", "test"):
+        whole.select(whole.column("split") == split).write(tmp_path / f"{split}.parquet")
+    said = run(tmp_path / "train.parquet", tmp_path / "test.parquet")
+    assert "1 the same bytes, 1 nearly the same" in said.output
+    assert "another label" not in said.output
+
+
 def test_images_that_are_gone(manifest: Path) -> None:
     gone = next(ref.path for ref in Manifest.read(manifest).images() if ref.path.endswith("1.jpg"))
     Path(gone).unlink()

@@ -320,6 +320,19 @@ def test_images_that_are_gone_are_counted_against_the_limit(two: tuple[Manifest,
     assert len(find_leaks(prints, prints).a.rows) == 11
 
 
+@pytest.mark.parametrize("damaged", ["a", "b", "ab"])
+def test_images_that_are_damaged_after_they_were_hashed_are_not_the_same(damaged: str, tmp_path: Path) -> None:
+    """Black ones look as what cannot be read is kept."""
+    black = Image.new("RGB", (64, 64))
+    a = fingerprints(save(tmp_path / "a", {"x/0.png": (black, {})}))
+    b = fingerprints(save(tmp_path / "b", {"x/0.bmp": (black, {})}))
+    assert names(find_leaks(a, b).a) == {"0.png": "near"}
+    for side in damaged:
+        for path in (tmp_path / side / "x").iterdir():
+            path.write_bytes(b"none")
+    assert len(find_leaks(a, b)) == 0
+
+
 def test_what_was_hashed_before_an_interrupt_is_kept(two: tuple[Manifest, Manifest], tmp_path: Path) -> None:
     kept = tmp_path / "hashes.npy"
     with interruptible() as stop:
