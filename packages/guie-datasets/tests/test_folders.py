@@ -132,7 +132,8 @@ def test_names_that_unzip_wrote_as_escapes(tmp_path: Path) -> None:
     rows = list(dataset.rows())
     assert [(row.label, row.name, row.category) for row in rows if row.label == 2] == [(2, "中文", "words")] * 3
     places = [row.image.path.removeprefix(f"{tmp_path}/") for row in rows]
-    assert places == ["#U002fa/a.jpg", "#Ud800/a.jpg", "#U4e2d#U6587/b.jpg", "中文/a.jpg", "中文/c.jpg", "#L01f431x/a.jpg"]
+    assert places[:2] == ["#U002fa/a.jpg", "#Ud800/a.jpg"]
+    assert places[2:] == ["#U4e2d#U6587/b.jpg", "中文/a.jpg", "中文/c.jpg", "#L01f431x/a.jpg"]
     assert not dataset.left_out()
 
 
