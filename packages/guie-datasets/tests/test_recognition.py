@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from guie_core import ExperimentError, GuieError, UsageError
+from guie_core.cli import main
 from guie_datasets import tfrecord
 from guie_datasets.preparing.recognition import datasets, named_settings, settings
 
@@ -138,3 +139,20 @@ def test_names_with_dots(here: Path) -> None:
 def test_what_can_be_no_path(argument: str) -> None:
     with pytest.raises(UsageError):
         settings(argument)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prepare", "~nosuch/pictures"],
+        ["prepare", "food101", "--data-folder", "~nosuch/data"],
+        ["prepare", "folder", "--set", "root=~nosuch"],
+        ["prepare", "table", "--set", "file='a\\x00b'"],
+        ["download", "food101", "--data-folder", "~nosuch/data"],
+    ],
+)
+def test_commands_tell_what_can_be_no_path(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["data", *arguments])
+    assert left.value.code == 2
+    assert "fault in" not in capsys.readouterr().err

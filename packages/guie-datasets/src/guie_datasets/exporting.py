@@ -35,6 +35,7 @@ from guie_datasets.images.reading import Reader, ordered_map
 from guie_datasets.images.signatures import LENGTH, signature
 from guie_datasets.layouts import FORMATS, OPTIONS, Format
 from guie_datasets.manifest import Manifest, column_is
+from guie_datasets.places import expanded
 from guie_datasets.quarantine import Finding, Quarantine
 from guie_datasets.rows import ImageRef
 
@@ -100,7 +101,7 @@ def export(
         raise UsageError(f"per_shard must be 1 or more, not {per_shard}")
     if split is not None:
         manifest = manifest.select(column_is(manifest, "split", split))
-    folder = Path(output).expanduser()
+    folder = expanded(output)
     options: dict[str, dict[str, Any]] = {
         "png": {"method": method},
         "tfrecord": {"per_shard": per_shard},

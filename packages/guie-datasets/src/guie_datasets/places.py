@@ -124,10 +124,15 @@ def is_text(name: str) -> bool:
 
 def absolute(path: str | os.PathLike[str]) -> Path:
     """`path` made absolute, with "~" for the home folder. Raises UsageError for what can be no path."""
+    return expanded(path).absolute()
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """`path` with "~" for the home folder. Raises UsageError for what can be no path."""
+    if "\0" in os.fspath(path):
+        raise UsageError(f"{os.fspath(path)!r} is no path: it has a zero byte")
     try:
-        if "\0" in os.fspath(path):
-            raise UsageError(f"{os.fspath(path)!r} is no path: it has a zero byte")
-        return Path(path).expanduser().absolute()
+        return Path(path).expanduser()
     except RuntimeError as error:  # what pathlib raises for "~nobody"
         raise UsageError(f"{os.fspath(path)}: there is no such user's home folder") from error
 

@@ -12,6 +12,7 @@ from guie_core.spelling import told_as
 from guie_core.wording import plural, shown
 from guie_datasets.commands.options import MAX_BAD, max_bad_option, workers_option
 from guie_datasets.layouts import FORMATS, OPTIONS, Format
+from guie_datasets.places import expanded
 
 _SAID = {"method": "--decode", "per_shard": "--per-shard", "link": "--link"}
 
@@ -78,9 +79,9 @@ def export(
             max_bad=max_bad,
             workers=workers,
         )
-    click.echo(f"{shown(Path(output).expanduser())}: {plural(found.images - found.count('bad'), 'image')} as {to}.")
+    click.echo(f"{shown(expanded(output))}: {plural(found.images - found.count('bad'), 'image')} as {to}.")
     if to == "tfrecord":
-        classes = shown(Path(output).expanduser() / CLASSES)
+        classes = shown(expanded(output) / CLASSES)
         click.echo(f"TFRecords hold images and labels; what the classes are called is in {classes}.")
     if found:
-        click.echo(f"{found}; listed in {shown(Path(output).expanduser() / 'quarantine.csv')}.")
+        click.echo(f"{found}; listed in {shown(expanded(output) / 'quarantine.csv')}.")

@@ -12,11 +12,12 @@ from typing import Any
 import click
 
 from guie_datasets.checks import MOST_SEED
+from guie_datasets.places import absolute
 
 
 def _use(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> None:
     if value is not None:
-        ctx.with_resource(_environment("GUIE_DATA", str(value.expanduser().absolute())))
+        ctx.with_resource(_environment("GUIE_DATA", str(absolute(value))))
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from guie_core.tables import table
 from guie_core.wording import plural, shown
 from guie_datasets.commands.options import MAX_BAD, data_folder_option, max_bad_option, seed_option, workers_option
 from guie_datasets.commands.outputs import Own, check_beside, check_output, force_option, is_quarantine
+from guie_datasets.places import absolute, expanded
 
 if TYPE_CHECKING:
     from guie_datasets import Manifest
@@ -125,7 +126,7 @@ def _default(what: Sequence[str], settings: Mapping[str, Mapping[str, Any]], inp
     """Where the manifest goes: called as the data sets are, and not as a table that it is made of."""
     names = []
     for argument, values in zip(what, settings.values(), strict=True):
-        path = Path(argument).expanduser().resolve()
+        path = absolute(argument).resolve()
         names.append(
             argument.replace("/", "-") if values["type"] == argument else path.stem if path.is_file() else path.name
         )
@@ -142,7 +143,7 @@ def _inputs(what: Sequence[str], settings: Mapping[str, Mapping[str, Any]]) -> l
     texts = [*what]
     for value in (value for values in settings.values() for value in values.values()):
         texts += [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
-    return [Path(text).expanduser() for text in texts if "\0" not in text]
+    return [expanded(text) for text in texts if "\0" not in text]
 
 
 def _made_by(command: Mapping[str, Any]) -> Own:
