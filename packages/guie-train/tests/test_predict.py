@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -307,21 +308,29 @@ def test_killed_and_the_same_command_again(here: Path, run: Run, monkeypatch: py
     assert Path("e.parquet").read_bytes() == whole
 
 
-def test_a_full_disk_is_one_message_and_nothing_is_lost(here: Path, run: Run) -> None:
+def test_a_full_disk_is_one_message_and_nothing_is_lost(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full while the second shard is written."""
     whole = uninterrupted(run, "one")
-    import resource
-
+    monkeypatch.setattr(predicting, "FLUSH_SECONDS", 0)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # the rows fit, the embeddings don't
-    limit = Path("photos").stat().st_size + 16_000
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        message = run("predict", "one", "photos", "photos", "photos", "-o", "e.parquet", code=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "could not be written" in message
+    flush = predicting._Work._flush
+
+    def full(self: Any, pending: Any) -> None:
+        if self.done:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        try:
+            flush(self, pending)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    command = ("predict", "one", "photos", "-o", "e.parquet", "--batch-size", 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(predicting._Work, "_flush", full)
+        message = run(*command, code=1)
+    assert ".arrow could not be written" in message
     assert "--output" in message
-    run("predict", "one", "photos", "-o", "e.parquet", "--batch-size", 8, "--fresh")
+    assert len(list(Path("e.parquet.partial").glob("[0-9]*.arrow"))) == 1
+    run(*command)
     assert Path("e.parquet").read_bytes() == whole
 
 
@@ -547,6 +556,12 @@ def test_batches_end_before_the_memory_does(here: Path, run: Run, monkeypatch: p
             ("one", "images.parquet", "-o", "images.parquet"),
             "--output images.parquet would replace images.parquet, which is",
         ),
+        (("one", "photos", "-o", "images.npy"), "images.csv, which goes with images.npy, is there already"),
+        (("one", "images.csv", "-o", "images.npy"), "images.csv, which goes with images.npy, is read"),
+        (
+            ("one", "photos", "-o", "list.parquet"),
+            "list.quarantine.csv, which goes with list.parquet, is there already",
+        ),
         (("one", "photos", "-o", "mine.parquet"), "mine.parquet is there already, and was not made by guie predict"),
         (("one", "photos", "-o", "e.parquet", "--set", "catgory=x"), "catgory"),
     ],
@@ -567,7 +582,8 @@ def test_messages(here: Path, run: Run, arguments: tuple[str, ...], message: str
     Path("empty run/run.json").write_text("{}")
     Path("hollow").mkdir()
     Path("mine.parquet").write_text("keep me")
-    Path("images.parquet").write_text("keep me")
+    for name in ("images.parquet", "images.csv", "list.quarantine.csv"):
+        Path(name).write_text("keep me")
     errors = run("predict", *arguments, code=2 if "cut" not in arguments[0] and "other" not in arguments[0] else 1)
     assert message in errors
     assert Path("mine.parquet").read_text() == Path("images.parquet").read_text() == "keep me"

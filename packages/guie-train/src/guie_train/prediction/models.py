@@ -26,10 +26,11 @@ from torch import Tensor
 import guie_models
 from guie_core import Config, GuieError, Problem, UsageError, build
 from guie_core.errors import ExperimentError
+from guie_core.processors import processors
 from guie_core.profiles import Profile
 from guie_core.wording import listing, shown
 from guie_datasets import BadImage
-from guie_models import Embedder, size_values
+from guie_models import CenterCrop, Embedder, Squash, size_values
 from guie_train.device import device_of
 
 Kind = Literal["safetensors", "TorchScript", "ONNX"]
@@ -55,7 +56,7 @@ class Model(ABC, Generic[T]):
 
     dimension: int  #: E, of an embedding
     batch_size: int  #: images at once
-    workers: int | None = None  #: threads that pay, where it matters
+    workers: int | None = None  #: threads that pay, where that is not as for reading
 
     @abstractmethod
     def prepare(self, image: NDArray[np.uint8]) -> T:
@@ -114,7 +115,8 @@ class ModelFile:
             embedder = guie_models.load(self.path)
             if profile.dtype != "float32" and device.type != "cpu":
                 embedder = embedder.reduced(getattr(torch, profile.dtype))
-            embedder = embedder.to(device)
+            # as convolutions are fastest; other networks don't care
+            embedder = embedder.to(device).to(memory_format=torch.channels_last)
             return OneView(embedder, size) if embedder.augmentation is None else Switched(embedder, size)
         if self.kind == "TorchScript":
             return Script(self.path, device, size)
@@ -151,8 +153,28 @@ def _kinds(kinds: Sequence[Kind] = tuple(IN_A_RUN)) -> str:
     return listing(f"{suffix} ({kind})" for suffix, kind in _SUFFIXES.items() if kind in kinds and suffix != ".pth")
 
 
-class OneView(Model[tuple[Tensor, Tensor]]):
-    """An embedder without augmentation: its view is made in the threads that read; batches are padded to one size."""
+class Viewed(Model[tuple[Tensor, Tensor]]):
+    """A model of one view, which is made in the threads that read, beside the image's size values."""
+
+    view: Squash | CenterCrop  #: on the CPU
+
+    def prepare(self, image: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode():
+            return self.view(torch.from_numpy(image)), size_values(image.shape[1], image.shape[2], self.view.size)
+
+    def held(self, image: tuple[Tensor, Tensor]) -> int:
+        return image[0].nbytes
+
+    def batch(self, images: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Views [batch_size, 3, h, w] and size values [batch_size, 3]; padded, so that a row never depends on how many
+        there are."""
+        padding = [images[0]] * (self.batch_size - len(images))
+        views, sizes = zip(*images, *padding, strict=True)
+        return torch.stack(views), torch.stack(sizes)
+
+
+class OneView(Viewed):
+    """An embedder without augmentation."""
 
     def __init__(self, embedder: Embedder, batch_size: int) -> None:
         self.embedder = embedder
@@ -161,20 +183,13 @@ class OneView(Model[tuple[Tensor, Tensor]]):
         self.batch_size = batch_size
         self.dimension = _dimension(self)
 
-    def prepare(self, image: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-        with torch.inference_mode():
-            return self.view(torch.from_numpy(image)), size_values(image.shape[1], image.shape[2], self.view.size)
-
     def embed(self, images: Sequence[tuple[Tensor, Tensor]]) -> NDArray[np.float32]:
-        views, sizes = _batch(images, self.batch_size)
+        views, sizes = self.batch(images)
         with torch.inference_mode(), _memory(self.device, self.batch_size):
             found = self.embedder.embed_preprocessed(
                 views.to(self.device, memory_format=torch.channels_last), sizes.to(self.device)
             )
             return _array(found[: len(images)])
-
-    def held(self, image: tuple[Tensor, Tensor]) -> int:
-        return image[0].nbytes
 
 
 class Switched(Model[Tensor]):
@@ -209,7 +224,7 @@ class Script(Model[Tensor]):
         self.device = device
         self.batch_size = batch_size
         self.dimension = 0  # not known yet
-        self.workers = torch.get_num_threads() if device.type == "cpu" else None
+        self.workers = processors() if device.type == "cpu" else None
         self._threads = torch.get_num_threads()
         with extracted(path) as file:
             self.script = load_script(file, device, path)
@@ -254,7 +269,7 @@ class Script(Model[Tensor]):
         return found[0].float().cpu()
 
 
-class Graph(Model[tuple[Tensor, Tensor]]):
+class Graph(Viewed):
     """An ONNX file as the exporter `Onnx` writes it, and the view that stands beside it."""
 
     def __init__(self, path: Path, device: torch.device, batch_size: int, view: Config | None) -> None:
@@ -273,20 +288,13 @@ class Graph(Model[tuple[Tensor, Tensor]]):
             )
         self.dimension = _dimension(self)
 
-    def prepare(self, image: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-        with torch.inference_mode():
-            return self.view(torch.from_numpy(image)), size_values(image.shape[1], image.shape[2], self.view.size)
-
     def embed(self, images: Sequence[tuple[Tensor, Tensor]]) -> NDArray[np.float32]:
-        views, sizes = _batch(images, self.batch_size)
+        views, sizes = self.batch(images)
         try:
             found = self.session.run(None, {"images": views.numpy(), "sizes": sizes.numpy()})[0]
         except Exception as error:  # onnxruntime's own, which share no class
             raise GuieError(f"onnxruntime can't run the model: {_last_line(error)}") from error
         return np.asarray(found[: len(images)], np.float32)
-
-    def held(self, image: tuple[Tensor, Tensor]) -> int:
-        return image[0].nbytes
 
 
 def load_script(file: Path, device: torch.device, name: Path) -> Any:
@@ -410,13 +418,6 @@ def _dimension(model: Model[Any]) -> int:
         return int(model.embed([model.prepare(gray)]).shape[1])
     except BadImage as error:
         raise GuieError(f"the model can't embed a grey image of 64 x 64: {error.reason}") from error
-
-
-def _batch(images: Sequence[tuple[Tensor, Tensor]], size: int) -> tuple[Tensor, Tensor]:
-    """Views [size, 3, h, w] and size values [size, 3]; padded, so that a row never depends on how many there are."""
-    padding = [images[0]] * (size - len(images))
-    views, sizes = zip(*images, *padding, strict=True)
-    return torch.stack(views), torch.stack(sizes)
 
 
 def _array(embeddings: Tensor) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from guie_core import GuieError, UsageError
 from guie_core.files import atomic_write
 from guie_core.wording import shown
-from guie_datasets.commands.outputs import check_output
+from guie_datasets.commands.outputs import check_beside, check_output, is_quarantine, table_of
 
 _METADATA = b"guie.predictions"
 BLOCK = 16_384  # rows that are written at a time
@@ -38,13 +38,32 @@ Blocks = Callable[[], Iterator[pa.Table]]  # the good rows in order: COLUMNS and
 
 
 def check_name(output: Path, inputs: Iterable[Path]) -> None:
-    """Raises UsageError if no embeddings can be written under this name, or it is that of an input."""
-    # whose file it is, `provenance` says
-    check_output(output, dict.fromkeys(SUFFIXES, _own), inputs=inputs, example="embeddings.parquet")
+    """Raises UsageError if no embeddings can be written under this name: it, or that of a file which goes with it, is
+    an input's or somebody else's. Whether embeddings that are there may be replaced, `provenance` helps to say."""
+    read = list(inputs)
+    check_output(output, dict.fromkeys(SUFFIXES, _any), inputs=read, example="embeddings.parquet")
+    for path in beside(output):
+        if any(each.exists() and path.exists() and path.samefile(each) for each in read):
+            raise UsageError(f"{shown(path)}, which goes with {shown(output)}, is read. Choose another --output")
+        check_beside(path, output, _records if path.suffix == ".json" else table_of(COLUMNS.names), force=None)
+    check_beside(quarantine_of(output), output, is_quarantine, force=None)
 
 
-def _own(path: Path) -> bool:
+def quarantine_of(output: Path) -> Path:
+    """Where bad images are listed."""
+    return output.with_suffix(".quarantine.csv")
+
+
+def _any(path: Path) -> bool:
     return True
+
+
+def _records(path: Path) -> bool:
+    """Whether it is the .json of an array that `guie predict` wrote."""
+    try:
+        return "model" in json.loads(path.read_text())
+    except (ValueError, TypeError, OSError):
+        return False
 
 
 def beside(output: Path) -> tuple[Path, ...]:

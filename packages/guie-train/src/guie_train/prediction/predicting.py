@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from guie_core import GuieError, Interrupted, UsageError
 from guie_core.files import atomic_write, explain_os_errors
-from guie_core.interrupt import interruptible
+from guie_core.interrupt import Stop, interruptible
+from guie_core.processors import threads
 from guie_core.profiles import Profile
 from guie_core.progress import bar
 from guie_core.wording import plural, shown
@@ -124,7 +125,7 @@ def predict(
             opened = model.open(profile, batch_size)
             start = time.monotonic()
             try:
-                work.run(opened, workers or profile.workers, workers is not None, stop)
+                work.run(opened, workers or opened.workers or threads(), stop)
             except Interrupted as stopped:
                 raise Interrupted(f"{stopped}{' if --fresh is left out' if fresh else ''}") from None
             seconds = time.monotonic() - start
@@ -186,10 +187,8 @@ class _Work:
         """With those that the data sets could give no row for."""
         return self.bad + sum(item.count for item in self.rows.left_out if item.bad)
 
-    def run(self, model: Model[Any], workers: int, fixed: bool, stop: Any) -> None:
+    def run(self, model: Model[Any], workers: int, stop: Stop) -> None:
         """Embed what is left; shards are written now and then, at the ends of batches."""
-        if model.workers is not None and not fixed:
-            workers = max(workers, model.workers)
         total, start = len(self.rows), self.done
         window = max(4 * workers, model.batch_size if model.workers is None else 0)
         with ExitStack() as stack:
@@ -308,11 +307,12 @@ class _Work:
             for number in np.flatnonzero(reasons.is_valid().to_numpy()):
                 row = start + int(number)
                 source, label = self.rows.value("source", row), self.rows.value("label", row)
-                yield Finding("bad", str(self.rows.image(row)), reasons[int(number)].as_py(), source, label)
+                place, reason = str(self.rows.image(row)), reasons[int(number)].as_py()
+                yield Finding("bad", place, reason, source, label, name=self.rows.value("name", row))
 
     def write_quarantine(self) -> Path:
         """Lists what is bad so far and what was passed over; no list where there is nothing."""
-        path = self.output.with_suffix(".quarantine.csv")
+        path = outputs.quarantine_of(self.output)
         found = Quarantine(self._findings(), len(self.rows), self.folder)
         if found:
             found.write(path)
@@ -361,8 +361,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _there(output: Path, about: Mapping[str, Any]) -> Prediction:
-    quarantine = output.with_suffix(".quarantine.csv")
-    return Prediction(output, about["images"], about["dimension"], about["bad"], 0, quarantine)
+    return Prediction(output, about["images"], about["dimension"], about["bad"], 0, outputs.quarantine_of(output))
 
 
 def _same(then: Mapping[str, Any], now: Mapping[str, Any], what: str, choice: str) -> None:
