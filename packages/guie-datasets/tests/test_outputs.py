@@ -183,3 +183,11 @@ def test_defaults_do_not_replace_what_is_read(manifest: Path, capsys: pytest.Cap
     assert guie(capsys, "prepare", "cars.parquet") == (0, "")
     assert len(Manifest.read("cars.manifest.parquet")) == 4
     assert Path("cars.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["~nobody5", "x" * 300])
+def test_texts_that_are_no_paths(manifest: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    """A setting that is a text need not be a path: what is no path is no input."""
+    args = ["prepare", "own", "-o", "new.parquet", "--set", f"category={text}"]
+    assert guie(capsys, *args) == guie(capsys, *args) == (0, "")
+    assert set(Manifest.read("new.parquet").column("category")) == {text}

@@ -38,10 +38,18 @@ def check_output(
         *others, last = kinds
         raise UsageError(f"--output {path}: it must end in {' or '.join([', '.join(others)] * bool(others) + [last])}")
     for each in inputs:
-        if path.exists() and each.exists() and path.samefile(each):
+        if same_file(path, each):
             raise UsageError(f"--output {path} would replace {shown(each)}, which is read. Choose another --output")
     if not force and _strange(path, kinds[suffix]):
         raise UsageError(f"{shown(path)} is there already, {_REMEDY}")
+
+
+def same_file(a: Path, b: Path) -> bool:
+    """Whether both are there, and are one file."""
+    try:
+        return a.samefile(b)
+    except (OSError, ValueError):  # not there, or no path at all
+        return False
 
 
 def check_beside(path: Path, of: Path, own: Own, *, force: bool | None = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,8 +19,8 @@ from guie_core.spelling import spelled, told_as
 from guie_core.tables import table
 from guie_core.wording import plural, shown
 from guie_datasets.commands.options import MAX_BAD, data_folder_option, max_bad_option, seed_option, workers_option
-from guie_datasets.commands.outputs import Own, check_beside, check_output, force_option, is_quarantine
-from guie_datasets.places import absolute, expanded
+from guie_datasets.commands.outputs import Own, check_beside, check_output, force_option, is_quarantine, same_file
+from guie_datasets.places import absolute
 
 if TYPE_CHECKING:
     from guie_datasets import Manifest
@@ -131,19 +132,15 @@ def _default(what: Sequence[str], settings: Mapping[str, Mapping[str, Any]], inp
             argument.replace("/", "-") if values["type"] == argument else path.stem if path.is_file() else path.name
         )
     plain = Path(f"{'+'.join(names)}.parquet")
-    return plain.with_suffix(".manifest.parquet") if any(_same(plain, each) for each in inputs) else plain
-
-
-def _same(a: Path, b: Path) -> bool:
-    return a.exists() and b.exists() and a.samefile(b)
+    return plain.with_suffix(".manifest.parquet") if any(same_file(plain, each) for each in inputs) else plain
 
 
 def _inputs(what: Sequence[str], settings: Mapping[str, Mapping[str, Any]]) -> list[Path]:
-    """What may be a file that is read: the arguments, and settings that are texts."""
+    """What may be a file that is read: the arguments, and settings that are texts; a text need not be a path."""
     texts = [*what]
     for value in (value for values in settings.values() for value in values.values()):
         texts += [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
-    return [expanded(text) for text in texts if "\0" not in text]
+    return [Path(os.path.expanduser(text)) for text in texts]
 
 
 def _made_by(command: Mapping[str, Any]) -> Own:
