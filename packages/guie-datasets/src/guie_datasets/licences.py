@@ -31,6 +31,11 @@ def commercial(entry: Entry) -> bool | None:
     return True if is_own(entry) else permission(entry.licence)
 
 
+def in_words(entry: Entry) -> str:
+    """Whether commercial use of a data set is allowed, as people are told."""
+    return {True: "yes", False: "no", None: "not known"}[commercial(entry)]
+
+
 def permission(licence: str) -> bool | None:
     """Whether an SPDX expression allows commercial use; None for what isn't known, and for what is no expression."""
     tokens = _TOKEN.findall(licence)

@@ -11,9 +11,7 @@ from guie_core import Entry, GuieError, Interrupted, lookup
 from guie_core.tables import table
 from guie_core.wording import shown
 from guie_datasets.commands.options import data_folder_option
-from guie_datasets.licences import is_own
-
-_PERMISSION = {True: "allowed", False: "not allowed", None: "not known, which is no permission"}
+from guie_datasets.licences import in_words, is_own
 
 
 @click.command()
@@ -42,7 +40,7 @@ def download(names: tuple[str, ...], keep_archive: bool) -> None:
         origin = entry.origin
         rows = [("licence", entry.licence or "not known")]
         if origin:
-            rows += [("commercial use", _PERMISSION[origin.commercial]), ("size", origin.size or "not known")]
+            rows += [("commercial use", in_words(entry)), ("size", origin.size or "not known")]
         rows += [("from", each.source) for each in downloads]
         click.echo(table([*rows, ("to", shown(folder))]))
         again = f"guie data download {entry.name}{where}"

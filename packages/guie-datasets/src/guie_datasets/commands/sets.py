@@ -13,9 +13,7 @@ from guie_core import Entry, lookup
 from guie_core.plugins import plugins
 from guie_core.tables import table
 from guie_datasets.commands.options import data_folder_option
-from guie_datasets.licences import commercial, is_own
-
-_PERMISSION = {True: "yes", False: "no", None: "not known"}
+from guie_datasets.licences import commercial, in_words, is_own
 
 
 @click.command("list")
@@ -34,7 +32,7 @@ def list_(commercial_ok: bool, style: str) -> None:
         rows.append((entry.name, entry.summary))
         if not is_own(entry):
             size = entry.origin.size if entry.origin else ""
-            about = [entry.licence or "licence not known", size, f"commercial use: {_PERMISSION[commercial(entry)]}"]
+            about = [entry.licence or "licence not known", size, f"commercial use: {in_words(entry)}"]
             rows.append(("", "; ".join(filter(None, about))))
     click.echo(table(rows))
     click.echo("\nMore about one: guie data info NAME. To prepare one, or a folder of your own: guie data prepare NAME")
@@ -67,7 +65,7 @@ def info(name: str) -> None:
     if is_own(entry):
         rows = [("licence", "that of your own images"), ("commercial use", "yours to say")]
     else:
-        rows = [("licence", entry.licence or "not known"), ("commercial use", _PERMISSION[commercial(entry)])]
+        rows = [("licence", entry.licence or "not known"), ("commercial use", in_words(entry))]
     if origin := entry.origin:
         rows += [("page", origin.url), ("size", origin.size or "not known"), ("cite as", origin.citation or "-")]
     click.echo(table(rows))
