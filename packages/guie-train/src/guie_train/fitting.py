@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from timm.scheduler import CosineLRScheduler
@@ -19,6 +19,11 @@ from guie_core.files import atomic_write
 from guie_core.interrupt import Stop
 from guie_core.progress import bar
 from guie_core.registry import build
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from guie_datasets import Manifest, Sampler
 
 SAVE_SECONDS = 5.0  # between two states on disk; what a kill can cost, never what comes out
 SCALE, SCALE_DOUBLES = 65_536.0, 2_000  # defaults of torch.amp.GradScaler: the scale, and updates until it doubles
@@ -33,6 +38,9 @@ class Training:
         epochs: how many; also the length of the cosine.
         batch_size: images in a step; the last incomplete batch of an epoch is dropped.
         optimizer: a component of kind "optimizers".
+        sampler: a component of kind "samplers", which draws the batches of each epoch; of the classifier, its classes
+            are the categories. None: every image at most once an epoch, in random order, drawn by torch as the
+            original does (`Shuffled` draws another order, with numpy).
         lr_min: learning rate at the end of the cosine.
         warmup_epochs: epochs in which the rate climbs linearly from `warmup_lr`, ahead of the cosine's own clock.
         warmup_lr: learning rate of the first epoch.
@@ -47,6 +55,7 @@ class Training:
     epochs: int
     batch_size: int
     optimizer: Annotated[Config, Slot("optimizers", provides=("params",))]
+    sampler: Annotated[Config, Slot("samplers", provides=("manifest", "batch_size", "seed"))] | None = None
     lr_min: float = 1e-6
     warmup_epochs: int = 3
     warmup_lr: float = 1e-6
@@ -58,6 +67,20 @@ class Training:
         for name, least in {"epochs": 1, "batch_size": 1, "warmup_epochs": 0, "keep_every": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is {least} or more.")
+
+
+def sampler_of(training: Training, manifest: Manifest, labels: ArrayLike, seed: int, where: str = "") -> Sampler | None:
+    """The sampler of a training on images [N] with these labels [N]; None where there is none.
+
+    Raises UsageError and GuieError as samplers do: the batches that were asked for cannot be made of these images.
+    """
+    if training.sampler is None:
+        return None
+    images = manifest.with_column("label", labels)
+    sampler: Sampler = build(
+        "samplers", training.sampler, where=where, manifest=images, batch_size=training.batch_size, seed=seed
+    )
+    return sampler
 
 
 class Fit:
@@ -73,6 +96,7 @@ class Fit:
         labels: [N] int64, on the same device.
         training: how.
         seed: of the order of images and of dropout.
+        sampler: which images are in which batch, see `sampler_of`; None: `training` has none.
         folder: where `state.pt` and checkpoints go; an existing state is picked up.
         name: for the progress bar.
 
@@ -91,6 +115,7 @@ class Fit:
         seed: int,
         folder: Path,
         name: str,
+        sampler: Sampler | None = None,
     ) -> None:
         if len(features) < training.batch_size:
             raise GuieError(
@@ -102,6 +127,7 @@ class Fit:
         self.labels = labels
         self.training = training
         self.seed = seed
+        self.sampler = sampler
         self.folder = folder
         self.name = name
         self.optimizer = build("optimizers", training.optimizer, params=model.parameters())
@@ -124,7 +150,7 @@ class Fit:
     @property
     def steps(self) -> int:
         """Steps in an epoch."""
-        return len(self.features) // self.training.batch_size
+        return len(self.features) // self.training.batch_size if self.sampler is None else len(self.sampler)
 
     def run(self, stop: Stop, after_epoch: Callable[[int], Curve] | None = None) -> list[Curve]:
         """Train to the end and return the curves.
@@ -161,8 +187,11 @@ class Fit:
             self.total.zero_()
             self.passes = 0
             self.model.train()
-        generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch, 0))
-        order = torch.randperm(len(self.features), generator=generator).to(self.features.device)
+        if self.sampler is None:
+            generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch, 0))
+            order = torch.randperm(len(self.features), generator=generator).to(self.features.device)
+        else:
+            order = torch.from_numpy(self.sampler.epoch(self.epoch)).flatten().to(self.features.device)
         size = self.training.batch_size
         for step in range(self.step, self.steps):
             yield order[step * size : (step + 1) * size]

@@ -19,7 +19,7 @@ from guie_core.registry import build
 from guie_datasets import Manifest
 from guie_train.device import device_of
 from guie_train.feature_store import FeatureStore
-from guie_train.fitting import Curve, Fit, Training
+from guie_train.fitting import Curve, Fit, Training, sampler_of
 from guie_train.stage import NOT_IN_KEY, Stage, Workspace
 from guie_train.stages.augmentation import Switched
 
@@ -99,6 +99,9 @@ class FitClassifier(Stage[TrainedClassifier]):
                 f"recipe.classifier: {len(rest):,} images do not fill one batch of {self.training.batch_size}; "
                 "lower recipe.classifier.training.batch_size, or leave the classifier out"
             )
+        kinds = np.unique(rest, return_inverse=True)[1]
+        images = manifest.select(self._rows(manifest))
+        sampler_of(self.training, images, kinds, self.seed, "recipe.classifier.training.sampler")
         if self.augmentation:
             self.augmentation.build(categories.tolist())
 
@@ -131,6 +134,7 @@ class FitClassifier(Stage[TrainedClassifier]):
             seed=self.seed,
             folder=folder,
             name=self.name,
+            sampler=sampler_of(self.training, manifest.select(rows[train]), labels[train], self.seed),
         )
 
         def accuracy(epoch: int) -> Curve:

@@ -22,7 +22,7 @@ from guie_datasets.splits import TRAIN
 from guie_models.views import size_values
 from guie_train.device import device_of
 from guie_train.feature_store import FeatureStore
-from guie_train.fitting import Curve, Fit, Training
+from guie_train.fitting import Curve, Fit, Training, sampler_of
 from guie_train.retrieval import Pairs, evaluate
 from guie_train.stage import Stage, Workspace
 
@@ -118,6 +118,13 @@ class FitHead(Stage[TrainedHead]):
                 f"recipe.arcface: {images:,} training images do not fill one batch of {self.training.batch_size}; "
                 "lower recipe.arcface.batch_size or add images"
             )
+        sampler_of(
+            self.training,
+            manifest.select(manifest.column("split") == TRAIN),
+            train,
+            self.seed,
+            "recipe.arcface.sampler",
+        )
         answerable_pairs(self.selection.protocol, "recipe.selection.protocol", manifest)
         sizes = {**signature(load("heads", self.head["type"])).defaults, **self.head}
         self._loss(sizes.get("out_features", 64), np.unique(train, return_counts=True)[1])
@@ -155,6 +162,7 @@ class FitHead(Stage[TrainedHead]):
             seed=self.seed,
             folder=folder,
             name=self.name,
+            sampler=sampler_of(self.training, manifest.select(rows), labels, self.seed),
         )
 
         pairs = answerable_pairs(self.selection.protocol, "recipe.selection.protocol", manifest)
