@@ -556,6 +556,7 @@ def test_batches_end_before_the_memory_does(here: Path, run: Run, monkeypatch: p
             ("one", "images.parquet", "-o", "images.parquet"),
             "--output images.parquet would replace images.parquet, which is",
         ),
+        (("one", "cars.csv", "-o", "e.parquet"), "--set 'columns=dict(path="),
         (("one", "photos", "-o", "images.npy"), "images.csv, which goes with images.npy, is there already"),
         (("one", "images.csv", "-o", "images.npy"), "images.csv, which goes with images.npy, is read"),
         (
@@ -581,10 +582,13 @@ def test_messages(here: Path, run: Run, arguments: tuple[str, ...], message: str
     Path("empty run").mkdir()
     Path("empty run/run.json").write_text("{}")
     Path("hollow").mkdir()
+    Path("cars.csv").write_text("file,model\na.jpg,1\n")
     Path("mine.parquet").write_text("keep me")
     for name in ("images.parquet", "images.csv", "list.quarantine.csv"):
         Path(name).write_text("keep me")
-    errors = run("predict", *arguments, code=2 if "cut" not in arguments[0] and "other" not in arguments[0] else 1)
+    # a wrong name is wrong usage; what is in a file is not
+    inside = arguments[0].startswith(("cut", "other")) or arguments[1] == "cars.csv"
+    errors = run("predict", *arguments, code=1 if inside else 2)
     assert message in errors
     assert Path("mine.parquet").read_text() == Path("images.parquet").read_text() == "keep me"
     assert not list(here.glob("*.partial"))

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from guie_core.files import folder_option
+from guie_core.spelling import told_as
 from guie_core.wording import plural, shown
 from guie_datasets.commands.options import data_folder_option, max_bad_option, workers_option
 
@@ -68,17 +69,18 @@ def predict(
     guie predict model.safetensors a.jpg b.jpg -o two.npy
     """
     from guie_core.profiles import profile
-    from guie_train.prediction.inputs import recognised
+    from guie_train.prediction.inputs import recognised, spelling
     from guie_train.prediction.models import find_model, view_settings
     from guie_train.prediction.outputs import check_name
     from guie_train.prediction.predicting import predict as predict_
 
     check_name(output, [Path(each).expanduser() for each in what])
     found = find_model(model, view=view_settings(view))
-    with folder_option("--output"):
+    data = recognised(what, overrides)
+    with folder_option("--output"), told_as(spelling(what)):
         done = predict_(
             found,
-            recognised(what, overrides),
+            data,
             output,
             profile=profile(profile_name, "--profile"),
             batch_size=batch_size,

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from guie_core import UsageError
+from guie_core import UsageError, lookup
 from guie_core.files import explain_os_errors
+from guie_core.signature import signature
 from guie_core.wording import shown
 from guie_datasets import Dataset, ImageRef, LeftOut, Manifest, Row
 from guie_datasets.places import printable
@@ -134,6 +135,14 @@ def recognised(arguments: Sequence[str], overrides: Sequence[str] = ()) -> list[
     return [dataset for dataset in found if dataset is not None]
 
 
+def spelling(arguments: Sequence[str]) -> dict[str, str]:
+    """How arguments of the data sets are given on the command line, for `guie_core.spelling.told_as`."""
+    named = [argument for argument in arguments if not _is_image(argument)]
+    start = "--set " if len(named) == 1 else "--set NAME."
+    types = {settings(argument)["type"] for argument in named}
+    return {name: f"{start}{name}=" for each in types for name in signature(lookup("datasets", each).load()).hints}
+
+
 def _is_image(argument: str) -> bool:
     return os.path.splitext(argument)[1].lower() in IMAGE_SUFFIXES and os.path.isfile(os.path.expanduser(argument))
 
@@ -190,7 +199,7 @@ def listed(sets: Sequence[Dataset], file: Path) -> Rows:
     """Writes the rows of data sets to `file`, one after the other, and opens it.
 
     Labels of each data set are offset by the highest before it plus 1, so that no two share one. Memory doesn't grow
-    with the rows.
+    with the rows, but for tables without labels, whose paths are held while they are listed.
 
     Raises UsageError: there are no images; GuieError as the data sets do, or if the disk is full.
     """

@@ -92,6 +92,8 @@ def predict(
     before = outputs.provenance(output)
     with _locked(partial), interruptible() as stop:
         rows = listed(data, partial / "rows.arrow")
+        if stop:
+            raise Interrupted(f"{plural(len(rows), 'image')} were listed, and nothing else was done")
         about = {
             "version": VERSION,
             "model": {"name": model.path.name, "kind": model.kind, "hash": model.digest, "view": model.view},
