@@ -389,7 +389,11 @@ def test_there_is_no_report_without_an_evaluation(run: Path) -> None:
 
 def test_another_split_and_another_head_compute_no_features(run: Path, sets: FiveSets) -> None:
     before = {path: path.stat().st_mtime_ns for path in (run.parent / "store" / "features").rglob("*.npy")}
-    changed = ("recipe.splits.0.seed=1", "recipe.splits.1.folds=10", "recipe.head.dropout=0.1")
+    changed = [
+        *("recipe.splits.0.seed=1", "recipe.splits.1.folds=10", "recipe.head.dropout=0.1"),
+        # the original's effects, which guie's defaults leave out
+        *("recipe.arcface.clip=scaled", "recipe.arcface.optimizer.infinite=stale"),
+    ]
     more = [part for setting in changed for part in ("--set", setting)]
     done = guie_train(sets.folder, run.with_name("another"), *more, "--stage", "classifier")
     assert done.returncode == 0, done.stderr
