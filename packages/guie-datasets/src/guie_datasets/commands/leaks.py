@@ -53,7 +53,7 @@ def leaks(
     force: bool,
 ) -> None:
     """Find images of B that are in A as well: the same bytes, or the same picture compressed, scaled, brightened or
-    slightly cropped. Without B, the splits of A are compared with each other: what one shares with those used before it.
+    slightly cropped. Without B, the splits of A are compared with each other: what one shares with those used before.
 
     Images are read once; their hashes are kept beside the manifest, in NAME.hashes-1.npy. The exit code is 1 if
     anything is found.
