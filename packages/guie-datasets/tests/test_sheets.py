@@ -39,6 +39,11 @@ def test_the_choice_follows_from_the_seed(manifest: Manifest) -> None:
     assert [len(rows) for rows in choose(manifest, classes=50, images=50)] == [6, 6, 6]
 
 
+def test_seeds_that_are_none(manifest: Manifest) -> None:
+    with pytest.raises(UsageError, match="seed is -1; it is a whole number from 0"):
+        choose(manifest, seed=-1)
+
+
 def test_classes_by_name_and_label(manifest: Manifest) -> None:
     label, name = manifest.column("label"), manifest.column("name")
     for wanted in ("红", "green"):

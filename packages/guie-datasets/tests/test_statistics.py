@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from guie_core import UsageError
 from guie_datasets import ClassFolders, Manifest, prepare
 from guie_datasets.commands.stats import stats
 from guie_datasets.inspecting.charts import curve, histogram
@@ -71,6 +72,11 @@ def test_figures_are_those_of_pandas(rows: int) -> None:
     }
     assert "split" not in found.parts
     assert sum(found.sizes["side"]) == sum(found.sizes["aspect"]) == rows
+
+
+def test_seeds_that_are_none() -> None:
+    with pytest.raises(UsageError, match="seed is -1; it is a whole number from 0"):
+        statistics(made(3), seed=-1)
 
 
 def test_nothing_at_all() -> None:

@@ -27,6 +27,7 @@ from .experiment import Experiment, differences
 from .files import atomic_write, explain_os_errors
 from .logs import is_wanted
 from .plugins import plugins
+from .processors import processors
 from .wording import listing, plural, shown
 
 SCHEMA = 1
@@ -272,7 +273,7 @@ def _execution(experiment: Experiment) -> dict[str, Any]:
             for owner in plugins().loaded
         ],
         "failed_plugins": [str(failure) for failure in plugins().failures],
-        "machine": {"host": platform.node(), "system": platform.platform(), "processors": os.cpu_count()},
+        "machine": {"host": platform.node(), "system": platform.platform(), "processors": processors()},
         "git": git_state(experiment.path.absolute().parent),
     }
 

@@ -19,6 +19,7 @@ import numpy as np
 from guie_core import GuieError, Interrupted, UsageError
 from guie_core.experiment import Experiment
 from guie_core.interrupt import interruptible
+from guie_core.processors import processors
 from guie_core.registry import build
 from guie_core.run import Run, versions
 from guie_core.wording import did_you_mean, shown, size
@@ -89,7 +90,7 @@ def train(
                 command=shlex.join(_command(experiment)),
                 stages=[StageLine(r.name, r.made_in, r.reused, r.summary) for r in workspace.records.values()],
                 profile=experiment.profile.name,
-                machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
+                machine=f"{platform.system()} {platform.machine()}, {processors()} processors",
                 finished=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
                 versions=versions(),
                 seconds=time.monotonic() - begin,

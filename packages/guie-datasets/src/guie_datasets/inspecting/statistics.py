@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from guie_core.wording import plural, size
+from guie_datasets.checks import check_seed
 from guie_datasets.images.signatures import LENGTH, signature
 from guie_datasets.inspecting.charts import Chart, curve, histogram
 from guie_datasets.inspecting.pages import percent, write_page
@@ -119,7 +120,10 @@ def statistics(manifest: Manifest, *, seed: int = 0) -> Statistics:
 
     No image is decoded. Bytes and formats come from `SAMPLE` files, drawn with `seed`, where there are more; the bytes
     of images in shards are known exactly.
+
+    Raises UsageError for a seed below 0.
     """
+    check_seed(seed)
     label = manifest.column("label")
     numbers, of = np.unique(label, return_inverse=True)
     counts = np.sort(np.bincount(of, minlength=len(numbers)))[::-1]
