@@ -36,7 +36,8 @@ def one_input(data: bytes) -> None:
     PATH.write_bytes(gzip.compress(whole, 1) if kind & 1 else whole)
     files = PackedFiles()
     for label, fields in (("cls", {}), ("json", {"label": "id", "category": "a.b", "name": "n"})):
-        dataset = WebDataset(str(PATH), label=label, fields=fields, classes=["cat", "dog"])
+        classes = () if kind & 8 else ("cat", "dog")
+        dataset = WebDataset(str(PATH), label=label, fields=fields, classes=classes, complete=bool(kind & 4))
         try:
             rows = list(dataset.rows())
         except GuieError as error:
