@@ -72,7 +72,15 @@ def hand_over(folder: Path) -> Path:
 
 def test_licence_source_and_place_are_told_before_anything_is_fetched(tmp_path: Path) -> None:
     result = run("birds")
-    for part in ("Birds of the park", "CC-BY-NC-4.0", "commercial use  no", "2 images", f"{GONE}/birds.zip", "to ", "data"):
+    for part in (
+        "Birds of the park",
+        "CC-BY-NC-4.0",
+        "commercial use  no",
+        "2 images",
+        f"{GONE}/birds.zip",
+        "to ",
+        "data",
+    ):
         assert part in result.output
     assert isinstance(result.exception, GuieError)
     text = str(result.exception)

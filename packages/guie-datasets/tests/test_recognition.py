@@ -89,11 +89,11 @@ def test_shards_of_several_kinds_of_names() -> None:
 @pytest.mark.parametrize(
     ("names", "kinds", "ways"),
     [
-        (["x/s-0.tar"], "tar shards (s-0.tar) and class folders (cat)", ["webdataset --set files={x}/*.tar"]),
+        (["x/s-0.tar"], "tar shards (s-0.tar) and class folders (cat)", ["webdataset --set 'files={x}/*.tar'"]),
         (
             ["x/s.tfrec"],
             "TFRecord shards (s.tfrec) and class folders (cat)",
-            ["--set folder={x} --set pattern=*.tfrec"],
+            ["--set folder={x} --set 'pattern=*.tfrec'"],
         ),
         (["x/s.tfrec", "x/s.tar"], "TFRecord shards (s.tfrec) and tar shards (s.tar) and class", ["tfrecord", "webd"]),
     ],

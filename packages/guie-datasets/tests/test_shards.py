@@ -213,7 +213,7 @@ def test_what_is_whole_of_a_broken_shard_is_used_when_asked_for(tmp_path: Path, 
     dataset = TFRecordDataset(files=[path], source="s", complete=False)
     assert [row.label for row in dataset.rows()] == [0, 1, 2, 3]
     (item,) = dataset.left_out()
-    assert (item.bad, item.count, "truncated" in item.reason) == (True, 1, True)
+    assert (item.bad, item.count, item.loud, "truncated" in item.reason) == (True, 1, True, True)
 
 
 @pytest.mark.parametrize(

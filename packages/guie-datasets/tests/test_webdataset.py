@@ -273,6 +273,10 @@ def test_a_shard_that_is_not_read_to_its_end_is_an_error(tmp_path: Path, packed:
     told = "12 files" if spoil == "twice" else "6 files"
     with pytest.raises(GuieError, match=rf"x.tar: .*\nIts first {told} can be used.*set complete to False to use"):
         prepare([WebDataset(str(path))], max_bad=0.9)
+    manifest, found = prepare([WebDataset(str(path), complete=False)], max_bad=0.9)
+    assert len(manifest) >= 3
+    assert len(found.told) == 1
+    assert "what comes after it is lost" in found.told[0]
     if packed:
         path.write_bytes(gzip.compress(whole)[:-9])
         with pytest.raises(GuieError, match="gzip data end too early: it is truncated"):

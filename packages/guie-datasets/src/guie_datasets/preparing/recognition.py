@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import itertools
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,11 +81,11 @@ def _ways(path: Path, kinds: Mapping[str, Sequence[str]]) -> str:
     """How to name each of the kinds of data in a folder."""
     pattern = next(iter(_patterns(kinds)), "")
     ways = {
-        "TFRecord shards": f"tfrecord --set folder={path} --set pattern={pattern} --set source=...",
-        "tar shards": f"webdataset --set files={path}/*.tar",
-        "class folders": f"folder --set root={path}",
+        "TFRecord shards": ("tfrecord", f"folder={path}", f"pattern={pattern}", "source=..."),
+        "tar shards": ("webdataset", f"files={path}/*.tar"),
+        "class folders": ("folder", f"root={path}"),
     }
-    return "\n".join(f"  {kind}: guie data prepare {ways[kind]}" for kind in kinds)
+    return "\n".join(f"  {kind}: guie data prepare {' --set '.join(map(shlex.quote, ways[kind]))}" for kind in kinds)
 
 
 def _patterns(kinds: Mapping[str, Sequence[str]]) -> list[str]:

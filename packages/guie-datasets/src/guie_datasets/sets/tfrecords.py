@@ -115,10 +115,10 @@ class TFRecordDataset(Dataset):
         promised = tfrecord.images_in_name(path)
         there = 0
 
-        def lost(error: GuieError, count: int = 1) -> None:
+        def lost(error: GuieError, count: int = 1, loud: bool = False) -> None:
             reason = str(error).removeprefix(f"{path}: ")
             more = "" if count == 1 else f"; {count} images are lost by it"
-            left_out.append(LeftOut(str(path), f"{reason}{more}", bad=True, count=count))
+            left_out.append(LeftOut(str(path), f"{reason}{more}", bad=True, count=count, loud=loud))
 
         def pass_over(error: GuieError) -> None:
             nonlocal there
@@ -137,7 +137,7 @@ class TFRecordDataset(Dataset):
                     f"{error}.\nIts first {plural(there, 'record')} can be used. How many come after them, its name "
                     "doesn't say. Fetch the file again, or set complete to False to use those that are there"
                 ) from error
-            lost(error, max(1, (promised or 0) - there))
+            lost(error, max(1, (promised or 0) - there), loud=promised is None)
             return
         if promised is not None and there != promised:
             remedy = "fetch it again" if there < promised else "correct its name if all of them are wanted"

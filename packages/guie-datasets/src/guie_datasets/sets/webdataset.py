@@ -403,7 +403,7 @@ class Shard:
                     f"{self.path}: {error}.\nIts first {plural(whole, 'file')} can be used. How many come after them, "
                     "nobody can tell. Fetch the shard again, or set complete to False to use those that are there"
                 ) from error
-            left_out.append(LeftOut(str(self.path), f"{error}; what comes after it is lost", bad=True))
+            left_out.append(LeftOut(str(self.path), f"{error}; what comes after it is lost", bad=True, loud=True))
 
     def _walk(self, left_out: list[LeftOut]) -> Iterator[Member]:
         position = 0
