@@ -16,7 +16,7 @@ from guie_core import Entry, GuieError, Interrupted, Origin
 from guie_core.entry import Owner
 from guie_datasets.commands import download as module
 from guie_datasets.fetching import download as library
-from guie_datasets.fetching.download import Download, HttpArchive
+from guie_datasets.fetching.download import Download, HttpArchive, HttpFile
 
 GONE = "http://no-such-host.invalid"
 
@@ -31,17 +31,25 @@ class Cats:
     downloads: ClassVar[tuple[Download, ...]] = (HttpArchive(f"{GONE}/cats.zip", "cats"),)
 
 
+class Bees:
+    downloads: ClassVar[tuple[Download, ...]] = (
+        HttpArchive(f"{GONE}/birds.zip", "birds", holds="images/*"),
+        HttpFile(f"{GONE}/names.json", "birds/names.json", optional=True),
+    )
+
+
 class Own:
     pass
 
 
-CLASSES = {"birds": Birds, "cats": Cats}
+CLASSES = {"birds": Birds, "cats": Cats, "bees": Bees}
 
 
 ORIGIN = Origin("https://example.org/birds", size="2 images", commercial=False)
 OWNER = Owner("birds", "guie-birds", "1.2")
 ENTRIES = {
     "birds": Entry("birds", "birds.sets:Birds", "Birds of the park", "CC-BY-NC-4.0", ORIGIN, owner=OWNER),
+    "bees": Entry("bees", "birds.sets:Bees", "Bees of the park", "MIT", ORIGIN, owner=OWNER),
     "own": Entry("own", "birds.sets:Own", "Your own images", owner=Owner("datasets", "guie-datasets", "0.1.0")),
     "dark": Entry("dark", "birds.sets:Own", "Somebody's", owner=OWNER),
     "packed": Entry("packed", "birds.sets:Own", "Comes along", "MIT", Origin("https://example.org"), owner=OWNER),
@@ -143,6 +151,14 @@ def test_the_named_sets_say_what_they_are_fetched_as(name: str, monkeypatch: pyt
     downloads = lookup("datasets", name).load().downloads
     assert downloads
     assert all(isinstance(each, Download) and each.page.startswith("https://") for each in downloads)
+
+
+def test_what_a_set_can_do_without_is_told_where_it_is_not_to_be_had(tmp_path: Path) -> None:
+    hand_over(tmp_path / "data")
+    result = run("bees")
+    assert result.exit_code == 0, result.exception
+    assert "not fetched: names.json, which the data set can do without." in result.output
+    assert result.output.splitlines()[-1] == "Next: guie data prepare bees"
 
 
 def test_a_wrong_name_and_no_name() -> None:

@@ -26,6 +26,12 @@ from .rows import Dataset as Dataset
 from .rows import ImageRef as ImageRef
 from .rows import LeftOut as LeftOut
 from .rows import Row as Row
+from .samplers import CategoryShares as CategoryShares
+from .samplers import ClassBalanced as ClassBalanced
+from .samplers import MPerClass as MPerClass
+from .samplers import RoundRobinSources as RoundRobinSources
+from .samplers import Sampler as Sampler
+from .samplers import Shuffled as Shuffled
 from .sets.folders import ClassFolders as ClassFolders
 from .sets.food101 import Food101 as Food101
 from .sets.glr2021 import GLR2021 as GLR2021
@@ -36,12 +42,6 @@ from .sets.tables import Table as Table
 from .sets.tfrecords import TFRecordDataset as TFRecordDataset
 from .sets.universal130k import Universal130k as Universal130k
 from .sets.webdataset import WebDataset as WebDataset
-from .samplers import CategoryShares as CategoryShares
-from .samplers import ClassBalanced as ClassBalanced
-from .samplers import MPerClass as MPerClass
-from .samplers import RoundRobinSources as RoundRobinSources
-from .samplers import Sampler as Sampler
-from .samplers import Shuffled as Shuffled
 from .splits import HoldOutClasses as HoldOutClasses
 from .splits import Split as Split
 from .splits import StratifiedImages as StratifiedImages

@@ -47,7 +47,8 @@ class Download(ABC):
 
     Places are relative to the data folder and written with "/". What is in its place is not fetched again.
 
-    page: where a person can get it; default its address. size: its bytes, 0 where not known.
+    page: where a person can get it; default its address. size: its bytes, 0 where not known. optional: the data set can
+    be used without it, so that it's told, and no error, when it can't be had.
 
     Raises:
         ValueError: a place outside the data folder, or an address that is none.
@@ -55,6 +56,7 @@ class Download(ABC):
 
     page: str = ""
     size: int = 0
+    optional: bool = False
 
     @property
     @abstractmethod
@@ -283,6 +285,9 @@ def fetch(
                 try:
                     download.bring(path)
                 except _http.Unreachable as error:
+                    if download.optional:
+                        yield f"not fetched: {download.file}, which the data set can do without. {error}"
+                        continue
                     raise GuieError(f"{error}\n{by_hand(downloads, folder, command)}") from None
             digests = _check(download, path, handed)
             how = f"found in {shown(path.parent)}" if handed else "fetched"

@@ -58,6 +58,7 @@ class GPR1200(Dataset):
             f"https://raw.githubusercontent.com/Visual-Computing/GPR1200/main/{_TEXTS}",
             f"GPR1200/GPR1200/{_TEXTS}",
             page="https://github.com/Visual-Computing/GPR1200",
+            optional=True,
         ),
     )
 
