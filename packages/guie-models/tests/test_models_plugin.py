@@ -36,6 +36,8 @@ def test_every_kind_and_name() -> None:
         ("optimizers", "SAM"),
         ("optimizers", "ASAM"),
         ("optimizers", "AdamW"),
+        ("optimizers", "Adam"),
+        ("optimizers", "SGD"),
         ("exporters", "TorchScript"),
         ("exporters", "Onnx"),
         ("exporters", "Program"),

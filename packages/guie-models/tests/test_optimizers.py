@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import copy
 import functools
+import inspect
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,6 +185,78 @@ def test_a_stale_perturbation_is_subtracted_where_it_is_asked_for(tmp_path: Path
         torch.testing.assert_close(found, weight - stale - 0.5 * gradient)
 
 
+def test_a_stale_perturbation_belongs_to_its_parameter() -> None:
+    """Other parameters have gradients in the infinite pass than had at the last ascent."""
+    first, second, late = (nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(3))
+    sam = SAM(
+        [first, second, late], base=functools.partial(torch.optim.SGD, lr=0.5), rho=2**0.5 * 2, infinite="stale"
+    )  # the gradient being even, the ascent is sqrt(2) on each of four values
+
+    def once() -> Tensor:
+        return _backward((first + second).sum() * 2**0.5)
+
+    passes = iter([math.inf, 1.0])
+    sam.step(once)
+    before = second.detach().clone()
+    perturbation = sam.state_dict()["sam"]["perturbation"]
+    assert perturbation[2] is None
+    torch.testing.assert_close(perturbation[1], torch.full_like(before, 2**0.5))
+    sam.step(lambda: _backward((second + late).sum() * next(passes)))
+    torch.testing.assert_close(second.detach(), before - 2**0.5 - 0.5)
+    torch.testing.assert_close(late.detach(), torch.full_like(before, 0.5))
+    torch.testing.assert_close(first.detach(), torch.full_like(before, 1 - 0.5 * 2**0.5))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copy_goes_on_as_the_original_would(copied: Callable[[Any], Any]) -> None:
+    problem = Problem()
+    sam = ASAM(problem.parameters(), base=ADAMW, rho=0.1, max_norm=1.0, eta=0.02, infinite="stale")
+    sam.step(problem.closure)
+    other, twin = copied((problem, sam))
+    assert (twin.rho, twin.max_norm, twin.eta, twin.adaptive, twin.infinite) == (0.1, 1.0, 0.02, True, "stale")
+    assert twin.param_groups is twin.base.param_groups
+    assert twin.state is twin.base.state
+    assert twin.base is not sam.base
+    for factors in ([], [math.inf], []):
+        for of, optimizer in ((problem, sam), (other, twin)):
+            of.factors = list(factors)
+            optimizer.step(of.closure)
+    assert same(problem.weights(), other.weights())
+
+
+def test_sparse_gradients_are_refused_and_change_nothing() -> None:
+    table = nn.Embedding(5, 2, sparse=True)
+    before = table.weight.detach().clone()
+    for sam in (SAM(table.parameters(), base=dict(type="SGD", lr=0.1)), ASAM(table.parameters())):
+        with pytest.raises(UsageError, match="sparse"):
+            sam.step(lambda: _backward(table(torch.tensor([1, 3])).sum()))
+    assert torch.equal(table.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("base", "plain"),
+    [
+        (dict(type="SGD", lr=0.1, momentum=0.9), functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)),
+        (dict(type="Adam", lr=0.1), functools.partial(torch.optim.Adam, lr=0.1)),
+    ],
+)
+def test_the_places_base_optimizers_have_names(base: dict[str, Any], plain: Callable[..., Any]) -> None:
+    first, second = Problem(), Problem()
+    one, other = SAM(first.parameters(), base=base), SAM(second.parameters(), base=plain)
+    for _ in range(3):
+        one.step(first.closure)
+        other.step(second.closure)
+    assert same(first.weights(), second.weights())
+
+
+def test_options_have_names() -> None:
+    """SAM's and ASAM's are the same, and by name alone: an order that differed would be taken for the other's."""
+    arguments = [inspect.signature(cls).parameters for cls in (SAM, ASAM)]
+    assert [name for name in arguments[0] if name != "adaptive"] == list(arguments[1])
+    for parameters in arguments:
+        assert all(p.kind is p.KEYWORD_ONLY for name, p in parameters.items() if name not in ("params", "base"))
+
+
 def test_an_error_in_the_second_pass_leaves_the_weights() -> None:
     problem = Problem()
     sam = SAM(problem.parameters(), base=ADAMW)
@@ -298,7 +373,7 @@ def test_wrong_use() -> None:
         SAM(parameters, base=ADAMW, max_norm=0)
     with pytest.raises(UsageError, match="other parameters"):
         SAM(parameters, base=torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1))
-    with pytest.raises(UsageError, match="Did you mean AdamW"):
+    with pytest.raises(UsageError, match=r"Did you mean Adam .* or AdamW"):
         SAM(parameters, base=dict(type="AdamV"))
     with pytest.raises(UsageError, match="weight_dekay"):
         SAM(parameters, base=dict(type="AdamW", weight_dekay=0.1))

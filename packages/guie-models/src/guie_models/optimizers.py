@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -15,6 +15,8 @@ Base = Mapping[str, Any] | Optimizer | Callable[..., Optimizer]
 
 ADAMW: Mapping[str, Any] = {"type": "AdamW", "lr": 1e-2, "weight_decay": 0.1}
 """The recipe's base optimiser."""
+
+OWN = ("base", "rho", "max_norm", "adaptive", "eta", "infinite", "_perturbation", "skipped", "last_step_skipped")
 
 
 class SAM(Optimizer):
@@ -47,6 +49,7 @@ class SAM(Optimizer):
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
         base: Annotated[Base, Slot("optimizers", provides=("params",))] = ADAMW,
+        *,
         rho: float = 0.05,
         max_norm: float | None = None,
         adaptive: bool = False,
@@ -67,7 +70,8 @@ class SAM(Optimizer):
         self.adaptive = adaptive
         self.eta = eta
         self.infinite = infinite
-        self._perturbation: list[Tensor] = []  # of the last finite first pass, where infinite is "stale"
+        # of the last finite first pass, by parameter, where infinite is "stale"
+        self._perturbation: dict[Tensor, Tensor] = {}
         self.skipped = 0
         self.last_step_skipped = False
         self._share()
@@ -102,12 +106,12 @@ class SAM(Optimizer):
                     ascent = cast(Tensor, parameter.grad) * length
                     parameter.add_(ascent.mul_(parameter.abs() + self.eta) if self.adaptive else ascent)
                 if ascend and self.infinite == "stale":
-                    self._perturbation = [p.detach() - w for p, w in zip(parameters, weights, strict=True)]
+                    self._perturbation = {p: p.detach() - w for p, w in zip(parameters, weights, strict=True)}
                 self._gradients(closure)
             finally:
                 for parameter, weight in zip(parameters, weights, strict=True):
                     parameter.copy_(weight)
-            self.last_step_skipped = not self._descend(grad_scale, [] if ascend else self._perturbation)
+            self.last_step_skipped = not self._descend(grad_scale, {} if ascend else self._perturbation)
         self.skipped += self.last_step_skipped
         return loss
 
@@ -115,7 +119,7 @@ class SAM(Optimizer):
         """The base's state dictionary, and under "sam" the count of skipped steps (and the perturbation)."""
         own: dict[str, Any] = {"skipped": self.skipped}
         if self._perturbation:
-            own["perturbation"] = self._perturbation
+            own["perturbation"] = [self._perturbation.get(parameter) for parameter in self._parameters()]
         return {**self.base.state_dict(), "sam": own}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -129,10 +133,16 @@ class SAM(Optimizer):
                 f"SAM: this state belongs to an optimiser of other parameters or of another kind: {error}"
             ) from error
         self.skipped = int(own.get("skipped", 0))
-        devices = [parameter.device for group in self.base.param_groups for parameter in group["params"]]
-        kept = own.get("perturbation", ())
-        self._perturbation = [tensor.to(device) for tensor, device in zip(kept, devices, strict=False)]
+        self._perturbation = {
+            parameter: kept.to(parameter.device)
+            for parameter, kept in zip(self._parameters(), own.get("perturbation", ()), strict=False)
+            if kept is not None
+        }
         self._share()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch copies and pickles defaults, state and groups alone
+        return {**super().__getstate__(), **{name: self.__dict__[name] for name in OWN}}
 
     def _share(self) -> None:
         # the very objects, so that whoever changes one changes the other
@@ -145,9 +155,18 @@ class SAM(Optimizer):
             return closure().detach()
 
     def _with_gradients(self) -> list[Tensor]:
-        return [parameter for group in self.param_groups for parameter in group["params"] if parameter.grad is not None]
+        found = [parameter for parameter in self._parameters() if parameter.grad is not None]
+        if any(cast(Tensor, parameter.grad).layout != torch.strided for parameter in found):
+            raise UsageError(
+                "SAM needs whole gradients, and a parameter's is sparse. Embeddings and the softmax of a loss give"
+                " such where they have sparse=True; leave that out, or use the base optimiser alone."
+            )
+        return found
 
-    def _descend(self, grad_scale: float, stale: list[Tensor]) -> bool:
+    def _parameters(self) -> Iterator[Tensor]:
+        return (parameter for group in self.param_groups for parameter in group["params"])
+
+    def _descend(self, grad_scale: float, stale: Mapping[Tensor, Tensor]) -> bool:
         """The base's step from the weights less `stale`; False where the gradients at hand are not finite."""
         parameters = self._with_gradients()
         norm = _norm(parameters) / grad_scale
@@ -159,9 +178,9 @@ class SAM(Optimizer):
         if grad_scale != 1.0 or self.max_norm is not None:
             for parameter in parameters:
                 cast(Tensor, parameter.grad).mul_(factor)
-        if stale:
-            for parameter, perturbation in zip(parameters, stale, strict=True):
-                parameter.sub_(perturbation)
+        for parameter in parameters:
+            if parameter in stale:
+                parameter.sub_(stale[parameter])
         self.base.step()
         return True
 
@@ -173,11 +192,13 @@ class ASAM(SAM):
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
         base: Annotated[Base, Slot("optimizers", provides=("params",))] = ADAMW,
+        *,
         rho: float = 0.5,
-        eta: float = 0.01,
         max_norm: float | None = None,
+        eta: float = 0.01,
+        infinite: Literal["skip", "stale"] = "skip",
     ) -> None:
-        super().__init__(params, base, rho, max_norm, adaptive=True, eta=eta)
+        super().__init__(params, base, rho=rho, max_norm=max_norm, adaptive=True, eta=eta, infinite=infinite)
 
 
 def _norm(parameters: list[Tensor]) -> Tensor:

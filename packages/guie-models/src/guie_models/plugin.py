@@ -81,6 +81,8 @@ def guie_optimizers() -> list[Entry]:
         Entry("SAM", "guie_models.optimizers:SAM", "Sharpness-aware minimisation around another optimiser"),
         Entry("ASAM", "guie_models.optimizers:ASAM", "SAM whose ascent does not depend on the weights' scale"),
         Entry("AdamW", "torch.optim:AdamW", "Adam with decoupled weight decay"),
+        Entry("Adam", "torch.optim:Adam", "Adam, weight decay as part of the gradient (3rd, 10th place)"),
+        Entry("SGD", "torch.optim:SGD", "Stochastic gradient descent, with momentum if asked (1st place)"),
     ]
 
 
