@@ -14,11 +14,13 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from PIL import Image
 from torch import Tensor
 
 from guie_core import GuieError, UsageError, build
 from guie_models.backbones import Backbone, OpenClipBackbone, TimmBackbone
 from guie_models.backbones.open_clip import LICENCES
+from guie_models.backbones.timm import _view
 from guie_models.backbones.weights import fingerprint, hub, load_matching, local_file, read_state, state_digest
 from guie_models.views import Squash
 
@@ -187,6 +189,16 @@ def test_files_that_are_not_there_or_not_weights(tmp_path: Path) -> None:
         local_file("package:no_such_weights", "here")
     with pytest.raises(GuieError, match="the package json holds 0 files of weights"):
         local_file("package:json", "here")
+
+
+def test_a_package_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "guie_trap").mkdir()
+    (tmp_path / "guie_trap" / "__init__.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match="'guie_trap.weights' is no name of a package; such a name has no dots"):
+        local_file("package:guie_trap.weights", "here")
+    with pytest.raises(GuieError, match="the package guie_trap holds 0 files"):
+        local_file("package:guie_trap", "here")
 
 
 def test_a_package_with_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -549,7 +561,6 @@ def test_concatenation_gives_each_backbone_what_it_expects(photos: list[Tensor])
 
 def test_the_view_is_the_models_own(photos: list[Tensor]) -> None:
     """As timm's own transform of its data configuration, but that Pillow rounds to whole numbers in between."""
-    from PIL import Image
     from timm.data import create_transform, resolve_model_data_config
 
     for name in ("test_vit", "tf_efficientnet_lite0"):
@@ -563,7 +574,37 @@ def test_the_view_is_the_models_own(photos: list[Tensor]) -> None:
                 assert float((view(photo) - wanted).abs().mean()) < 0.02
 
 
+@pytest.mark.parametrize("name", ["dm_nfnet_f0.dm_in1k", "volo_d4_448.sail_in1k"])
+def test_the_view_crops_or_pads_after_the_resize_as_timm_does(name: str, photos: list[Tensor]) -> None:
+    """Squashed to more than is shown (213 px of which 192), and a part above 1 (390 px in 448, zeros around)."""
+    from timm.data import create_transform
+    from timm.data.config import resolve_data_config
+
+    config = resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+    data = {"size": config["input_size"][-1], "mean": config["mean"], "std": config["std"]}
+    view = build("views", _view(config), **data)
+    assert f"part={config['crop_pct']}" in repr(view)
+    transform: Any = create_transform(**config, is_training=False)
+    compared = 0
+    for photo in photos:
+        if min(photo.shape[1:]) > 60:
+            wanted = transform(Image.fromarray(photo.permute(1, 2, 0).numpy()))
+            assert float((view(photo) - wanted).abs().mean()) < 0.02
+            compared += 1
+    assert compared >= 2
+
+
 def test_licences_of_open_clips_weights() -> None:
     tags = {tag for _, tag in open_clip.list_pretrained()}
     known = [tag for tag in tags if any(tag.startswith(start) for start in LICENCES)]
     assert {"laion2b_s32b_b79k", "openai", "webli", "dfn5b", "metaclip_fullcc"} <= set(known)
+
+
+def test_mobileclips_licence_is_apples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its tags begin as those of DataComp's own models, which are MIT."""
+    told = {}
+    for name in ("MobileCLIP-S1/datacompdr", "MobileCLIP-B/datacompdr_lt", "ViT-B-32/datacomp_m_s128m_b4k"):
+        monkeypatch.setattr("guie_models.backbones.open_clip._file", lambda *_: None)
+        told[name.partition("/")[2]] = OpenClipBackbone(name).licence
+    apples = "LicenseRef-Apple-AMLR"
+    assert told == {"datacompdr": apples, "datacompdr_lt": apples, "datacomp_m_s128m_b4k": "MIT"}

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 import guie_models
 from guie_core import GuieError
 from guie_models.augmentation import SwitchedAugmentation
-from guie_models.backbones import OpenClipBackbone, TimmBackbone
+from guie_models.backbones import Concatenated, OpenClipBackbone, TimmBackbone
 from guie_models.embedder import Embedder
 from guie_models.exporters import Safetensors
 from guie_models.heads import PCA, BatchNormLinear, Linear
@@ -110,5 +112,93 @@ def test_files_that_do_not_fit(embedder: Embedder, tmp_path: Path) -> None:
     save_file(tensors, path, {"guie.embedder": json.dumps({k: v for k, v in about.items() if k != "head"})})
     with pytest.raises(GuieError, match="lacks 'head'"):
         load(path)
-    with pytest.raises(GuieError, match="BatchNormLinaer"):
+    with pytest.raises(GuieError, match=r"e\.safetensors: (.|\n)*BatchNormLinaer"):
         load(written({"head": about["head"] | {"type": "BatchNormLinaer"}}, tensors))
+    with pytest.raises(GuieError, match=r"head\.linear\.weight \[16, 67\] int64, wanted \[16, 67\]"):
+        load(written({}, tensors | {"head.linear.weight": tensors["head.linear.weight"].long()}))
+    with pytest.raises(GuieError, match=r"num_batches_tracked \[\], wanted \[\] int64"):
+        load(written({}, tensors | {"head.norm.num_batches_tracked": torch.tensor(1.5)}))
+
+
+@pytest.fixture
+def rewrite(embedder: Embedder, tmp_path: Path) -> Any:
+    """rewrite(**changed): the file of `embedder`, with entries of its description replaced."""
+    path = tmp_path / "e.safetensors"
+    save(embedder, path)
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["guie.embedder"])
+    tensors = load_file(path)
+
+    def written(whole: Any = None, **changed: Any) -> Path:
+        save_file(tensors, path, {"guie.embedder": json.dumps(about | changed if whole is None else whole)})
+        return path
+
+    return written
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("weights", ["hub", "package:guie_trap.x", "package:guie_trap", "file:/etc/hostname"])
+def test_a_file_names_no_other_weights(
+    rewrite: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str, nested: bool
+) -> None:
+    (tmp_path / "guie_trap.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    backbone: dict[str, Any] = {"type": "timm/test_vit", "weights": weights}
+    if nested:
+        backbone = {"type": "concat", "backbones": [{"type": "concat", "backbones": [backbone]}]}
+    with pytest.raises(GuieError, match=r"e\.safetensors: backbone: it names weights"):
+        load(rewrite(backbone=backbone))
+
+
+@torch.no_grad()
+def test_several_backbones_are_loaded_without_asking_for_weights(photos: list[Tensor], tmp_path: Path) -> None:
+    inner = {"type": "concat", "backbones": [{"type": "timm/test_vit", "weights": "none"}]}
+    both = Concatenated([inner, {"type": "timm/test_resnet", "weights": "none"}])
+    embedder = Embedder(both, Linear(both.features, 4), Squash(both.image_size, both.mean, both.std))
+    save(embedder, tmp_path / "e.safetensors")
+    assert torch.equal(load(tmp_path / "e.safetensors").embed(photos[:3]), embedder.embed(photos[:3]))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"whole": []}, "'guie.embedder' is no JSON object"),
+        ({"whole": "x"}, "'guie.embedder' is no JSON object"),
+        ({"head": None}, "head: expects dict"),
+        ({"head": {"type": "Linear", "in_features": 64, "out_features": "x"}}, "head.out_features"),
+        ({"head": {"type": "Linear", "in_features": 64, "out_features": 10**12}}, r"head.out_features: 1e\+12 is more"),
+        ({"head": {"type": "Linear", "in_features": 64, "out_features": 30_000}}, r"wanted \[30000, 64\]"),
+        ({"head": {"type": "ParallelLinears", "in_features": 64, "linears": 10**9}}, r"head.linears: 1e\+09 is more"),
+        ({"backbone": []}, "backbone: expects dict"),
+        ({"backbone_about": [1]}, "backbone_about: it has mean, std, licence and digest"),
+        ({"backbone_about": {"network": None}}, "backbone_about: it has mean, std, licence and digest"),
+        (
+            {"backbone_about": {"mean": [1, 2, "x"], "std": [1, 1, 1], "licence": "", "digest": ""}},
+            "backbone_about: no embedder's can be made of it: ValueError",
+        ),
+        (
+            {"backbone_about": {"mean": 5, "std": [1, 1, 1], "licence": "", "digest": ""}},
+            "backbone_about: mean has three numbers",
+        ),
+        ({"augmentation": {"size": "x"}}, "augmentation: no embedder's can be made of it: TypeError"),
+        ({"augmentation": [1]}, "augmentation: no embedder's can be made of it: TypeError"),
+        ({"classifier": "Linear"}, "classifier: expects dict"),
+        ({"view": {"type": "Squash", "size": 96, "mean": [0, 0], "std": [1, 1, 1]}}, "view: mean of a view has 2"),
+    ],
+)
+def test_descriptions_that_are_none(rewrite: Any, changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(GuieError, match=rf"e\.safetensors: (.|\n)*{said}"):
+        load(rewrite(**changed))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_precision_is_kept(embedder: Embedder, tmp_path: Path, dtype: torch.dtype) -> None:
+    cast = copy.deepcopy(embedder)
+    cast.backbone.to(dtype)
+    save(cast, tmp_path / "e.safetensors")
+    again = load(tmp_path / "e.safetensors")
+    for name, value in cast.state_dict().items():
+        assert again.state_dict()[name].dtype == value.dtype
+        assert torch.equal(again.state_dict()[name], value), name
+    assert not any(parameter.requires_grad for parameter in again.backbone.parameters())

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from guie_core import Config, GuieError, build
+from guie_core import Config, ExperimentError, GuieError, build
 from guie_core.files import atomic_write
 from guie_core.plugins import plugins
 from guie_core.signature import signature
@@ -58,18 +60,26 @@ class Design:
         )
 
     def build(self) -> Embedder:
-        """The embedder, its weights yet to be loaded. Raises GuieError for a component that isn't installed."""
-        backbone: Backbone = build("backbones", self.backbone, where="backbone", weights="none")
-        for name, value in self.backbone_about.items():
-            setattr(backbone, name, tuple(value) if isinstance(value, list) else value)
-        view = build("views", self.view, where="view")
-        return Embedder(
-            backbone,
-            build("heads", self.head, where="head"),
-            view,
-            None if self.augmentation is None else SwitchedAugmentation(**self.augmentation),
-            None if self.classifier is None else build("heads", self.classifier, where="classifier"),
-        )
+        """The embedder, its weights yet to be loaded. Raises GuieError, which names the entry, for a component that
+        isn't installed or can't be built from its arguments."""
+        if any(value != "none" for value in _weights(self.backbone)):
+            # they are in the file; a source of others would be opened, or fetched, because a file says so
+            raise GuieError("backbone: it names weights, which the description of an embedder never does")
+        with _entry("backbone"):
+            backbone: Backbone = build("backbones", self.backbone, where="backbone", weights="none")
+        with _entry("backbone_about"):
+            for name, value in _about(self.backbone_about).items():
+                setattr(backbone, name, value)
+        with _entry("view"):
+            view = build("views", self.view, where="view")
+        with _entry("head"):
+            head = build("heads", self.head, where="head")
+        with _entry("classifier"):
+            classifier = None if self.classifier is None else build("heads", self.classifier, where="classifier")
+        with _entry("augmentation"):
+            augmentation = None if self.augmentation is None else SwitchedAugmentation(**self.augmentation)
+        with _entry("its parts together"):
+            return Embedder(backbone, head, view, augmentation, classifier)
 
 
 def save(embedder: Embedder, path: str | Path, categories: tuple[str, ...] = ()) -> None:
@@ -92,10 +102,13 @@ def save(embedder: Embedder, path: str | Path, categories: tuple[str, ...] = ())
 
 
 def load(path: str | Path) -> Embedder:
-    """The embedder of a file that `save` or the exporter Safetensors wrote, on the CPU, in evaluation mode.
+    """The embedder of a file that `save` or the exporter Safetensors wrote, on the CPU, in evaluation mode, in the
+    dtypes that it was saved in.
 
-    Raises GuieError: no such file, not an embedder of guie's or one of a newer guie, damaged, a component that isn't
-    installed, or tensors that don't fit (names and shapes are told, and nothing is returned half loaded).
+    A file from a stranger may be loaded: it chooses among the components that are installed, and neither imports
+    anything else nor opens another file. Raises GuieError: no such file, not an embedder of guie's or one of a newer
+    guie, damaged, a component that isn't installed, or tensors that don't fit (names, shapes and types are told, and
+    nothing is returned half loaded).
     """
     path = Path(path).expanduser()
     about, tensors = _read(path)
@@ -103,20 +116,97 @@ def load(path: str | Path) -> Embedder:
         design = Design(**{name: about[name] for name in Design.__slots__})
     except KeyError as error:
         raise GuieError(f"{path}: the description of the embedder lacks {error}. Export it again") from error
-    embedder = design.build()
-    wanted = embedder.state_dict()
-    wrong = [name for name in wanted if name not in tensors or tensors[name].shape != wanted[name].shape]
-    wrong += [name for name in tensors if name not in wanted]
+    try:
+        _compare(_heads(design, tensors), tensors, about, ("head.", "classifier."))
+        embedder = design.build()
+        _compare(embedder.state_dict(), tensors, about)
+    except GuieError as error:
+        raise GuieError(f"{path}: {error}") from error
+    embedder.load_state_dict(tensors, assign=True)  # so that what was saved in half precision stays so
+    return embedder.eval()
+
+
+def _compare(
+    wanted: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    about: Mapping[str, Any],
+    start: str | tuple[str, ...] = "",
+) -> None:
+    """Raises GuieError unless `tensors` are the wanted ones, by name, shape and kind of number; of those whose names
+    begin with one of `start`."""
+    there = {name: tensor for name, tensor in tensors.items() if name.startswith(start)}
+    wrong = [name for name, tensor in wanted.items() if name not in there or not _alike(there[name], tensor)]
+    wrong += [name for name in there if name not in wanted]
     if wrong:
         shown = ", ".join(
-            f"{name} {_shape(tensors.get(name))}, wanted {_shape(wanted.get(name))}" for name in wrong[:4]
+            f"{_name(name)} {_shape(there.get(name))}, wanted {_shape(wanted.get(name))}" for name in wrong[:4]
         )
         raise GuieError(
-            f"{path}: {len(wrong)} of its tensors don't fit the components that are installed: {shown}. It was written"
-            f" with guie-models {about.get('guie-models', '?')}; this is {version('guie-models')}"
+            f"{len(wrong)} of its tensors don't fit the components that are installed: {shown}. It was written"
+            f" with guie-models {_name(about.get('guie-models', '?'))}; this is {version('guie-models')}"
         )
-    embedder.load_state_dict(tensors)
-    return embedder.eval()
+
+
+def _heads(design: Design, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that head and classifier would have, by their names in the embedder; no memory is taken for them,
+    since a description can ask for any amount."""
+    wanted = {}
+    values = sum(tensor.numel() for tensor in tensors.values())
+    parts: dict[str, Any] = {"head": design.head}
+    if design.classifier is not None:
+        parts["classifier"] = design.classifier
+    for entry, config in parts.items():
+        if isinstance(config, Mapping):
+            for name, value in config.items():
+                if isinstance(value, int) and value > values:  # layers too are counted by such numbers
+                    raise GuieError(f"{entry}.{_name(name)}: {value:.3g} is more than the {values:,} values it holds")
+        try:
+            with torch.device("meta"):
+                part = build("heads", config, where=entry)
+        except GuieError:
+            raise
+        except Exception:  # one that can't be built without numbers: the whole is compared, when it is built
+            wanted.update({name: tensor for name, tensor in tensors.items() if name.startswith(f"{entry}.")})
+            continue
+        wanted.update({f"{entry}.{name}": tensor for name, tensor in part.state_dict().items()})
+    return wanted
+
+
+@contextlib.contextmanager
+def _entry(name: str) -> Iterator[None]:
+    """Around what is built from an entry of a description: whatever it leads to becomes a GuieError that names it."""
+    try:
+        yield
+    except ExperimentError:  # it names the place itself
+        raise
+    except GuieError as error:
+        raise GuieError(f"{name}: {error}") from error
+    except Exception as error:  # a description may hold anything
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise GuieError(f"{name}: no embedder's can be made of it: {type(error).__name__}: {reason}") from error
+
+
+def _weights(config: Any) -> Iterator[Any]:
+    """Every value of a key "weights" in `config`, at any depth: backbones may hold others."""
+    pending = [config]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Mapping):
+            yield from (value["weights"] for _ in range("weights" in value))
+            pending += value.values()
+        elif isinstance(value, list | tuple):
+            pending += value
+
+
+def _about(about: Any) -> dict[str, Any]:
+    """What is known of the backbone's weights, checked: it becomes attributes."""
+    if not isinstance(about, Mapping) or set(about) != {"mean", "std", "licence", "digest"}:
+        raise GuieError("it has mean, std, licence and digest, and nothing else")
+    for name in ("mean", "std"):
+        if not isinstance(about[name], list | tuple) or len(about[name]) != 3:
+            raise GuieError(f"{name} has three numbers")
+    numbers = {name: tuple(float(value) for value in about[name]) for name in ("mean", "std")}
+    return {**numbers, "licence": str(about["licence"]), "digest": str(about["digest"])}
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -129,17 +219,35 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             if _KEY not in metadata:
                 raise GuieError(f"{path}: tensors, but no embedder of guie's; weights of a backbone are 'file:{path}'")
-            about: dict[str, Any] = json.loads(metadata[_KEY])
+            about: Any = json.loads(metadata[_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise GuieError(f"{path}: not a safetensors file, or a damaged one: {error}") from error
+    if not isinstance(about, dict):
+        raise GuieError(f"{path}: its description {_KEY!r} is no JSON object. Export it again")
     if about.get("format") != FORMAT:
         raise GuieError(f"{path}: an embedder of format {about.get('format')}; this guie-models reads {FORMAT}")
     return about, tensors
 
 
+def _alike(found: Tensor, wanted: Tensor) -> bool:
+    """Of one shape, and both of real numbers (of whatever precision), or of one other type."""
+    if found.shape != wanted.shape:
+        return False
+    floating = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return found.dtype in floating if wanted.is_floating_point() else found.dtype == wanted.dtype
+
+
 def _shape(tensor: Tensor | None) -> str:
-    return "absent" if tensor is None else str(list(tensor.shape))
+    if tensor is None:
+        return "absent"
+    plain = tensor.dtype == torch.float32
+    return f"{list(tensor.shape)}" if plain else f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _name(text: Any) -> str:
+    """A name out of a file, for a message: what can't be printed is escaped."""
+    return str(text) if str(text).isprintable() else repr(text)
 
 
 def _config(kind: str, part: nn.Module) -> Config:

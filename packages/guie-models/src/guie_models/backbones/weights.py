@@ -49,6 +49,8 @@ def local_file(weights: str, where: str) -> Path:
         if not path.is_file():
             raise GuieError(f"{where}: the weights {path.absolute()} are not a file. Correct weights={weights!r}.")
         return path
+    if not rest.isidentifier():  # to look for "a.b" would import a
+        raise UsageError(f"{where}: weights={weights!r}: {rest!r} is no name of a package; such a name has no dots.")
     try:
         spec = importlib.util.find_spec(rest)
     except (ImportError, ValueError):
