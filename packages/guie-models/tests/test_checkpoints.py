@@ -3,7 +3,9 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import struct
 import sys
+import tracemalloc
 import types
 import zipfile
 from collections import OrderedDict
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from guie_core import GuieError
+from guie_models import checkpoints
 from guie_models.checkpoints import read_checkpoint
 
 DTYPES = [
@@ -223,6 +226,135 @@ def test_any_pickle_gives_tensors_or_an_error(tmp_path: Path, noise: bytes, seed
     except GuieError:
         return
     assert all(tensor.numel() <= 4 for tensor in found.tensors.values())
+
+
+def _tensor_of(key: bytes, count: int) -> bytes:
+    """The instructions that put a tensor [count] on the stack."""
+    number = bytes([count])
+    return b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x00" + (
+        key + b"X\x03\x00\x00\x00cpuK" + number + b"tQK\x00K" + number + b"\x85K\x01\x85\x89}tR"
+    )
+
+
+HEAD = b"\x80\x05}X\x01\x00\x00\x00w" + _tensor_of(b"0", 1)
+"""A dictionary, the key "w" and its tensor."""
+FUNCTION = b"ctorch._utils\n_rebuild_tensor_v2\n"
+ATTRIBUTES = b"(N}X\x0c\x00\x00\x00__defaults__K\x01K\x02\x86stb"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        # Tensor.__setstate__((another, 0, (2**40,), (0,))): a tensor of 4 TiB
+        HEAD + b"(" + _tensor_of(b"1", 1) + b"K\x00\x8a\x06" + (2**40).to_bytes(6, "little") + b"\x85K\x00\x85tbs.",
+        HEAD + b"s" + FUNCTION + ATTRIBUTES + b"0.",
+        HEAD + b"K\x00K\x05ss.",  # tensor[0] = 5
+        HEAD + b"(K\x00K\x05us.",
+        HEAD + b"K\x05as.",
+        HEAD + b"(K\x05es.",
+        HEAD + b"(K\x05\x90s.",
+    ],
+    ids=["BUILD a tensor", "BUILD a function", "SETITEM", "SETITEMS", "APPEND", "APPENDS", "ADDITEMS"],
+)
+def test_what_was_made_is_not_changed(tmp_path: Path, program: bytes) -> None:
+    path = _archive(tmp_path / "x.pt", program, {"0": FLOATS[:4], "1": FLOATS[:4]})
+    with pytest.raises(GuieError, match=r"x\.pt: its pickle changes a (Tensor|function) after it was made"):
+        read_checkpoint(path)
+    assert checkpoints._tensor.__defaults__ is None
+
+
+def test_the_program_of_that_test_is_read_where_it_changes_nothing(tmp_path: Path) -> None:
+    path = _archive(tmp_path / "x.pt", HEAD + b"s.", {"0": FLOATS[:4]})
+    assert read_checkpoint(path).tensors["w"].tolist() == [0.0]
+
+
+LENGTH = 2**30
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        b"\x96" + struct.pack("<Q", LENGTH),  # BYTEARRAY8
+        b"\x8e" + struct.pack("<Q", LENGTH),  # BINBYTES8
+        b"\x8d" + struct.pack("<Q", LENGTH),  # BINUNICODE8
+        b"\x8b" + struct.pack("<i", LENGTH),  # LONG4
+        b"\x95" + struct.pack("<Q", LENGTH),  # FRAME
+        b"T" + struct.pack("<i", LENGTH),  # BINSTRING
+        b"X" + struct.pack("<I", LENGTH),  # BINUNICODE
+        b"B" + struct.pack("<I", LENGTH),  # BINBYTES
+        b"Nr" + struct.pack("<I", LENGTH),  # LONG_BINPUT
+        b"Np1073741824\n",  # PUT
+        b"j" + struct.pack("<I", LENGTH),  # LONG_BINGET
+    ],
+)
+def test_a_few_bytes_do_not_ask_for_memory(tmp_path: Path, instruction: bytes) -> None:
+    path = _archive(tmp_path / "x.pt", b"\x80\x05" + instruction + b".", {})
+    tracemalloc.start()
+    try:
+        with pytest.raises(GuieError, match=r"x\.pt: "):
+            read_checkpoint(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+def test_byte_arrays_are_read(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(1), "data": bytearray(b"abc")}, tmp_path / "x.pt", pickle_protocol=5)
+    assert list(read_checkpoint(tmp_path / "x.pt").tensors) == ["weight"]
+
+
+@pytest.mark.parametrize("compressed", ["data.pkl", "data/0", "byteorder"])
+def test_compressed_members_are_not_unpacked(tmp_path: Path, compressed: str) -> None:
+    members = {"data.pkl": _tensor_program(0, (4,), (1,)), "data/0": FLOATS, "byteorder": b"little"}
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        for name, data in members.items():
+            kind = zipfile.ZIP_DEFLATED if name == compressed else zipfile.ZIP_STORED
+            archive.writestr(f"archive/{name}", data, kind)
+    with pytest.raises(GuieError, match=rf"x\.pt: archive/{compressed} is compressed, which no checkpoint"):
+        read_checkpoint(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("order", [b"big", b"", b"little" * 2**20])
+def test_the_other_byte_order(tmp_path: Path, order: bytes) -> None:
+    path = _archive(tmp_path / "x.pt", _tensor_program(0, (4,), (1,)), {"0": FLOATS})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/byteorder", order)
+    with pytest.raises(GuieError, match="it was written on a big-endian machine"):
+        read_checkpoint(path)
+
+
+def test_a_pickle_larger_than_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = _tensor_program(0, (4,), (1,))
+    path = _archive(tmp_path / "x.pt", program, {"0": FLOATS})
+    monkeypatch.setattr(checkpoints, "_PICKLE_BYTES", len(program))
+    assert len(read_checkpoint(path).tensors) == 1
+    monkeypatch.setattr(checkpoints, "_PICKLE_BYTES", len(program) - 1)
+    with pytest.raises(GuieError, match=rf"its pickle alone has {len(program)} bytes"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_mapped_or_not_the_tensors_are_the_same(tmp_path: Path, mmap: bool) -> None:
+    content = {str(dtype): torch.arange(5).to(dtype) for dtype in DTYPES} | {"part": torch.randn(40)[3:9]}
+    content["empty"] = torch.zeros(0)
+    torch.save(content, tmp_path / "x.pt")
+    before = (tmp_path / "x.pt").read_bytes()
+    found = read_checkpoint(tmp_path / "x.pt", mmap=mmap).tensors
+    for name, value in found.items():
+        assert torch.equal(value, content[name]), name
+    found["part"].fill_(7)
+    assert (tmp_path / "x.pt").read_bytes() == before
+    # members at any place, which torch does not write
+    path = _archive(tmp_path / "y.pt", _tensor_program(1, (3,), (1,)), {"0": FLOATS})
+    assert read_checkpoint(path, mmap=mmap).tensors["x"].tolist() == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_damaged_numbers_are_noticed(tmp_path: Path, mmap: bool) -> None:
+    path = _archive(tmp_path / "x.pt", _tensor_program(0, (4,), (1,)), {"0": FLOATS})
+    path.write_bytes(path.read_bytes().replace(FLOATS, FLOATS[:-1] + b"?"))
+    with pytest.raises(GuieError, match="Bad CRC-32"):
+        read_checkpoint(path, mmap=mmap)
 
 
 def test_taking_tensors_by_a_mapping(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import io
 import math
+import mmap as _mmap
 import pickle
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +38,7 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+_BLOCK_BYTES = 2**20
 _PICKLE_BYTES = 256 * 2**20  # of the program itself, tensors not counted: real ones have some kB
 
 
@@ -75,11 +78,12 @@ class Checkpoint:
         return found
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Checkpoint:
     """Reads a checkpoint of torch (the zip form, which torch.save writes since 1.6) or a safetensors file.
 
-    Tensors are on the CPU; those that share memory in the file share it here. Raises GuieError where the file is
-    missing, truncated, of torch's old form, or not a checkpoint at all.
+    Tensors are on the CPU; those that share memory in the file share it here. mmap: they stay in the file until they
+    are used, which must then not be written to while they live; for those who take a few of many. Raises GuieError
+    where the file is missing, truncated, of torch's old form, or not a checkpoint at all.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -99,7 +103,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         )
     try:
         with zipfile.ZipFile(path) as archive:
-            root, objects = _unpickled(archive)
+            root, objects = _unpickled(archive, mmap)
     except GuieError as error:
         raise GuieError(f"{path}: {error}") from error
     except Exception as error:  # what damaged bytes lead to is anything
@@ -122,8 +126,6 @@ class _Inert:
 
     def __init__(self, *arguments: Any, **named: Any) -> None: ...
 
-    def __setstate__(self, state: Any) -> None: ...
-
     def __setitem__(self, key: Any, value: Any) -> None: ...
 
     def __call__(self, *arguments: Any, **named: Any) -> _Inert:
@@ -142,25 +144,31 @@ class _Inert:
 class _Dict(dict[Any, Any]):
     """An OrderedDict, which keeps no attributes (state dictionaries have their metadata there)."""
 
-    def __setstate__(self, state: Any) -> None: ...
-
 
 @dataclass(frozen=True)
 class _Storage:
     data: Tensor  # [n], of the storage's dtype
 
 
-class _Unpickler(pickle._Unpickler):
+_Python: Any = pickle._Unpickler  # its instructions are no part of the types that are declared for it
+
+
+class _Unpickler(_Python):  # type: ignore[misc]
     """Follows a pickle; finds stand-ins for all names, and storages in `archive`.
 
     Python's own implementation and not the one in C, which a few bytes can make ask for gigabytes (LONG_BINPUT).
+    What changes an object on the stack is followed for containers and stand-ins alone: on a tensor or a function here
+    it would run their own methods (BUILD: Tensor.__setstate__), past every check of `_tensor`.
     """
 
-    def __init__(self, program: bytes, archive: zipfile.ZipFile, prefix: str) -> None:
+    dispatch: ClassVar[dict[int, Any]] = dict(_Python.dispatch)
+
+    def __init__(self, program: bytes, archive: zipfile.ZipFile, prefix: str, mmap: bool) -> None:
         super().__init__(io.BytesIO(program))
         self.objects: set[str] = set()
         self._archive, self._prefix = archive, prefix
         self._storages: dict[str, _Storage] = {}
+        self._mapped = _map(archive) if mmap else None
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "collections" and name == "OrderedDict":
@@ -178,14 +186,84 @@ class _Unpickler(pickle._Unpickler):
             raise GuieError(f"storage {key} is of a type that is not read")
         key = str(key)
         if key not in self._storages:
-            data = self._archive.read(f"{self._prefix}data/{key}")  # checked by the archive's CRC
             wanted = int(count) * dtype.itemsize
-            if len(data) != wanted:
-                raise GuieError(f"storage {key} has {len(data)} bytes, not {wanted}")
-            self._storages[key] = _Storage(
-                torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
-            )
+            member = _member(self._archive, f"{self._prefix}data/{key}")
+            if member.file_size != wanted:
+                raise GuieError(f"storage {key} has {member.file_size} bytes, not {wanted}")
+            self._storages[key] = _Storage(self._values(member, dtype))
         return self._storages[key]
+
+    def _values(self, member: zipfile.ZipInfo, dtype: torch.dtype) -> Tensor:
+        """The member's bytes as a tensor [n], checked by the archive's CRC."""
+        if member.file_size == 0:
+            return torch.empty(0, dtype=dtype)
+        data = None if self._mapped is not None else bytearray(member.file_size)
+        with self._archive.open(member) as stream:
+            done = 0
+            while block := stream.read(_BLOCK_BYTES):
+                if data is not None:
+                    data[done : done + len(block)] = block
+                done += len(block)
+        if done != member.file_size:
+            raise GuieError(f"{member.filename} has {done} bytes, not {member.file_size}")
+        if data is not None:
+            return torch.frombuffer(data, dtype=dtype)
+        assert self._mapped is not None
+        start = _start(self._mapped, member)
+        if start % dtype.itemsize:  # torch writes at multiples of 64; elsewhere vector instructions may fail
+            return torch.frombuffer(bytearray(self._mapped[start : start + done]), dtype=dtype)
+        return torch.frombuffer(self._mapped, dtype=dtype, count=done // dtype.itemsize, offset=start)
+
+    def _changed(self, item: Any, kinds: tuple[type, ...]) -> None:
+        if not isinstance(item, (_Inert, *kinds)):
+            raise GuieError(f"its pickle changes a {type(item).__name__} after it was made, which no checkpoint does")
+
+    def load_build(self) -> None:
+        self.stack.pop()  # the state, which nothing here keeps
+        self._changed(self.stack[-1], (_Dict,))
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+    def load_setitem(self) -> None:
+        self._changed(self.stack[-3], (dict,))
+        super().load_setitem()
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+
+    def load_setitems(self) -> None:
+        self._changed(self.metastack[-1][-1], (dict,))
+        super().load_setitems()
+
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+
+    def load_append(self) -> None:
+        self._changed(self.stack[-2], (list,))
+        super().load_append()
+
+    dispatch[pickle.APPEND[0]] = load_append
+
+    def load_appends(self) -> None:
+        self._changed(self.metastack[-1][-1], (list,))
+        super().load_appends()
+
+    dispatch[pickle.APPENDS[0]] = load_appends
+
+    def load_additems(self) -> None:
+        self._changed(self.metastack[-1][-1], (set,))
+        super().load_additems()
+
+    dispatch[pickle.ADDITEMS[0]] = load_additems
+
+    def load_bytearray8(self) -> None:
+        """Read, and then made: Python's own makes one of any length that is asked for. The other instructions with a
+        length read as much as there is, and those with an index keep a dictionary."""
+        (length,) = struct.unpack("<Q", self.read(8))
+        data = bytearray(self.read(length))
+        if len(data) != length:
+            raise GuieError(f"its pickle announces {length} bytes, of which {len(data)} are there")
+        self.append(data)
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *ignored: Any) -> Tensor:
@@ -208,7 +286,7 @@ def _parameter(data: Any, *ignored: Any) -> Any:
     return data
 
 
-def _unpickled(archive: zipfile.ZipFile) -> tuple[Any, set[str]]:
+def _unpickled(archive: zipfile.ZipFile, mmap: bool) -> tuple[Any, set[str]]:
     programs = [info for info in archive.infolist() if info.filename.rpartition("/")[2] == "data.pkl"]
     if len(programs) != 1:
         raise GuieError("a zip archive, but not a checkpoint of torch: it has no data.pkl")
@@ -216,10 +294,37 @@ def _unpickled(archive: zipfile.ZipFile) -> tuple[Any, set[str]]:
         raise GuieError(f"its pickle alone has {programs[0].file_size} bytes, far more than names and shapes need")
     prefix = programs[0].filename.removesuffix("data.pkl")
     byteorder = f"{prefix}byteorder"
-    if byteorder in archive.namelist() and archive.read(byteorder) != b"little":
-        raise GuieError("it was written on a big-endian machine; save it anew on a little-endian one")
-    unpickler = _Unpickler(archive.read(programs[0]), archive, prefix)
+    if byteorder in archive.namelist():
+        member = _member(archive, byteorder)
+        order = archive.read(member) if member.file_size <= 16 else b""
+        if order != b"little":
+            raise GuieError("it was written on a big-endian machine; save it anew on a little-endian one")
+    program = archive.read(_member(archive, programs[0].filename))
+    unpickler = _Unpickler(program, archive, prefix, mmap)
     return unpickler.load(), unpickler.objects
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    """A member as torch writes them: stored, and so no larger than the archive."""
+    member = archive.getinfo(name)
+    if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+        raise GuieError(f"{name} is compressed, which no checkpoint of torch is: a few kB could become any amount")
+    return member
+
+
+def _map(archive: zipfile.ZipFile) -> _mmap.mmap:
+    """The whole file, whose pages are read as they are used; what is written to them stays in memory."""
+    assert archive.fp is not None
+    return _mmap.mmap(archive.fp.fileno(), 0, access=_mmap.ACCESS_COPY)
+
+
+def _start(mapped: _mmap.mmap, member: zipfile.ZipInfo) -> int:
+    """Where the member's bytes begin: its local header's own lengths count, not those of the directory."""
+    name, extra = struct.unpack_from("<HH", mapped, member.header_offset + 26)
+    start: int = member.header_offset + 30 + name + extra
+    if start + member.file_size > len(mapped):
+        raise GuieError(f"{member.filename} reaches beyond the file")
+    return start
 
 
 def _flat(root: Any) -> Iterator[tuple[str, Any]]:
