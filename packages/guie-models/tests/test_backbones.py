@@ -195,7 +195,7 @@ def test_a_package_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "guie_trap").mkdir()
     (tmp_path / "guie_trap" / "__init__.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UsageError, match="'guie_trap.weights' is no name of a package; such a name has no dots"):
+    with pytest.raises(UsageError, match=r"'guie_trap\.weights' is no name of a package; such a name has no dots"):
         local_file("package:guie_trap.weights", "here")
     with pytest.raises(GuieError, match="the package guie_trap holds 0 files"):
         local_file("package:guie_trap", "here")
@@ -580,8 +580,9 @@ def test_the_view_crops_or_pads_after_the_resize_as_timm_does(name: str, photos:
     from timm.data import create_transform
     from timm.data.config import resolve_data_config
 
-    config = resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
-    data = {"size": config["input_size"][-1], "mean": config["mean"], "std": config["std"]}
+    published: Any = timm.get_pretrained_cfg(name)
+    config = resolve_data_config({}, pretrained_cfg=published.to_dict())
+    data: Any = {"size": config["input_size"][-1], "mean": config["mean"], "std": config["std"]}
     view = build("views", _view(config), **data)
     assert f"part={config['crop_pct']}" in repr(view)
     transform: Any = create_transform(**config, is_training=False)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from guie_core import UsageError
-from guie_models import _quiet
+from guie_models import _quiet, views
 from guie_models.views import CenterCrop, RandomSquareCrop, Squash, size_values
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+ROUNDING = {True: 5e-5, False: 1.5e-3}
+"""By antialias. Without it torch keeps places between pixels in float32: 1.1e-3 from itself in float64."""
 
 
 def normalised(pixels: Tensor) -> Tensor:
@@ -237,3 +242,102 @@ def test_center_crop_scripts_and_takes_any_shape(photos: list[Tensor]) -> None:
         torch.testing.assert_close(scripted(photo), view(photo))
     with pytest.raises(UsageError, match="part of a view is 0"):
         CenterCrop(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), part=0.0)
+
+
+@pytest.mark.parametrize("part", [1.0, 0.9, 1.15])
+def test_squash_crops_or_pads_after_the_resize(photos: list[Tensor], part: float) -> None:
+    view = Squash(64, MEAN, STD, part=part)
+    with _quiet.torchscript():
+        scripted = torch.jit.script(view)
+    side = math.floor(64 / part)
+    for photo in photos:
+        resized = TF.resize(photo.float(), [side, side], TF.InterpolationMode.BICUBIC, antialias=True)
+        wanted = normalised(TF.center_crop(resized, [64, 64]))
+        torch.testing.assert_close(view(photo), wanted, rtol=0, atol=2e-5)
+        assert torch.equal(scripted(photo), view(photo))
+    with pytest.raises(UsageError, match=r"part of a view is 2\.1"):
+        Squash(64, MEAN, STD, part=2.1)
+
+
+def test_center_crops_short_side_is_rounded_down(photos: list[Tensor]) -> None:
+    """64 / .9 is 71.1 and 64 / .97 is 65.98: both down, as torchvision's and timm's are; part above 1 pads."""
+    for part in (0.9, 0.97, 1.15):
+        view = CenterCrop(64, MEAN, STD, part=part)
+        for photo in photos:
+            if max(photo.shape[1:]) < 30 * min(photo.shape[1:]):
+                wanted = TF.resize(photo.float(), [int(64 / part)], TF.InterpolationMode.BICUBIC, antialias=True)
+                wanted = normalised(TF.center_crop(wanted, [64, 64]))
+                torch.testing.assert_close(view(photo), wanted, rtol=0, atol=2e-5)
+
+
+def uncut(image: Tensor, size: int, part: float, mode: str, antialias: bool) -> Tensor:
+    """CenterCrop's formula in float64, the whole long side resized."""
+    height, width = image.shape[1:]
+    short = math.floor(size / part)
+    side = [short, int(short * width / height)] if height <= width else [int(short * height / width), short]
+    resized = torch.nn.functional.interpolate(image.double()[None], side, mode=mode, antialias=antialias)[0]
+    return normalised(TF.center_crop(resized, [size, size]))
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("shape", [(1, 150), (3, 500), (300, 20_000), (700, 31_111)])
+def test_long_images_are_cut_before_they_are_resized(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], interpolation: Any, antialias: bool
+) -> None:
+    monkeypatch.setattr(views, "MANY_PIXELS", 20_000)
+    image = torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    largest = 0
+    interpolate = torch.nn.functional.interpolate
+
+    def measured(x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        nonlocal largest
+        out = interpolate(x, *arguments, **options)
+        largest = max(largest, out.numel(), x.numel())
+        return out
+
+    view = CenterCrop(64, MEAN, STD, part=0.9, interpolation=interpolation, antialias=antialias)
+    with _quiet.torchscript():
+        scripted = torch.jit.script(view)
+    for upright in (image, image.transpose(1, 2)):
+        wanted = uncut(upright, 64, 0.9, interpolation, antialias).float()
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.functional, "interpolate", measured)
+            torch.testing.assert_close(view(upright), wanted, rtol=0, atol=ROUNDING[antialias])
+        torch.testing.assert_close(scripted(upright), wanted, rtol=0, atol=ROUNDING[antialias])
+    assert largest < 3 * max(71, shape[0]) * (1.2 * shape[0] + 100)
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(
+    ("crop", "shape"), [(1.0, (10, 2500)), (0.9, (1, 2500)), (0.9, (700, 2500)), (0.3, (500, 2500))]
+)
+def test_padding_to_a_large_square_makes_no_square(
+    monkeypatch: pytest.MonkeyPatch, crop: float, shape: tuple[int, int], interpolation: Any, antialias: bool
+) -> None:
+    monkeypatch.setattr(views, "MANY_PIXELS", 200_000)
+    image = torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    view = Squash(
+        64, MEAN, STD, pad_to_square=True, center_crop=crop, interpolation=interpolation, antialias=antialias, part=0.9
+    )
+    sizes = []
+    interpolate = torch.nn.functional.interpolate
+
+    def measured(x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        sizes.append(x.shape[2:].numel())
+        return interpolate(x, *arguments, **options)
+
+    for upright in (image, image.transpose(1, 2)):
+        height, width = upright.shape[1:]
+        top, left = (2500 - height) // 2, (2500 - width) // 2
+        padded = TF.pad(upright.double(), [left, top, 2500 - width - left, 2500 - height - top])
+        padded = TF.center_crop(padded, [int(crop * 2500)] * 2)
+        resized = interpolate(padded[None], [71, 71], mode=interpolation, antialias=antialias)[0]
+        wanted = normalised(TF.center_crop(resized, [64, 64])).float()
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.functional, "interpolate", measured)
+            torch.testing.assert_close(view(upright), wanted, rtol=0, atol=ROUNDING[antialias])
+        with _quiet.torchscript():
+            torch.testing.assert_close(torch.jit.script(view)(upright), wanted, rtol=0, atol=ROUNDING[antialias])
+    assert max(sizes) == int(crop * 2500) * shape[0]

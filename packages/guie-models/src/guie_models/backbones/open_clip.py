@@ -27,10 +27,12 @@ from guie_models.backbones.timm import set_stride
 
 Output = Literal["projected", "pooled", "tokens"]
 
-#: Of published weights, by the beginning of their tag, as the model cards of their publishers say.
+#: Of published weights, by the beginning of their tag, of which the first counts, as the model cards of their
+#: publishers say.
 LICENCES = {
     "openai": "MIT",
     "laion": "MIT",
+    "datacompdr": "LicenseRef-Apple-AMLR",  # MobileCLIP's
     "datacomp": "MIT",
     "commonpool": "MIT",
     "webli": "Apache-2.0",

@@ -110,9 +110,10 @@ class _Tokens(nn.Module):
 def _view(config: dict[str, Any]) -> dict[str, Any]:
     """The view that the model's own data configuration describes."""
     interpolation = config["interpolation"] if config["interpolation"] in ("bicubic", "bilinear") else "bicubic"
+    part = float(config["crop_pct"])
     if config["crop_mode"] == "squash":
-        return {"type": "Squash", "interpolation": interpolation}
-    return {"type": "CenterCrop", "part": float(config["crop_pct"]), "interpolation": interpolation}
+        return {"type": "Squash", "interpolation": interpolation, **({"part": part} if part != 1.0 else {})}
+    return {"type": "CenterCrop", "part": part, "interpolation": interpolation}
 
 
 def set_stride(network: Any, stride: int, image_size: int, where: str) -> None:
