@@ -7,6 +7,7 @@ the 5th place's public repository.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import types
 from collections import OrderedDict, defaultdict
@@ -20,7 +21,9 @@ from torch import nn
 
 from guie_core import GuieError, UsageError
 from guie_core.cli import main
-from guie_models.backbones import OpenClipBackbone
+from guie_models.augmentation import SwitchedAugmentation
+from guie_models.backbones import OpenClipBackbone, TimmBackbone
+from guie_models.embedder import Embedder
 from guie_models.heads import BatchNormLinear, Linear
 from guie_models.importing import FIFTH_PLACE_CATEGORIES, PUBLISHED, fifth_place_embedder, import_part
 from guie_models.saved import load
@@ -151,6 +154,99 @@ def test_other_checkpoints_by_a_mapping(tmp_path: Path) -> None:
         import_part(tmp_path / "plain.pth", mapping={"fc.": "linear."})
     with pytest.raises(GuieError, match=r"linear\.weight is \[8, 32\], wanted \[9, 32\]"):
         import_part(tmp_path / "plain.pth", "head", mapping={"fc.": "linear."}, config=config | {"out_features": 9})
+
+
+def test_a_mapping_does_not_fall_back_to_order(tmp_path: Path) -> None:
+    """Shapes would agree: running_var for running_mean, one hidden layer for another."""
+    state = {"a.running_var": torch.full((7,), 9.0), "a.running_mean": torch.zeros(7)}
+    state |= {"a.num_batches_tracked": torch.tensor(3), "a.weight": torch.ones(2, 7), "a.bias": torch.zeros(2)}
+    torch.save(state, tmp_path / "x.pt")
+    config = {"type": "BatchNormLinear", "in_features": 4, "out_features": 2}
+    with pytest.raises(GuieError, match=r"Missing: norm\.running_mean(.|\n)*Not wanted: typo\.running_var"):
+        import_part(tmp_path / "x.pt", "head", mapping={"a.": "typo."}, config=config)
+    state = {
+        f"z.{i}.{name}": torch.full(shape, i) for i in (2, 1) for name, shape in (("weight", (4, 4)), ("bias", (4,)))
+    }
+    torch.save({name: value.float() for name, value in state.items()}, tmp_path / "y.pt")
+    config = {"type": "MLP", "in_features": 4, "out_features": 4, "hidden": [4], "norm": "none"}
+    with pytest.raises(GuieError, match=r"Not wanted: layer\.2\.weight"):
+        import_part(tmp_path / "y.pt", "head", mapping={"z.": "layer."}, config=config)
+    torch.save({f"z.{i}": value.float() for i, value in enumerate(state.values())}, tmp_path / "z.pt")
+    with pytest.raises(GuieError, match=r"Not wanted: 0; 1; 2; 3"):
+        import_part(tmp_path / "z.pt", "head", mapping={"z.": ""}, config=config)
+
+
+def test_the_published_head_without_class_centres(tmp_path: Path) -> None:
+    model = head_file(tmp_path / "head.pth")
+    torch.save({"model": {name: value for name, value in model.items() if name != "arc.weight"}}, tmp_path / "head.pth")
+    found = import_part(tmp_path / "head.pth")
+    assert found.centres is None
+    assert torch.equal(found.module.linear.bias, model["neck.1.bias"])
+
+
+def test_a_classifier_of_other_categories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head_file(tmp_path / "head.pth")
+    for classes in (3, 11):
+        torch.save({"fc.weight": torch.randn(classes, 1024), "fc.bias": torch.randn(classes)}, tmp_path / "c.pt")
+        settings = [f"classifier.out_features={classes}", "classifier.in_features=1024", "classifier.type=Linear"]
+        settings += ["backbone.weights=none", "backbone.image_size=64"]
+        arguments = ["--head", str(tmp_path / "head.pth"), "--classifier", str(tmp_path / "c.pt")]
+        arguments += ["--map-classifier", "fc.=linear.", "--backbone", "open_clip/RN50"]
+        arguments += [argument for setting in settings for argument in ("--set", setting)]
+        code, out, err = _guie(capsys, *arguments, "--output", str(tmp_path / f"model{classes}"))
+        assert (code, err) == (0, "")
+        assert "What the classifier's outputs mean is not known" in out
+        embedder = load(tmp_path / f"model{classes}" / "embedder.safetensors")
+        assert embedder.augmentation is not None
+        assert embedder.augmentation.padded_for.tolist() == []
+        assert "toys" not in (tmp_path / f"model{classes}" / "README.md").read_text()
+
+
+def test_categories_are_the_classifiers_own(tmp_path: Path) -> None:
+    backbone = TimmBackbone("test_vit", weights="none", image_size=96)
+    head, classifier = Linear(backbone.features, 4), Linear(backbone.features, 3)
+    with pytest.raises(UsageError, match="The classifier tells 3 categories apart; 11 names are given"):
+        fifth_place_embedder(backbone, head, classifier)
+    embedder = fifth_place_embedder(backbone, head, classifier, ("rest", "toys", "cars"))
+    assert embedder.augmentation is not None
+    assert embedder.augmentation.padded_for.tolist() == [1]
+    augmentation = SwitchedAugmentation(96, backbone.mean, backbone.std, padded_for=(0, 3))
+    with pytest.raises(UsageError, match="pads for category 3; the classifier tells 3 apart"):
+        Embedder(backbone, head, embedder.view, augmentation, classifier)
+
+
+def test_what_is_printed_moves_no_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ansi = "\x1b[2J\x1b[31mall is well\x07\u202e"
+    state = {"fc.weight": torch.zeros(3, 64), "fc.bias": torch.zeros(3), f"x{ansi}": torch.ones(1)}
+    torch.save(state | {"note": ansi, f"k{ansi}": 1, "long": "x" * 10_000}, tmp_path / "x.pt")
+    settings = ["head.type=Linear", "head.in_features=64", "head.out_features=3"]
+    arguments = ["--head", str(tmp_path / "x.pt"), *(item for one in settings for item in ("--set", one))]
+    for mapping, wanted in (("fc.=linear.", 0), ("fcc.=linear.", 1), ("=linear.", 1), ("", 1)):
+        code, out, err = _guie(capsys, *arguments, *(["--map-head", mapping] if mapping else []))
+        assert code == wanted
+        assert all(letter.isprintable() or letter == "\n" for letter in out + err)
+        assert "\\x1b[2J" in out + err
+        assert len(out + err) < 2000
+
+
+def test_a_large_file_is_not_held_in_memory(tmp_path: Path) -> None:
+    """Of a file of 200 MB a part of 800 bytes is taken."""
+    torch.save(
+        {"fc.weight": torch.ones(3, 64), "fc.bias": torch.zeros(3), "big": torch.ones(50_000_000)}, tmp_path / "x.pt"
+    )
+    config = "dict(type='Linear', in_features=64, out_features=3)"
+    program = (
+        "import resource, sys\n"
+        "from guie_models.importing import import_part\n"
+        f"import_part(sys.argv[1], 'head', mapping={{'fc.': 'linear.'}}, config={config})\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "import_part(sys.argv[2], 'head', mapping={'fc.': 'linear.'}, config=" + config + ")\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)\n"
+    )
+    torch.save({"fc.weight": torch.ones(3, 64), "fc.bias": torch.zeros(3)}, tmp_path / "small.pt")
+    command = [sys.executable, "-c", program, str(tmp_path / "small.pt"), str(tmp_path / "x.pt")]
+    grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert grown < 50e6
 
 
 def test_a_head_asked_of_the_classifiers_file(tmp_path: Path) -> None:

@@ -73,9 +73,19 @@ class Checkpoint:
         if unused := [beginning for beginning in mapping if beginning not in used]:
             near = did_you_mean(unused[0], {place.rpartition(".")[0] + "." for place in self.tensors})
             raise GuieError(
-                f"{self.path}: no tensor's place begins with {unused[0]!r}.{near}\nIt holds: {listing(self.tensors)}"
+                f"{self.path}: no tensor's place begins with {unused[0]!r}.{escaped(near)}\nIt holds:"
+                f" {listing(map(escaped, self.tensors))}"
             )
         return found
+
+
+def escaped(text: object) -> str:
+    """Text out of a file for a message or a terminal: what isn't printable (which could move the cursor, or turn the
+    direction of reading) as an escape sequence of Python's."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode()
+        for letter in str(text)
+    )
 
 
 def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Checkpoint:
@@ -105,9 +115,9 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Checkpoint:
         with zipfile.ZipFile(path) as archive:
             root, objects = _unpickled(archive, mmap)
     except GuieError as error:
-        raise GuieError(f"{path}: {error}") from error
+        raise GuieError(f"{path}: {escaped(error)}") from error
     except Exception as error:  # what damaged bytes lead to is anything
-        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        reason = escaped(f"{type(error).__name__}: {error}".rstrip(": "))
         raise GuieError(f"{path}: damaged, or no checkpoint of torch: {reason}") from error
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
@@ -117,7 +127,7 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Checkpoint:
         else:
             values[place] = value
     if not tensors:
-        raise GuieError(f"{path}: it holds no tensors. It names {listing(sorted(objects))}.")
+        raise GuieError(f"{path}: it holds no tensors. It names {listing(map(escaped, sorted(objects)))}.")
     return Checkpoint(path, tensors, values, tuple(sorted(objects)))
 
 

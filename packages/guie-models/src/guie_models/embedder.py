@@ -50,6 +50,13 @@ class Embedder(nn.Module):
             raise UsageError("The classifier takes size values; the embedder gives it the features alone.")
         if augmentation is not None and len(augmentation.padded_for) and classifier is None:
             raise UsageError("The augmentation pads for some categories; without a classifier no category is known.")
+        outputs = getattr(classifier, "out_features", None)
+        if augmentation is not None and len(augmentation.padded_for) and outputs is not None:
+            highest = int(augmentation.padded_for.max())
+            if highest >= outputs:
+                raise UsageError(
+                    f"The augmentation pads for category {highest}; the classifier tells {outputs} apart, from 0."
+                )
         if augmentation is not None and augmentation.size != view.size:
             raise UsageError(f"The view's side is {view.size} px, the augmentation's {augmentation.size} px.")
         self.backbone = backbone

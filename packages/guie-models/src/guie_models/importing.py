@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from guie_core.wording import listing
 from guie_models.augmentation import SwitchedAugmentation
 from guie_models.backbones import Backbone
 from guie_models.backbones.weights import load_matching
-from guie_models.checkpoints import Checkpoint, read_checkpoint
+from guie_models.checkpoints import Checkpoint, escaped, read_checkpoint
 from guie_models.embedder import Embedder
 from guie_models.views import Squash
 
@@ -73,12 +73,14 @@ class Imported:
     """A part that was read from a checkpoint.
 
     found: what is in the file, for people. centres: class centres [C, E] to train on with, where it has them.
+    categories: names of a classifier's outputs, where its layout tells them.
     """
 
     part: Part
     module: nn.Module
     found: tuple[str, ...]
     centres: Tensor | None = None
+    categories: tuple[str, ...] = ()
 
 
 def import_part(
@@ -98,7 +100,7 @@ def import_part(
     Raises GuieError where the file is damaged, holds no such part, or its tensors don't fit the component (which keys,
     which shapes), and UsageError for a mapping without a part or component.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, mmap=True)  # a part is a small one of many a file
     if mapping is None:
         layout = _layout(checkpoint, part)
     else:
@@ -108,22 +110,42 @@ def import_part(
     state = checkpoint.take(layout.mapping)
     settings = {**_sizes(state, layout), **layout.config, **(config or {})}
     module: nn.Module = build("heads", settings, where=layout.part)
-    load_matching(module, state, (), f"{checkpoint.path}, as {settings['type']}")
-    centres = next(
-        (checkpoint.tensors[place] for place, what in layout.besides.items() if what == "class centres"), None
-    )
-    return Imported(layout.part, module.eval(), tuple(_found(checkpoint, layout, module, centres)), centres)
+    load_matching(module, state, (), f"{checkpoint.path}, as {settings['type']}", numbered=False)
+    kept = [place for place, what in layout.besides.items() if what == "class centres" and place in checkpoint.tensors]
+    centres = checkpoint.tensors[kept[0]].clone() if kept else None
+    found = tuple(_found(checkpoint, layout, module, centres))
+    known = layout in FIFTH_PLACE and layout.part == "classifier"
+    categories = FIFTH_PLACE_CATEGORIES if known and _outputs(module) == len(FIFTH_PLACE_CATEGORIES) else ()
+    return Imported(layout.part, module.eval(), found, centres, categories)
 
 
-def fifth_place_embedder(backbone: Backbone, head: nn.Module, classifier: nn.Module | None) -> Embedder:
+def fifth_place_embedder(
+    backbone: Backbone,
+    head: nn.Module,
+    classifier: nn.Module | None,
+    categories: Sequence[str] = FIFTH_PLACE_CATEGORIES,
+) -> Embedder:
     """The embedder of the 5th place (recipes, point 10) with the given parts; without a classifier a single view, the
-    squashed image that its validation used (point 3)."""
+    squashed image that its validation used (point 3).
+
+    categories: names of the classifier's outputs, in their order; images of apparel, packaged goods and toys get the
+    padded view. Where they are unknown, (), none does. Raises UsageError where the classifier has another number.
+    """
     data: dict[str, Any] = {"size": backbone.image_size, "mean": backbone.mean, "std": backbone.std}
     view = Squash(**data, interpolation="bilinear", antialias=False)
     if classifier is None:
         return Embedder(backbone, head, view)
-    padded_for = [FIFTH_PLACE_CATEGORIES.index(name) for name in ("apparel", "packaged", "toys")]
+    if categories and _outputs(classifier) not in (None, len(categories)):
+        raise UsageError(
+            f"The classifier tells {_outputs(classifier)} categories apart; {len(categories)} names are given"
+            f" ({listing(categories)}). Give its own, or none: categories=()."
+        )
+    padded_for = [number for number, name in enumerate(categories) if name in ("apparel", "packaged", "toys")]
     return Embedder(backbone, head, view, SwitchedAugmentation(**data, padded_for=padded_for), classifier)
+
+
+def _outputs(classifier: nn.Module) -> Any:
+    return getattr(classifier, "out_features", None)
 
 
 def _layout(checkpoint: Checkpoint, part: Part | None) -> Layout:
@@ -133,7 +155,7 @@ def _layout(checkpoint: Checkpoint, part: Part | None) -> Layout:
             return layout
     wanted = " or ".join(f"{layout.name} ({', '.join(layout.mapping)})" for layout in FIFTH_PLACE)
     raise GuieError(
-        f"{checkpoint.path}: this is not laid out as {wanted}. It holds: {listing(checkpoint.tensors)}.\n"
+        f"{checkpoint.path}: this is not laid out as {wanted}. It holds: {listing(map(escaped, checkpoint.tensors))}.\n"
         "Say what is what by a mapping, such as --map neck.fc.=linear."
     )
 
@@ -152,16 +174,21 @@ def _sizes(state: Mapping[str, Tensor], layout: Layout) -> dict[str, int]:
 
 
 def _found(checkpoint: Checkpoint, layout: Layout, module: nn.Module, centres: Tensor | None) -> list[str]:
-    sha256 = hashlib.sha256(checkpoint.path.read_bytes()).hexdigest()
+    with checkpoint.path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     known = f", {PUBLISHED[sha256]} (Apache-2.0)" if sha256 in PUBLISHED else ""
     lines = [f"{layout.name}{known}", f"sha256 {sha256}"]
     taken = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in module.state_dict().items())
     lines.append(f"{layout.part}: {type(module).__name__} with {taken}")
     if centres is not None:
         lines.append(f"class centres {list(centres.shape)}: for training on, no part of an embedder")
-    plain = [f"{place} {value}" for place, value in checkpoint.values.items()]
+    plain = [_short(f"{place} {value}") for place, value in checkpoint.values.items()]
     if plain:
         lines.append(f"besides: {listing(plain)}")
     if checkpoint.objects:
-        lines.append(f"not executed: {listing(checkpoint.objects)}")
+        lines.append(f"not executed: {listing(map(_short, checkpoint.objects))}")
     return lines
+
+
+def _short(text: str, most: int = 80) -> str:
+    return escaped(text if len(text) <= most else f"{text[:most]}...")

@@ -19,6 +19,7 @@ from guie_core.plugins import plugins
 from guie_core.signature import signature
 from guie_models.augmentation import SwitchedAugmentation
 from guie_models.backbones import Backbone
+from guie_models.checkpoints import escaped
 from guie_models.embedder import Embedder
 
 FORMAT = 1
@@ -139,11 +140,11 @@ def _compare(
     wrong += [name for name in there if name not in wanted]
     if wrong:
         shown = ", ".join(
-            f"{_name(name)} {_shape(there.get(name))}, wanted {_shape(wanted.get(name))}" for name in wrong[:4]
+            f"{escaped(name)} {_shape(there.get(name))}, wanted {_shape(wanted.get(name))}" for name in wrong[:4]
         )
         raise GuieError(
             f"{len(wrong)} of its tensors don't fit the components that are installed: {shown}. It was written"
-            f" with guie-models {_name(about.get('guie-models', '?'))}; this is {version('guie-models')}"
+            f" with guie-models {escaped(about.get('guie-models', '?'))}; this is {version('guie-models')}"
         )
 
 
@@ -159,7 +160,7 @@ def _heads(design: Design, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if isinstance(config, Mapping):
             for name, value in config.items():
                 if isinstance(value, int) and value > values:  # layers too are counted by such numbers
-                    raise GuieError(f"{entry}.{_name(name)}: {value:.3g} is more than the {values:,} values it holds")
+                    raise GuieError(f"{entry}.{escaped(name)}: {value:.3g} is more than the {values:,} values it holds")
         try:
             with torch.device("meta"):
                 part = build("heads", config, where=entry)
@@ -243,11 +244,6 @@ def _shape(tensor: Tensor | None) -> str:
         return "absent"
     plain = tensor.dtype == torch.float32
     return f"{list(tensor.shape)}" if plain else f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-
-
-def _name(text: Any) -> str:
-    """A name out of a file, for a message: what can't be printed is escaped."""
-    return str(text) if str(text).isprintable() else repr(text)
 
 
 def _config(kind: str, part: nn.Module) -> Config:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import timm
+import torch
 from timm.data.config import resolve_model_data_config
 from timm.layers import resample_abs_pos_embed
 from timm.models import group_parameters
@@ -24,14 +25,16 @@ class TimmBackbone(Backbone):
     """A model of timm without its classifier: pooled features, of `features` = the width the classifier would read.
 
     `name` is timm's "architecture" or "architecture.tag". `weights`: "hub" (the published ones of the tag), "none"
-    (random, the same each time), "file:<path>" or "package:<import name>", whose tensors are taken by name (timm's
-    or EfficientNet-PyTorch's), or in the order of their names where these are numbers; a classifier is left out. `image_size` in pixels: where the
-    architecture has position embeddings they are interpolated; convolutional networks take any size.
+    (random, the same each time), "file:<path>" or "package:<import name>", whose tensors are taken by name (timm's or
+    EfficientNet-PyTorch's), or in the order of their names where these are numbers; a classifier among them is left
+    out. `image_size` in pixels: where the architecture has position embeddings they are interpolated; convolutional
+    networks take any size.
 
     stride: pixels from one patch to the next, where it is not the patch's own side; patches then overlap, and position
     embeddings are interpolated to their number, (image_size - patch) // stride + 1 a side (1st place: patch 14, stride
     12, 290 px; arXiv 2210.08473). Vision transformers with learned position embeddings only. output: "pooled" gives
-    [B, D], "tokens" [B, N, D], the places of the last layer before pooling, without class and register tokens.
+    [B, D], "tokens" [B, N, D], the places of the last layer before pooling, without class and register tokens. Where
+    timm doesn't tell an architecture's blocks (PoolFormer, PiT), the whole network is one.
 
     Raises UsageError for an unknown name or size, or an option that the architecture doesn't have, GuieError where
     weights are missing, damaged, of another architecture, or can't be had from the hub.
@@ -82,11 +85,15 @@ class TimmBackbone(Backbone):
             licence=licences.get(weights.partition(":")[0], ""),
             view=_view(config),
         )
+        if output == "tokens":
+            _check_tokens(network, self.image_size, where)
 
     def blocks(self) -> list[list[str]]:
         network: Any = self.network
         prefix = "network." if isinstance(network, _Tokens) else ""
         network = network.network if prefix else network
+        if not hasattr(network, "group_matcher"):  # which not every architecture of timm has
+            return super().blocks()
         named = group_parameters(network, network.group_matcher(coarse=False))
         return [[prefix + name for name in named[depth]] for depth in sorted(named)]
 
@@ -105,6 +112,18 @@ class _Tokens(nn.Module):
         if tokens.dim() == 3:
             return tokens[:, self.prefix :]
         return tokens.flatten(2).transpose(1, 2) if self.channels_first else tokens.flatten(1, 2)
+
+
+@torch.no_grad()
+def _check_tokens(network: Any, image_size: int, where: str) -> None:
+    """Raises UsageError for an architecture whose last layer isn't one tensor of places: timm has no list of those, so
+    an image is run through."""
+    found = network.forward_features(torch.zeros(1, 3, image_size, image_size))
+    if not isinstance(found, Tensor) or found.dim() not in (3, 4):
+        what = f"{len(found)} tensors" if isinstance(found, list | tuple) else f"a {type(found).__name__}"
+        raise UsageError(
+            f"{where}: it has no tokens: its last layer gives {what}, not one of places. Use output='pooled'."
+        )
 
 
 def _view(config: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from guie_core import GuieError, UsageError
-from guie_models.checkpoints import read_checkpoint
+from guie_models.checkpoints import escaped, read_checkpoint
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 SEED = 0
@@ -284,7 +284,7 @@ def _type(tensor: Tensor) -> str:
 
 def _some(label: str, items: list[str], most: int = 4) -> str:
     more = f" and {len(items) - most} more" if len(items) > most else ""
-    return f"\n  {label}: {'; '.join(items[:most])}{more}" if items else ""
+    return f"\n  {label}: {escaped('; '.join(items[:most]))}{more}" if items else ""
 
 
 def _besides_objects(path: Path) -> dict[str, Tensor] | None:

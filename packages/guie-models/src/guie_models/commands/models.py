@@ -58,27 +58,28 @@ def import_(
         raise UsageError("name the checkpoint of a head (--head FILE), of a classifier (--classifier FILE), or both.")
     if output is not None and head is None:
         raise UsageError("an embedder needs a head: --head FILE.")
-    from guie_models.importing import FIFTH_PLACE_CATEGORIES, fifth_place_embedder, import_part
+    from guie_models.importing import fifth_place_embedder, import_part
 
     settings = _settings(backbone, overrides)
     parts: dict[str, Any] = {}
+    categories: tuple[str, ...] = ()
     for part, path, pairs in (("head", head, map_head), ("classifier", classifier, map_classifier)):
         if path is not None:
             config = settings[part] or None
             found = import_part(path, part, mapping=_mapping(pairs, part), config=config)  # type: ignore[arg-type]
-            parts[part] = found.module
+            parts[part], categories = found.module, found.categories or categories
             click.echo(f"{shown(path)}: " + "\n  ".join(found.found))
     if output is None:
         return
     from guie_core import build
     from guie_models.exporters import Safetensors
 
-    embedder = fifth_place_embedder(
-        build("backbones", settings["backbone"], where="backbone"), parts["head"], parts.get("classifier")
-    )
-    named = FIFTH_PLACE_CATEGORIES if "classifier" in parts else ()
+    if "classifier" in parts and not categories:
+        click.echo("What the classifier's outputs mean is not known of its layout, so no category gets a padded view.")
+    built = build("backbones", settings["backbone"], where="backbone")
+    embedder = fifth_place_embedder(built, parts["head"], parts.get("classifier"), categories)
     about = "Head and classifier were imported: see their publishers for licence and training data."
-    click.echo(str(Safetensors(named, about).export(embedder, output, _test_images())))
+    click.echo(str(Safetensors(categories, about).export(embedder, output, _test_images())))
     click.echo(f"model: {shown(output / 'embedder.safetensors')}")
 
 
