@@ -491,6 +491,14 @@ def test_weights_of_another_grid_are_interpolated_to_the_strides(tiny: str, tmp_
         (lambda: TimmBackbone("test_vit", weights="none", stride=17), r"stride is 17 .*from 1 to the patch's 16 px"),
         (lambda: TimmBackbone("test_vit", weights="none", image_size=8, stride=2), "one patch at least"),
         (lambda: TimmBackbone("test_vit", weights="none", output="pool"), "output is 'pool'"),
+        (
+            lambda: TimmBackbone("coat_tiny", weights="none", output="tokens"),
+            "no tokens: its last layer gives 3 tensors",
+        ),
+        (
+            lambda: TimmBackbone("crossvit_tiny_240", weights="none", output="tokens"),
+            "no tokens: its last layer gives 2 tensors",
+        ),
     ],
 )
 def test_options_that_an_architecture_lacks(make: Callable[[], object], message: str) -> None:
@@ -529,6 +537,33 @@ def test_the_last_blocks_train_and_no_others(name: str, tiny: str) -> None:
     assert not any(module.training for module in backbone.train().modules())
     with pytest.raises(UsageError, match=f"99 of its blocks can't be trained; it has {len(blocks)}"):
         backbone.unfreeze(99)
+
+
+@pytest.mark.parametrize("output", ["pooled", "tokens"])
+@pytest.mark.parametrize("name", ["poolformer_s12", "pit_ti_224"])
+def test_a_network_without_named_blocks_is_one(name: str, output: Any) -> None:
+    backbone = TimmBackbone(name, weights="none", output=output)
+    every = [each for each, _ in backbone.network.named_parameters()]
+    assert backbone.blocks() == [every]
+    backbone.unfreeze(1)
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+    with pytest.raises(UsageError, match="it has 1"):
+        backbone.unfreeze(2)
+
+
+def test_the_stride_interpolates_positions_that_have_no_class_token() -> None:
+    """With no_embed_class the position embeddings are of the places alone, though there is a class token."""
+    backbone = TimmBackbone("deit3_small_patch16_224", weights="none", image_size=64, stride=12)  # 5 a side
+    network = backbone.network
+    assert network.no_embed_class
+    assert network.num_prefix_tokens == 1
+    assert network.pos_embed.shape[1] == 25
+    plain = TimmBackbone("deit3_small_patch16_224", weights="none").network.pos_embed
+    size = plain.shape[-1]
+    grid = plain.reshape(1, 14, 14, size).permute(0, 3, 1, 2)
+    wanted = torch.nn.functional.interpolate(grid, (5, 5), mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(network.pos_embed.detach(), wanted.detach())
+    assert backbone(torch.zeros(1, 3, 64, 64)).shape == (1, backbone.features)
 
 
 @torch.no_grad()

@@ -126,6 +126,20 @@ def test_pca_refuses_what_has_no_components() -> None:
         PCA.fit(array, 2)
 
 
+def test_whitening_refuses_directions_in_which_nothing_varies() -> None:
+    generator = np.random.default_rng(0)
+    few = generator.normal(size=(12, 64)).astype(np.float32) * 1000  # 11 directions
+    dependent = np.repeat(generator.normal(size=(200, 8)).astype(np.float32), 2, axis=1)  # 8
+    for array, directions in ((few, 11), (dependent, 8)):
+        with pytest.raises(GuieError, match=f"vary in {directions} directions"):
+            PCA.fit(array, directions + 1, whiten=True)
+        out = PCA.fit(array, directions, whiten=True)(torch.from_numpy(array))
+        torch.testing.assert_close(out.var(0), torch.ones(directions), rtol=1e-3, atol=0)
+        assert PCA.fit(array, directions + 1).out_features == directions + 1  # not divided, they are 0
+    with pytest.raises(UsageError, match=r"shape \[N, D\]; these are \[5\]"):
+        PCA.fit(np.ones(5), 2)
+
+
 def test_whitened_pca_is_scikit_learns() -> None:
     array = features()
     reference = decomposition.PCA(6, svd_solver="full", whiten=True).fit(array)

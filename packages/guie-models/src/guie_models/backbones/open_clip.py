@@ -138,6 +138,8 @@ def _output(tower: Any, output: Output, projected: int, where: str) -> tuple[nn.
 def _blocks(tower: Any) -> list[list[str]]:
     names = [name for name, _ in tower.named_parameters()]
     if isinstance(tower, TimmModel):
+        if not hasattr(tower.trunk, "group_matcher"):
+            return [names]
         named = group_parameters(tower.trunk, tower.trunk.group_matcher(coarse=False))
         groups = [[f"trunk.{name}" for name in named[depth]] for depth in sorted(named)]
         groups[-1] += [name for name in names if not name.startswith("trunk.")]

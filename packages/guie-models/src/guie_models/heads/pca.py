@@ -50,8 +50,12 @@ class PCA(nn.Module):
         float64 throughout: mean, then the D x D covariance (divided by N - 1), then its eigenvectors by falling
         variance. Of the two directions of a component the one is taken whose entry of largest magnitude is positive, so
         that two fits agree. `variances` [dim] holds the eigenvalues. Raises GuieError where there are fewer than two
-        rows or a value isn't finite, UsageError where dim > D.
+        rows or a value isn't finite, UsageError where features have another shape or dim > D; with `whiten`, which
+        divides by them, GuieError where a component's variance is 0 but for rounding: dim > N - 1, or features that
+        depend on each other.
         """
+        if len(features.shape) != 2:
+            raise UsageError(f"PCA is fitted on features of shape [N, D]; these are {list(features.shape)}.")
         count, width = features.shape
         pca = cls(width, dim, whiten, epsilon)
         if count < 2:
@@ -67,11 +71,20 @@ class PCA(nn.Module):
             centred = block - mean
             covariance.addmm_(centred.T, centred)
         variances, vectors = torch.linalg.eigh(covariance / (count - 1))  # rising
+        found = variances.flip(0)
+        # of the sums over rows, and of features that were float32 before
+        rounding = torch.finfo(torch.float32).eps ** 2 * width
+        directions = min(int((found > found[0] * rounding).sum()), count - 1)
+        if whiten and dim > directions:
+            raise GuieError(
+                f"PCA: {count} rows of features vary in {directions} directions; whitened to {dim}, the others would be"
+                " rounding errors, made as large as the rest. Fit it on more rows, or to fewer dimensions."
+            )
         components = vectors.flip(1)[:, :dim].T
         largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
         pca.mean.copy_(mean)
         pca.components.copy_(components * torch.where(largest < 0, -1.0, 1.0))
-        pca.variances.copy_(variances.flip(0)[:dim])
+        pca.variances.copy_(found[:dim])
         return pca
 
     def forward(self, x: Tensor) -> Tensor:
