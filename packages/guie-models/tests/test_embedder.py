@@ -4,6 +4,7 @@ import warnings
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -207,6 +208,28 @@ def test_images_of_another_shape(backbone: TimmBackbone) -> None:
     for shape in [(1, 8, 8), (8, 8), (2, 3, 8, 8)]:
         with pytest.raises(UsageError, match="one RGB image of shape"):
             embedder.embed([torch.zeros(shape)])
+
+
+def test_images_that_are_no_tensors_and_batches_of_none(backbone: TimmBackbone, photos: list[Tensor]) -> None:
+    embedder = Embedder(backbone, Linear(64, 4), Squash(SIZE, backbone.mean, backbone.std))
+    array: Any = np.zeros((9, 9, 3), np.uint8)
+    for call in (embedder, lambda image: embedder.embed([image])):
+        with pytest.raises(UsageError, match=r"this image is a ndarray.*torch\.from_numpy"):
+            call(array)
+    for batch_size in (0, -1):
+        with pytest.raises(UsageError, match=f"batch_size is {batch_size}"):
+            embedder.embed(photos[:2], batch_size=batch_size)
+
+
+def test_reduced_again(backbone: TimmBackbone, photos: list[Tensor]) -> None:
+    embedder = Embedder(backbone, Linear(64, 4), Squash(SIZE, backbone.mean, backbone.std))
+    once = embedder.reduced(torch.bfloat16)
+    assert torch.equal(once.reduced(torch.bfloat16).embed(photos[:2]), once.embed(photos[:2]))
+    again = once.reduced(torch.float32).embed(photos[:2])
+    assert again.dtype == torch.float32
+    torch.testing.assert_close(again, embedder.embed(photos[:2]), atol=0.05, rtol=0)
+    with pytest.raises(UsageError, match=r"can't compute in torch\.int8"):
+        embedder.reduced(torch.int8)
 
 
 def test_any_module_is_a_backbone_or_a_view(photos: list[Tensor]) -> None:

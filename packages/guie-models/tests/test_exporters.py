@@ -18,7 +18,7 @@ from guie_core import GuieError, UsageError, build
 from guie_models.augmentation import SwitchedAugmentation
 from guie_models.backbones import TimmBackbone
 from guie_models.embedder import Embedder
-from guie_models.exporters import Onnx, Program, TorchScript
+from guie_models.exporters import Onnx, Program, Safetensors, TorchScript
 from guie_models.exporters.parity import Limits, top5_agreement, verify
 from guie_models.heads import BatchNormLinear, Linear, ParallelLinears
 from guie_models.views import Squash, size_values
@@ -193,6 +193,32 @@ def test_exports_need_images(embedder: Embedder, tmp_path: Path) -> None:
     for exporter in (TorchScript(), Onnx()):
         with pytest.raises(UsageError, match="verified on real images; none were given"):
             exporter.export(embedder, tmp_path, [])
+
+
+@pytest.mark.parametrize("exporter", [TorchScript(), Onnx(), Program(), Safetensors()], ids=lambda e: type(e).__name__)
+def test_what_no_exporter_takes(exporter: Any, backbone: TimmBackbone, photos: list[Tensor], tmp_path: Path) -> None:
+    head = BatchNormLinear(backbone.features, 4, dropout=0.3)
+    embedder = Embedder(backbone, head, Squash(96, backbone.mean, backbone.std))
+    wrong = [(np.zeros((9, 9, 3), np.uint8), "is a ndarray"), (torch.zeros(2, 3, 9, 9), r"this one is \[2, 3, 9, 9\]")]
+    for image, message in wrong:
+        with pytest.raises(UsageError, match=message):
+            exporter.export(embedder, tmp_path, [*photos[:1], image])
+    head.train()
+    before = head.norm.running_mean.clone()  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match=r"training mode \(head\); call .eval\(\) before exporting"):
+        exporter.export(embedder, tmp_path, photos[:6])
+    assert torch.equal(head.norm.running_mean, before)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("exporter", [Onnx(), Program()], ids=lambda e: type(e).__name__)
+def test_the_report_says_that_the_augmentation_is_not_in_the_file(
+    exporter: Any, embedder: Embedder, photos: list[Tensor], tmp_path: Path
+) -> None:
+    phrase = "compared without the test-time augmentation"
+    assert phrase in str(exporter.export(embedder, tmp_path, photos[:2]))
+    plain = Embedder(embedder.backbone, embedder.head, embedder.view)
+    assert phrase not in str(exporter.export(plain, tmp_path, photos[:2]))
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])

@@ -99,9 +99,11 @@ class Embedder(nn.Module):
         """Embeddings [N, E] of raw images, each [3, H, W] or [1, 3, H, W] of its own size; as `forward`, in batches.
 
         A view is made only for the images that need it, and its features are computed once. At most `batch_size` views
-        are held at a time.
+        are held at a time. Raises UsageError for images that aren't tensors of such a shape.
         """
-        raw = [_check_image(image, batch=image.dim() == 4).reshape(image.shape[-3:]) for image in images]
+        if batch_size < 1:
+            raise UsageError(f"embed: batch_size is {batch_size}; it is a number of images, 1 or more.")
+        raw = [raw_image(image) for image in images]
         device = self.view.mean.device
         heights = torch.tensor([image.shape[1] for image in raw], dtype=torch.int64)
         widths = torch.tensor([image.shape[2] for image in raw], dtype=torch.int64)
@@ -129,9 +131,13 @@ class Embedder(nn.Module):
         """The embedder with its backbone in `dtype` (torch.bfloat16, torch.float16), cast once; views, head and
         classifier stay in float32, and so do the embeddings. A copy of the backbone; the other parts are shared.
 
-        bfloat16 is about twice as fast on CPUs that have it (AVX-512 BF16, AMX) and on GPUs from Ampere on.
+        bfloat16 is about twice as fast on CPUs that have it (AVX-512 BF16, AMX) and on GPUs from Ampere on. Raises
+        UsageError for a dtype that isn't floating. Of one that is reduced already the rounded weights are cast.
         """
-        return self._with(backbone=ReducedPrecision(copy.deepcopy(self.backbone), dtype))
+        if not dtype.is_floating_point:
+            raise UsageError(f"A backbone can't compute in {dtype}; name torch.bfloat16 or torch.float16.")
+        backbone = self.backbone.backbone if isinstance(self.backbone, ReducedPrecision) else self.backbone
+        return self._with(backbone=ReducedPrecision(copy.deepcopy(backbone), dtype))
 
     def folded(self) -> Embedder:
         """The embedder with its head folded where that has a simpler form for evaluation (`folded()` of a head), for
@@ -144,9 +150,7 @@ class Embedder(nn.Module):
 
         The head is folded. Shares its tensors with this one. Raises UsageError if a part is in training mode.
         """
-        training = [name or "itself" for name, module in self.named_modules() if module.training]
-        if training:
-            raise UsageError(f"The embedder is in training mode ({training[0]}); call .eval() before scripting it.")
+        check_evaluation(self)
         example = self.view(torch.zeros(3, 8, 8, device=self.view.mean.device)).expand(2, -1, -1, -1)
         with _quiet.torchscript(), warnings.catch_warnings(), torch.no_grad():
             # of shapes that a network looks at: but for the batch they are fixed
@@ -196,7 +200,24 @@ class ReducedPrecision(nn.Module):
         return features.to(torch.float32)
 
 
+def check_evaluation(embedder: Embedder) -> None:
+    """Raises UsageError if a part of `embedder` is in training mode, whose noise and statistics no export has."""
+    training = [name or "itself" for name, module in embedder.named_modules() if module.training]
+    if training:
+        raise UsageError(f"The embedder is in training mode ({training[0]}); call .eval() before exporting it.")
+
+
+def raw_image(image: Tensor) -> Tensor:
+    """`image`, [3, H, W] or [1, 3, H, W], as [3, H, W]. Raises UsageError for anything else."""
+    return _check_image(image, batch=isinstance(image, Tensor) and image.dim() == 4).reshape(image.shape[-3:])
+
+
 def _check_image(image: Tensor, batch: bool) -> Tensor:
+    if not isinstance(image, Tensor):
+        raise UsageError(
+            f"The embedder takes tensors; this image is a {type(image).__name__}. An array [height, width, 3] becomes"
+            " one by torch.from_numpy(image).permute(2, 0, 1)."
+        )
     shape = list(image.shape)
     if len(shape) != (4 if batch else 3) or shape[-3] != 3 or 0 in shape or (batch and shape[0] != 1):
         wanted = "[1, 3, height, width]" if batch else "[3, height, width]"

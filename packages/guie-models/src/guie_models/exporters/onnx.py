@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from guie_core import GuieError, UsageError
 from guie_models.embedder import Embedder
-from guie_models.exporters.parity import ExportReport, Limits, check_images, on_cpu, staged, verify
+from guie_models.exporters.parity import ExportReport, Limits, ready, staged, verify
 from guie_models.views import size_values
 
 LARGEST_FILE = 2**31 - 2**24
@@ -73,9 +73,8 @@ class Onnx:
     @torch.no_grad()
     def export(self, embedder: Embedder, directory: str | Path, images: Sequence[Tensor]) -> ExportReport:
         """Writes directory/model.onnx, verified on `images`, raw ones [3, H, W] in 0..255."""
-        check_images(images, "ONNX")
-        embedder = on_cpu(embedder)
-        views, sizes, expected = preprocessed(embedder, images)
+        embedder, raw = ready(embedder, images, "ONNX")
+        views, sizes, expected = preprocessed(embedder, raw)
         with staged(Path(directory)) as folder:
             path = folder / "model.onnx"
             _write(embedder, path, views[:1].expand(2, -1, -1, -1), sizes[:1].expand(2, -1))
@@ -95,12 +94,18 @@ class Onnx:
                     ]
                 )
 
-            return verify(path, Path(directory) / path.name, run, expected, self.limits, f"ONNX, {self.precision}")
+            what, note = f"ONNX, {self.precision}", left_out(embedder)
+            return verify(path, Path(directory) / path.name, run, expected, self.limits, what, note)
 
 
-def preprocessed(embedder: Embedder, images: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Views [N, 3, h, w] and size values [N, 3] of raw images, and their embeddings [N, E] by the embedder."""
-    raw = [image.cpu().reshape(image.shape[-3:]) for image in images]
+def left_out(embedder: Embedder) -> str:
+    """Of a file that starts after the view: which of the embedder's parts it is without, in words."""
+    return "" if embedder.augmentation is None else "compared without the test-time augmentation, which the file hasn't"
+
+
+def preprocessed(embedder: Embedder, raw: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Views [N, 3, h, w] and size values [N, 3] of raw images, and their embeddings [N, E] by the embedder, without its
+    augmentation."""
     views = torch.stack([embedder.view(image) for image in raw])
     sizes = torch.stack([size_values(image.shape[1], image.shape[2], embedder.size) for image in raw])
     return views, sizes, torch.cat([embedder.embed_preprocessed(*pair) for pair in batches(views, sizes)])

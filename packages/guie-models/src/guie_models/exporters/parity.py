@@ -18,7 +18,7 @@ from torch import Tensor
 
 from guie_core import GuieError, UsageError
 from guie_core.files import explain_os_errors
-from guie_models.embedder import Embedder
+from guie_models.embedder import Embedder, check_evaluation, raw_image
 
 NEIGHBOURS = 5
 
@@ -36,12 +36,14 @@ class ExportReport:
         float  #: part of the neighbours found with the file that are right by the embedder (`top5_agreement`)
     )
     images_per_second: float  #: of the file, on this machine's CPU
+    note: str = ""  #: what of the embedder the file, and so the comparison, is without
 
     def __str__(self) -> str:
         return (
             f"{self.path.name}: {self.bytes / 1e6:.1f} MB, {self.images_per_second:.1f} images/s; on"
             f" {self.images} images the largest difference is {self.max_difference:.1e}, the smallest cosine"
             f" {self.min_cosine:.7f}, the top-5 agree to {self.top5_agreement:.2%}"
+            + (f"; {self.note}" if self.note else "")
         )
 
 
@@ -56,7 +58,7 @@ class Limits:
 
 
 def verify(
-    path: Path, final: Path, run: Callable[[], Tensor], expected: Tensor, limits: Limits, what: str
+    path: Path, final: Path, run: Callable[[], Tensor], expected: Tensor, limits: Limits, what: str, note: str = ""
 ) -> ExportReport:
     """Compares `run()`, embeddings [N, E] by the file at `path`, with `expected`. Raises GuieError beyond `limits`."""
     found = run()
@@ -76,6 +78,7 @@ def verify(
         min_cosine=float(F.cosine_similarity(found.double(), expected.double()).min()),
         top5_agreement=top5_agreement(expected, found, tie=limits.max_difference),
         images_per_second=len(expected) / seconds,
+        note=note,
     )
     near = report.max_difference <= limits.max_difference and report.min_cosine >= limits.min_cosine
     if not (near and report.top5_agreement >= limits.min_agreement):  # written so that NaN fails
@@ -127,11 +130,13 @@ def staged(directory: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def on_cpu(embedder: Embedder) -> Embedder:
-    """The embedder, or a copy of it on the CPU where it is on another device."""
-    return embedder if embedder.view.mean.device.type == "cpu" else copy.deepcopy(embedder).cpu()
+def ready(embedder: Embedder, images: Sequence[Tensor], what: str) -> tuple[Embedder, list[Tensor]]:
+    """What an export starts from: the embedder, or a copy of it, and `images` as [3, H, W], both on the CPU.
 
-
-def check_images(images: Sequence[Tensor], what: str) -> None:
+    Raises UsageError for an embedder in training mode, and for no images or others than an embedder takes.
+    """
     if len(images) == 0:
         raise UsageError(f"{what}: an export is verified on real images; none were given.")
+    check_evaluation(embedder)
+    raw = [raw_image(image).cpu() for image in images]
+    return embedder if embedder.view.mean.device.type == "cpu" else copy.deepcopy(embedder).cpu(), raw

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from guie_core import GuieError
 from guie_models.embedder import Embedder
-from guie_models.exporters.onnx import Preprocessed, batches, preprocessed
-from guie_models.exporters.parity import ExportReport, Limits, check_images, on_cpu, staged, verify
+from guie_models.exporters.onnx import Preprocessed, batches, left_out, preprocessed
+from guie_models.exporters.parity import ExportReport, Limits, ready, staged, verify
 
 
 class Program:
@@ -30,9 +30,8 @@ class Program:
     @torch.no_grad()
     def export(self, embedder: Embedder, directory: str | Path, images: Sequence[Tensor]) -> ExportReport:
         """Writes directory/model.pt2, verified on `images`, raw ones [3, H, W] in 0..255."""
-        check_images(images, "torch.export")
-        embedder = on_cpu(embedder)
-        views, sizes, expected = preprocessed(embedder, images)
+        embedder, raw = ready(embedder, images, "torch.export")
+        views, sizes, expected = preprocessed(embedder, raw)
         batch = torch.export.Dim("batch", max=2**31 - 1)
         example = (views[:1].expand(2, -1, -1, -1).contiguous(), sizes[:1].expand(2, -1).contiguous())
         shapes = {"images": {0: batch}, "sizes": {0: batch}}
@@ -56,4 +55,5 @@ class Program:
                 expected,
                 self.limits,
                 "torch.export",
+                left_out(embedder),
             )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from guie_core.files import atomic_write
 from guie_models.embedder import Embedder
-from guie_models.exporters.parity import ExportReport, Limits, check_images, on_cpu, staged, verify
+from guie_models.exporters.parity import ExportReport, Limits, ready, staged, verify
 from guie_models.saved import Design, load, save
 
 
@@ -31,15 +31,14 @@ class Safetensors:
     @torch.no_grad()
     def export(self, embedder: Embedder, directory: str | Path, images: Sequence[Tensor]) -> ExportReport:
         """Writes directory/embedder.safetensors and README.md, verified on `images`, raw ones [3, H, W] in 0..255."""
-        check_images(images, "safetensors")
-        embedder = on_cpu(embedder)
-        expected = embedder.embed(images)
+        embedder, raw = ready(embedder, images, "safetensors")
+        expected = embedder.embed(raw)
         with staged(Path(directory)) as folder:
             path = folder / "embedder.safetensors"
             save(embedder, path, self.categories)
             loaded = load(path)
             final = Path(directory) / path.name
-            report = verify(path, final, lambda: loaded.embed(images), expected, self.limits, "safetensors")
+            report = verify(path, final, lambda: loaded.embed(raw), expected, self.limits, "safetensors")
             with atomic_write(folder / "README.md", "w") as file:
                 file.write(_card(embedder, Design.of(embedder, self.categories), self.about, report))
         return report

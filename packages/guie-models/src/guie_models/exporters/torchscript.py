@@ -12,7 +12,7 @@ from torch import Tensor
 from guie_core import GuieError
 from guie_models import _quiet
 from guie_models.embedder import Embedder
-from guie_models.exporters.parity import ExportReport, Limits, check_images, on_cpu, staged, verify
+from guie_models.exporters.parity import ExportReport, Limits, ready, staged, verify
 
 
 class TorchScript:
@@ -29,9 +29,8 @@ class TorchScript:
     @torch.no_grad()
     def export(self, embedder: Embedder, directory: str | Path, images: Sequence[Tensor]) -> ExportReport:
         """Writes directory/saved_model.pt, verified on `images`, raw ones [3, H, W] in 0..255."""
-        check_images(images, "TorchScript")
-        embedder = on_cpu(embedder)
-        batches = [image.cpu().to(torch.float32).reshape(1, *image.shape[-3:]) for image in images]
+        embedder, raw = ready(embedder, images, "TorchScript")
+        batches = [image.to(torch.float32).unsqueeze(0) for image in raw]
         expected = torch.cat([embedder(image) for image in batches])
         with staged(Path(directory)) as folder, _quiet.torchscript():
             path = folder / "saved_model.pt"
