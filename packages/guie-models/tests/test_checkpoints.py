@@ -298,6 +298,25 @@ def test_a_few_bytes_do_not_ask_for_memory(tmp_path: Path, instruction: bytes) -
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("kind", ["tuple", "frozenset"])
+def test_tuples_of_tuples_are_not_hashed_for_ever(tmp_path: Path, kind: str) -> None:
+    inner: Any = (1, 2)
+    for _ in range(60):
+        inner = (inner, inner) if kind == "tuple" else (inner, frozenset([1, 2]), inner)
+    path = _archive(tmp_path / "x.pt", pickle.dumps([inner], 4), {})
+    with pytest.raises(GuieError, match=r"its pickle holds a tuple of \d+ values"):
+        read_checkpoint(path)
+    content = {"weight": torch.ones(1), "table": {(1, (2, 3)): 4}, "set": {frozenset([5])}}
+    torch.save(content, tmp_path / "x.pt", pickle_protocol=4)
+    assert list(read_checkpoint(tmp_path / "x.pt").tensors) == ["weight"]
+
+
+def test_a_long_key_does_not_stand_in_many_places(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(1), "x" * 5000: 1}, tmp_path / "x.pt")
+    with pytest.raises(GuieError, match=r"x\.pt: a place in it, x{40}\.\.\., has 5000 letters"):
+        read_checkpoint(tmp_path / "x.pt")
+
+
 def test_byte_arrays_are_read(tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(1), "data": bytearray(b"abc")}, tmp_path / "x.pt", pickle_protocol=5)
     assert list(read_checkpoint(tmp_path / "x.pt").tensors) == ["weight"]

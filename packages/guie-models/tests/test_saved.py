@@ -160,6 +160,26 @@ def test_several_backbones_are_loaded_without_asking_for_weights(photos: list[Te
 
 
 @pytest.mark.parametrize(
+    ("entry", "name"),
+    [
+        *(
+            ("backbone", f"{family}/{name}")
+            for family in ("timm", "open_clip")
+            for name in ("hf-hub:a/b", "local-dir:/")
+        ),
+        ("backbone", "torch.nn.Linear"),
+        ("head", "torch.nn.Linear"),
+        ("head", "Squash"),
+        ("view", "os:system"),
+    ],
+)
+def test_a_file_chooses_among_registered_components_alone(rewrite: Any, entry: str, name: str) -> None:
+    said = r"e\.safetensors: (.|\n)*(has no model '(hf-hub|local-dir):|is not among the)"
+    with pytest.raises(GuieError, match=said):
+        load(rewrite(**{entry: {"type": name}}))
+
+
+@pytest.mark.parametrize(
     ("changed", "said"),
     [
         ({"whole": []}, "'guie.embedder' is no JSON object"),

@@ -38,6 +38,8 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+_TUPLE_VALUES = 2**20  # in one tuple, those inside its tuples counted each time they are there
+_PLACE_LETTERS = 4096
 _BLOCK_BYTES = 2**20
 _PICKLE_BYTES = 256 * 2**20  # of the program itself, tensors not counted: real ones have some kB
 
@@ -121,11 +123,14 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Checkpoint:
         raise GuieError(f"{path}: damaged, or no checkpoint of torch: {reason}") from error
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
-    for place, value in _flat(root):
-        if isinstance(value, Tensor):
-            tensors[place] = value
-        else:
-            values[place] = value
+    try:
+        for place, value in _flat(root):
+            if isinstance(value, Tensor):
+                tensors[place] = value
+            else:
+                values[place] = value
+    except GuieError as error:
+        raise GuieError(f"{path}: {escaped(error)}") from error
     if not tensors:
         raise GuieError(f"{path}: it holds no tensors. It names {listing(map(escaped, sorted(objects)))}.")
     return Checkpoint(path, tensors, values, tuple(sorted(objects)))
@@ -179,6 +184,7 @@ class _Unpickler(_Python):  # type: ignore[misc]
         self._archive, self._prefix = archive, prefix
         self._storages: dict[str, _Storage] = {}
         self._mapped = _map(archive) if mmap else None
+        self._weighed: dict[int, tuple[int, Any]] = {}  # by id; the tuple is kept, that no other gets its id
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "collections" and name == "OrderedDict":
@@ -264,6 +270,45 @@ class _Unpickler(_Python):  # type: ignore[misc]
 
     dispatch[pickle.ADDITEMS[0]] = load_additems
 
+    def _weigh(self) -> None:
+        """Refuses tuples of tuples that are small in the file, where one can stand for many, and without end when they
+        are hashed as a key: Python's own remembers no hash of a tuple."""
+        made = self.stack[-1]
+        count = sum(self._weighed[id(item)][0] if id(item) in self._weighed else 1 for item in made)
+        if count > _TUPLE_VALUES:
+            raise GuieError(f"its pickle holds a tuple of {count} values")
+        self._weighed[id(made)] = (max(count, 1), made)
+
+    def load_tuple(self) -> None:
+        super().load_tuple()
+        self._weigh()
+
+    dispatch[pickle.TUPLE[0]] = load_tuple
+
+    def load_tuple1(self) -> None:
+        super().load_tuple1()
+        self._weigh()
+
+    dispatch[pickle.TUPLE1[0]] = load_tuple1
+
+    def load_tuple2(self) -> None:
+        super().load_tuple2()
+        self._weigh()
+
+    dispatch[pickle.TUPLE2[0]] = load_tuple2
+
+    def load_tuple3(self) -> None:
+        super().load_tuple3()
+        self._weigh()
+
+    dispatch[pickle.TUPLE3[0]] = load_tuple3
+
+    def load_frozenset(self) -> None:
+        super().load_frozenset()
+        self._weigh()
+
+    dispatch[pickle.FROZENSET[0]] = load_frozenset
+
     def load_bytearray8(self) -> None:
         """Read, and then made: Python's own makes one of any length that is asked for. The other instructions with a
         length read as much as there is, and those with an index keep a dictionary."""
@@ -343,6 +388,8 @@ def _flat(root: Any) -> Iterator[tuple[str, Any]]:
     pending: list[tuple[str, Any]] = [("", root)]
     while pending:
         place, value = pending.pop()
+        if len(place) > _PLACE_LETTERS:  # a key may be there once, and stand in any number of places
+            raise GuieError(f"a place in it, {place[:40]}..., has {len(place)} letters")
         if isinstance(value, Mapping | list | tuple):
             if id(value) in seen:  # once: a pickle can refer to itself, and to one list a million times
                 continue
