@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from guie_core import UsageError
+from guie_core import GuieError, UsageError
 from guie_models.losses import (
     AdaFace,
     ArcFace,
@@ -513,6 +514,10 @@ def test_settings_that_cannot_be() -> None:
             Softmax(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="never gets to"):
         ScheduledMargin(start=0.3, growth=-0.1, end=0.8)
+    with pytest.raises(ValueError, match="never gets to"):
+        ScheduledMargin(start=0.3, growth=math.nan, end=0.8)
+    with pytest.raises(ValueError, match="focal is nan"):
+        Softmax(focal=math.nan)
     for make in (
         lambda: CosFace(4, 9, margin=2.0),
         lambda: ArcFace(4, 9, margin=ScheduledMargin(start=0.3, growth=1.0, end=4.0)),
@@ -520,7 +525,96 @@ def test_settings_that_cannot_be() -> None:
         lambda: ElasticFace(4, 9, kind="both"),  # type: ignore[arg-type]
         lambda: CurricularFace(4, 9, momentum=0.0),
         lambda: ArcFace(4, 9, sub_centres=0),
+        lambda: ArcFace(4, 9, scale=math.nan),
+        lambda: ArcFace(4, 9, scale=math.inf),
+        lambda: AdaFace(4, 9, h=math.nan),
+        lambda: ArcFace(4, 9, margin="large"),  # type: ignore[arg-type]
+        lambda: ArcFace(4, 9, margin=dict(start=0.1, growht=0.1, end=0.5)),  # type: ignore[arg-type]
+        lambda: ArcFace(4, 9, softmax=dict(label_smoothing=2.0)),  # type: ignore[arg-type]
         lambda: ArcFace(4, 9, sub_centres=3, softmax=Softmax(sample=0.5)),
     ):
         with pytest.raises(UsageError):
             make()
+
+
+def test_settings_may_be_written_as_in_an_experiment() -> None:
+    growing: Any = dict(start=0.3, growth=0.1, end=0.8)
+    by_class: Any = dict(least=0.05, most=0.5)
+    smoothed: Any = dict(label_smoothing=0.1)
+    assert ArcFace(4, 9, margin=growing).margin == ScheduledMargin(**growing)
+    assert CosFace(4, 9, margin=by_class, class_counts=COUNTS).margin == ClassMargins(**by_class)
+    for kind in (ArcFace, CosFace, NormFace, AdaFace, ElasticFace, CurricularFace):
+        assert kind(4, 9, softmax=smoothed).softmax == Softmax(**smoothed)  # type: ignore[operator]
+
+
+def test_hardness_doubles_the_largest_logit() -> None:
+    """With t 1 a negative of cosine 1 has a logit of 2 s: at s 64 beyond what float32 exponentiates as it is."""
+    torch.manual_seed(0)
+    loss = CurricularFace(8, 50, scale=64.0).eval()
+    loss.t.fill_(1.0)
+    x = loss.centres.detach().roll(1, 0).requires_grad_()
+    value = loss(x, torch.arange(50))
+    value.backward()
+    w = loss.centres.detach().double()[None]
+    expected = textbook(x.detach().double(), w, torch.arange(50), 64.0, angle=0.5, t=1.0)
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=0)
+    assert torch.isfinite(x.grad).all()  # type: ignore[arg-type]
+
+
+def test_small_gradients_of_float16_products_keep_their_digits() -> None:
+    """Of a large batch every image's part is below what float16 holds with all digits."""
+
+    def gradient(products: Any) -> Tensor:
+        torch.manual_seed(0)
+        loss = NormFace(32, 40, 1.0, softmax=Softmax(products=products))
+        labels = torch.arange(16384) % 8
+        loss(loss.centres.detach()[labels], labels).backward()
+        found: Tensor = loss.centres.grad[8:]  # type: ignore[index]
+        return found
+
+    exact = gradient("float32")
+    assert (gradient("float16") - exact).norm() < 0.01 * exact.norm()
+
+
+def test_elastic_margins_are_never_below_zero() -> None:
+    x, w, labels = case()
+    loss = ElasticFace(SIZE, CLASSES, 30, margin=0.1, deviation=0.5, kind="cos")
+    loss.centres.data = w[0]
+    torch.manual_seed(3)
+    found = loss(x, labels)
+    torch.manual_seed(3)
+    drawn = 0.1 + 0.5 * torch.randn(BATCH, dtype=torch.float64)
+    assert drawn.min() < 0
+    expected = textbook(x, w, labels, 30, offset=drawn.clamp(min=0.0))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+
+
+def test_adafaces_lengths_are_clipped() -> None:
+    torch.manual_seed(0)
+    loss = AdaFace(SIZE, CLASSES, momentum=1.0)
+    directions = torch.nn.functional.normalize(torch.randn(3, SIZE))
+    loss(directions * torch.tensor([[1e4], [1e-6], [10.0]]), torch.tensor([0, 1, 2]))
+    lengths = torch.tensor([100.0, 0.001, 10.0])
+    torch.testing.assert_close(loss.length_mean, lengths.mean(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(loss.length_deviation, lengths.std(), rtol=1e-4, atol=0)
+
+
+def test_the_function_itself_guards_what_it_is_given() -> None:
+    x, w, labels = case()
+    x, w = x.float().requires_grad_(), w[0].float()
+    expected = margin_softmax(x, w, labels, scale=30.0, angle=0.5)
+    (wanted,) = torch.autograd.grad(expected, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = margin_softmax(x, w, labels, scale=30.0, angle=0.5)
+    assert torch.equal(value, expected)
+    assert torch.equal(torch.autograd.grad(value, x)[0], wanted)
+    for wrong, message in (
+        ((x.bfloat16(), w.bfloat16(), labels), "float32 or float64"),
+        ((x, w.double(), labels), "centres torch.float64"),
+        ((x, w, labels.int()), "labels of torch.int64"),
+        ((x, w, labels - 1), "labels from -1"),
+        ((x[:, :-1], w, labels), "embeddings of shape"),
+        ((x[:0], w, labels[:0]), "empty batch"),
+    ):
+        with pytest.raises(GuieError, match=message):
+            margin_softmax(*wrong, scale=30.0)

@@ -18,13 +18,17 @@ from .heads import Linear as Linear
 from .heads import LinearBatchNormPReLU as LinearBatchNormPReLU
 from .heads import MultiSampleDropout as MultiSampleDropout
 from .heads import ParallelLinears as ParallelLinears
+from .importing import fifth_place_embedder as fifth_place_embedder
+from .importing import import_part as import_part
 from .losses import AdaFace as AdaFace
 from .losses import ArcFace as ArcFace
 from .losses import ClassMargins as ClassMargins
 from .losses import CosFace as CosFace
 from .losses import CurricularFace as CurricularFace
 from .losses import ElasticFace as ElasticFace
+from .losses import MarginLoss as MarginLoss
 from .losses import NormFace as NormFace
+from .losses import PmlLoss as PmlLoss
 from .losses import ScheduledMargin as ScheduledMargin
 from .losses import Softmax as Softmax
 from .optimizers import ASAM as ASAM

@@ -45,7 +45,7 @@ class AdaFace(MarginLoss):
         softmax: Softmax | None = None,
     ) -> None:
         super().__init__(embedding_size, classes, scale, margin, sub_centres, None, softmax, check_labels)
-        if h <= 0 or not 0 < momentum <= 1:
+        if not h > 0 or not 0 < momentum <= 1:
             raise UsageError(f"AdaFace: h is {h} and momentum {momentum}; h is above 0, momentum above 0 and up to 1.")
         self.h = h
         self.momentum = momentum

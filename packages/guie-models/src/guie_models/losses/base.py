@@ -5,13 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding as rows_of
 
-from guie_core import GuieError, UsageError
-from guie_models.losses.margin_softmax import Softmax, angular_margin, check_shapes, cosines, margin_softmax
+from guie_core import UsageError
+from guie_core.signature import convert
+from guie_models.losses.margin_softmax import (
+    Softmax,
+    angular_margin,
+    check_range,
+    check_shapes,
+    cosines,
+    margin_softmax,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +40,7 @@ class ScheduledMargin:
     def __post_init__(self) -> None:
         if self.every < 0:
             raise ValueError(f"every is {self.every}; it is a number of batches, or 0: an epoch, told by set_epoch")
-        if (self.end - self.start) * self.growth < 0:
+        if not (self.end - self.start) * self.growth >= 0:  # written so that NaN is refused
             raise ValueError(
                 f"a margin that starts at {self.start} and grows by {self.growth} never gets to {self.end}"
             )
@@ -80,15 +89,15 @@ class MarginLoss(nn.Module):
         embedding_size: E.
         classes: C.
         scale: what cosines are multiplied by.
-        margin: a number, or ScheduledMargin or ClassMargins.
+        margin: a number, or ScheduledMargin or ClassMargins, or a dict of the arguments of one.
         sub_centres: K.
         class_counts: images of each class in training [C]; for ClassMargins alone.
-        softmax: how the cross-entropy is taken.
+        softmax: how the cross-entropy is taken: a Softmax, or a dict of its arguments.
         check_labels: labels out of range are always an error on the CPU, where it costs nothing to see them; with
             True on other devices too, where it waits for the device.
 
     Raises:
-        UsageError: wrong shapes or an empty batch.
+        UsageError: settings that can't be, wrong shapes or an empty batch.
         GuieError: labels out of range.
     """
 
@@ -112,16 +121,16 @@ class MarginLoss(nn.Module):
             raise UsageError(
                 f"{self._name}: embedding_size is {embedding_size} and classes {classes}; both are 1 or more."
             )
-        if scale <= 0:
+        if not 0 < scale < math.inf:
             raise UsageError(f"{self._name}: scale is {scale}; it is above 0.")
         if not 1 <= sub_centres <= 1000:
             raise UsageError(f"{self._name}: sub_centres is {sub_centres}; it is 1 to 1000.")
         self.embedding_size = embedding_size
         self.classes = classes
         self.scale = float(scale)
-        self.margin: Margin = float(margin) if isinstance(margin, int) else margin
+        self.margin: Margin = self._setting("margin", Margin, margin)
         self.sub_centres = sub_centres
-        self.softmax = softmax or Softmax()
+        self.softmax: Softmax = self._setting("softmax", Softmax | None, softmax) or Softmax()
         self.check_labels = check_labels
         if self.softmax.sample < 1.0 and sub_centres > 1:
             raise UsageError(f"{self._name}: classes can be sampled or have sub-centres, not both.")
@@ -221,6 +230,13 @@ class MarginLoss(nn.Module):
         if not all(least <= value < below for value in values):
             raise UsageError(f"{self._name}: margin is {margin}; it is {self.margin_unit}.")
 
+    def _setting(self, name: str, hint: Any, value: Any) -> Any:
+        """`value` as an experiment may write it: a dict becomes the ScheduledMargin, ClassMargins or Softmax of it."""
+        converted, problems = convert(hint, value, name, lambda *_: [])
+        if problems:
+            raise UsageError(f"{self._name}: " + "; ".join(map(str, problems)))
+        return converted
+
     progress: Tensor
     class_margins: Tensor
 
@@ -243,16 +259,6 @@ class MarginLoss(nn.Module):
         check_shapes(self._name, embedding, self.embedding_size, labels)
         if labels is not None and (self.check_labels or labels.device.type == "cpu"):
             check_range(self._name, labels, self.classes)
-
-
-def check_range(loss: str, labels: Tensor, classes: int) -> None:
-    """Raises GuieError for labels that aren't 0..classes-1."""
-    least, most = int(labels.min()), int(labels.max())
-    if least < 0 or most >= classes:
-        raise GuieError(
-            f"{loss} has {classes} classes, labels 0..{classes - 1}; this batch has labels from {least} to {most}."
-            " Labels are encoded 0..C-1 over the training rows, and `classes` is their number."
-        )
 
 
 def sample_classes(labels: Tensor, classes: int, part: float) -> tuple[Tensor, Tensor]:

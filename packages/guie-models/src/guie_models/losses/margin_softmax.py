@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from guie_core import UsageError
+from guie_core import GuieError, UsageError
 
 SINE_SQUARED_MIN = 1e-7
 """1 - cos^2 is not taken below this (an angle of 0.018 degrees, what float32 can tell from 1), so that the sine has a
@@ -73,7 +73,7 @@ class Softmax:
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it is from 0 to below 1")
-        if self.focal < 0.0:
+        if not self.focal >= 0.0:
             raise ValueError(f"focal is {self.focal}; it is 0 (none) or more")
         if not 0.0 < self.sample <= 1.0:
             raise ValueError(f"sample is {self.sample}; it is a part of the classes, above 0 and up to 1")
@@ -141,11 +141,24 @@ def margin_softmax(
     The value being a scalar, the gradient is taken together with it, `softmax.rows` rows at a time, and those rows are
     all that is ever held of the logits matrix (twice, and a quarter, with sub-centres or hardness), beside a normalised
     copy of the centres. An embedding that isn't finite makes the value and both gradients NaN.
+
+    Embeddings and centres are both float32, or both float64, whatever autocast says, and labels are long. Raises
+    UsageError for others, for wrong shapes and an empty batch, and, on the CPU, GuieError for labels out of range.
     """
+    if embeddings.dtype not in (torch.float32, torch.float64) or centres.dtype != embeddings.dtype:
+        raise UsageError(
+            f"margin_softmax takes float32 or float64; embeddings are {embeddings.dtype}, centres {centres.dtype}."
+        )
+    check_shapes("margin_softmax", embeddings, centres.shape[-1], labels)
+    if labels.dtype != torch.int64:
+        raise UsageError(f"margin_softmax takes labels of torch.int64; these are {labels.dtype}.")
+    if labels.device.type == "cpu":
+        check_range("margin_softmax", labels, centres.shape[-2])
     wanted = torch.is_grad_enabled()
-    loss: Tensor = _MarginSoftmax.apply(
-        embeddings, centres, labels, scale, angle, offset, hardness, softmax or Softmax(), wanted
-    )
+    with torch.autocast(embeddings.device.type, enabled=False):
+        loss: Tensor = _MarginSoftmax.apply(
+            embeddings, centres, labels, scale, angle, offset, hardness, softmax or Softmax(), wanted
+        )
     return loss
 
 
@@ -423,6 +436,16 @@ def _through_length(gradient: Tensor, vectors: Tensor, length: Tensor) -> None:
 def _project(gradient: Tensor, vectors: Tensor, length: Tensor) -> None:
     unit = vectors / length
     gradient.addcmul_(unit, (gradient * unit).sum(1, keepdim=True), value=-1.0).div_(length)
+
+
+def check_range(loss: str, labels: Tensor, classes: int) -> None:
+    """Raises GuieError for labels that aren't 0..classes-1."""
+    least, most = int(labels.min()), int(labels.max())
+    if least < 0 or most >= classes:
+        raise GuieError(
+            f"{loss} has {classes} classes, labels 0..{classes - 1}; this batch has labels from {least} to {most}."
+            " Labels are encoded 0..C-1 over the training rows, and `classes` is their number."
+        )
 
 
 def check_shapes(loss: str, embedding: Tensor, size: int, labels: Tensor | None = None) -> None:

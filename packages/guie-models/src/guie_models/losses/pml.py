@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from guie_core import GuieError, UsageError
 from guie_core.wording import did_you_mean, listing
-from guie_models.losses.base import check_range
-from guie_models.losses.margin_softmax import check_shapes
+from guie_models.losses.margin_softmax import check_range, check_shapes
 
+WITHOUT_LABELS = ("SelfSupervisedLoss", "VICRegLoss")
 PARTS = ("losses", "miners", "distances", "reducers", "regularizers")
 
 
@@ -39,7 +39,8 @@ class PmlLoss(nn.Module):
 
     Raises:
         UsageError: no such loss, miner or argument; wrong shapes or an empty batch.
-        GuieError: labels out of range of class weights (on the CPU); the library isn't installed.
+        GuieError: labels out of range of class weights (on the CPU); a batch that the library refuses; the library
+            isn't installed.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class PmlLoss(nn.Module):
         self._sizes = {"num_classes": classes, "embedding_size": embedding_size, "descriptors_dim": embedding_size}
         self.loss: Any = self._made({"type": name, **arguments}, ("losses",))
         self.miner: Any = None if miner is None else self._made(miner, ("miners",))
-        if "ref_emb" in inspect.signature(self.loss.forward).parameters and name == "SelfSupervisedLoss":
+        if name in WITHOUT_LABELS:
             raise UsageError(f"{self._name} compares two views of an image and takes no labels.")
         self.owns_classes = any(parameter.numel() % classes == 0 for parameter in self.loss.parameters())
 
@@ -68,10 +69,11 @@ class PmlLoss(nn.Module):
             check_range(self._name, labels, self.classes)
         with torch.autocast(embedding.device.type, enabled=False):
             x = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
-            if self.miner is None:
-                loss: Tensor = self.loss(x, labels)
-            else:
-                loss = self.loss(x, labels, self.miner(x, labels))
+            try:
+                mined = () if self.miner is None else (self.miner(x, labels),)
+                loss: Tensor = self.loss(x, labels, *mined)
+            except ValueError as error:
+                raise GuieError(f"{self._name} refused a batch: {error}") from error
             # hinges and reducers of the library drop NaN, and training would go on
             return loss + (x * 0.0).sum()
 
