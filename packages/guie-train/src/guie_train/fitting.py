@@ -210,11 +210,11 @@ class Fit:
 
         try:
             loss: Tensor = self.optimizer.step(closure)
-        except RuntimeError as error:
+        except (RuntimeError, UsageError) as error:  # torch's optimisers, guie's
             if any(p.grad is not None and p.grad.is_sparse for p in self.model.parameters()):
                 raise UsageError(
                     f"{self.name}: the loss gives sparse gradients, and {type(self.optimizer).__name__} doesn't take"
-                    f" those ({error}). Leave softmax.sparse of the loss out, or name an optimizer that takes them"
+                    " those. Leave softmax.sparse of the loss out, or name an optimizer that takes them"
                 ) from error
             raise
         return loss
