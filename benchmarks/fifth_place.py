@@ -90,7 +90,7 @@ def step(threads: int, rounds: int) -> tuple[float, int]:
 
     from guie_core import build
     from guie_core.experiment import Experiment
-    from guie_train.fitting import Fit, Training
+    from guie_train.fitting import Fit, Resident, Training
     from guie_train.stages.head import HeadWithLoss
 
     torch.set_num_threads(threads)
@@ -101,15 +101,18 @@ def step(threads: int, rounds: int) -> tuple[float, int]:
     )
     features, labels = torch.randn(256 * (rounds + 2), 1027), torch.randint(CLASSES, (256 * (rounds + 2),))
     with tempfile.TemporaryDirectory() as folder:
-        fit = Fit(model, features, labels, Training(**recipe["arcface"]), seed=0, folder=Path(folder), name="head")
-        first, second, *rest = fit._batches()
-        fit._step(first)
+        fit = Fit(
+            model, Resident(features, labels), Training(**recipe["arcface"]), seed=0, folder=Path(folder), name="head"
+        )
+        fit._begin_epoch()
+        first, second, *rest = fit.examples.batches(0, fit._rows())
+        fit._step(*first)
         with profile(activities=[ProfilerActivity.CPU]) as recorded:
-            fit._step(second)
+            fit._step(*second)
         times = []
         for batch in rest:
             begin = time.perf_counter()
-            fit._step(batch)
+            fit._step(*batch)
             times.append(time.perf_counter() - begin)
     names = [
         event.name.removeprefix("aten::")

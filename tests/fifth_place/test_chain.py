@@ -36,7 +36,7 @@ from guie_core.interrupt import Stop
 from guie_core.profiles import profile
 from guie_datasets import Manifest
 from guie_train.feature_store import FeatureStore
-from guie_train.fitting import Fit, Training
+from guie_train.fitting import Fit, Resident, Training
 from guie_train.prediction.submission import check_submission
 from guie_train.stages.head import HeadWithLoss
 
@@ -275,7 +275,7 @@ def test_a_step_is_sams_in_float64(run: Path, expected: pd.DataFrame, tmp_path: 
     model = HeadWithLoss(head, loss)
     weights = [p.detach().double().clone() for p in (head.linear.weight, head.linear.bias, loss.centres)]
     settings = recipe["arcface"] | {"epochs": 1, "batch_size": len(rows), "warmup_epochs": 0, "keep_every": 0}
-    fit = Fit(model, x.float(), labels, Training(**settings), seed=0, folder=tmp_path, name="head")
+    fit = Fit(model, Resident(x.float(), labels), Training(**settings), seed=0, folder=tmp_path, name="head")
     curves = fit.run(Stop())
 
     mean, var = torch.zeros(x.shape[1], dtype=torch.float64), torch.ones(x.shape[1], dtype=torch.float64)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from guie_core import GuieError, Interrupted
 from guie_core.interrupt import Stop
-from guie_train.fitting import Fit, Training
+from guie_train.fitting import Fit, Resident, Training
 
 SAM = {"type": "SAM", "rho": 0.05, "base": {"type": "AdamW", "lr": 1e-2, "weight_decay": 0.1}}
 
@@ -37,7 +37,7 @@ def data() -> tuple[Tensor, Tensor]:
 def fit(folder: Path, **changes: object) -> Fit:
     folder.mkdir(exist_ok=True)
     training = Training(**{"epochs": 6, "batch_size": 16, "optimizer": SAM, **changes})  # type: ignore[arg-type]
-    return Fit(Model(), *data(), training, seed=5, folder=folder, name="head")
+    return Fit(Model(), Resident(*data()), training, seed=5, folder=folder, name="head")
 
 
 @pytest.mark.parametrize("optimizer", [SAM, {"type": "AdamW", "lr": 1e-2}])
@@ -83,7 +83,7 @@ def test_learning_rates_are_those_of_the_recipe(tmp_path: Path) -> None:
     fitted = fit(tmp_path, epochs=1000)
     lr = []
     for fitted.epoch in range(1000):  # the schedule alone, without the steps
-        next(fitted._batches())
+        fitted._begin_epoch()
         lr.append(fitted.optimizer.param_groups[0]["lr"])
     assert lr[:4] == pytest.approx([1e-6, 3.334e-3, 6.667e-3, 1e-2], rel=1e-3)
     assert lr[649] == pytest.approx(2.787e-3, rel=1e-3)
@@ -103,7 +103,7 @@ def test_one_epoch_against_a_loop_written_out(tmp_path: Path) -> None:
     model.net[1].p = 0.0
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     features, labels = data()
-    for rows in list(fitted._batches()):
+    for rows in fitted._rows():
         optimizer.zero_grad()
         model(features[rows], labels[rows]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)
@@ -151,7 +151,7 @@ def test_scaled_clipping_steps_as_a_loop_with_a_real_scaler(tmp_path: Path) -> N
     model.net[1].p = 0.0
     optimizer, scaler = torch.optim.AdamW(model.parameters(), lr=1e-2), torch.amp.GradScaler("cpu")
     features, labels = data()
-    for rows in list(fitted._batches()):
+    for rows in fitted._rows():
         optimizer.zero_grad()
         scaler.scale(model(features[rows], labels[rows])).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1000.0)  # of the scaled gradients
@@ -164,7 +164,7 @@ def test_scaled_clipping_steps_as_a_loop_with_a_real_scaler(tmp_path: Path) -> N
 
 
 def test_every_image_is_used_once_an_epoch(tmp_path: Path) -> None:
-    rows = torch.cat(list(fit(tmp_path)._batches()))
+    rows = fit(tmp_path)._rows().flatten()
     assert len(rows) == 48  # of 50: the incomplete batch is dropped
     assert len(rows.unique()) == 48
 
@@ -177,7 +177,8 @@ def test_fewer_images_than_a_batch(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_keeps_the_state_before_it(tmp_path: Path) -> None:
     fitted = fit(tmp_path)
     fitted.save()
-    fitted.features[0] = float("nan")
+    assert isinstance(fitted.examples, Resident)
+    fitted.examples.features[0] = float("nan")
     with pytest.raises(GuieError, match="loss of epoch 1 is nan"):
         fitted.run(Stop())
     assert fit(tmp_path).epoch == 0

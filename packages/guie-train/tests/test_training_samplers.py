@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from guie_core.profiles import profile
 from guie_core.registry import build, check
 from guie_datasets import Manifest
 from guie_train.feature_store import FeatureStore
-from guie_train.fitting import Fit, Training
+from guie_train.fitting import Resident, Training
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.classifier import FitClassifier
 from guie_train.stages.head import FitHead, Selection
@@ -116,13 +116,14 @@ def workspace(folder: Path, stop: Stop | None = None) -> Workspace:
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The rows of each step that is made."""
     made: list[list[int]] = []
-    step = Fit._step
+    batches = Resident.batches
 
-    def noted(self: Fit, rows: Tensor) -> Tensor:
-        made.append(rows.tolist())
-        return step(self, rows)
+    def noted(self: Resident, epoch: int, rows: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in rows:
+            made.append(batch.tolist())
+            yield from batches(self, epoch, [batch])
 
-    monkeypatch.setattr(Fit, "_step", noted)
+    monkeypatch.setattr(Resident, "batches", noted)
     return made
 
 

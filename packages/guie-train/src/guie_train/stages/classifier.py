@@ -19,7 +19,7 @@ from guie_core.registry import build
 from guie_datasets import Manifest
 from guie_train.device import device_of
 from guie_train.feature_store import FeatureStore
-from guie_train.fitting import Curve, Fit, Training, sampler_of
+from guie_train.fitting import Curve, Fit, Resident, Training, sampler_of
 from guie_train.stage import NOT_IN_KEY, Stage, Workspace
 from guie_train.stages.augmentation import Switched
 
@@ -128,8 +128,7 @@ class FitClassifier(Stage[TrainedClassifier]):
         model = LinearClassifier(store.dimension, len(categories)).to(device)
         fit = Fit(
             model,
-            features[train],
-            targets[train],
+            Resident(features[train], targets[train]),
             self.training,
             seed=self.seed,
             folder=folder,

@@ -22,7 +22,7 @@ from guie_datasets.splits import TRAIN
 from guie_models.views import size_values
 from guie_train.device import device_of
 from guie_train.feature_store import FeatureStore
-from guie_train.fitting import Curve, Fit, Training, sampler_of
+from guie_train.fitting import Curve, Fit, Resident, Training, sampler_of
 from guie_train.retrieval import Pairs, evaluate
 from guie_train.stage import Stage, Workspace
 
@@ -156,8 +156,7 @@ class FitHead(Stage[TrainedHead]):
         model = HeadWithLoss(head, loss).to(device)
         fit = Fit(
             model,
-            head_inputs(head, train, manifest, rows).to(device),
-            torch.from_numpy(labels).to(device),
+            Resident(head_inputs(head, train, manifest, rows).to(device), torch.from_numpy(labels).to(device)),
             self.training,
             seed=self.seed,
             folder=folder,

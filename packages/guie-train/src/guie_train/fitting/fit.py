@@ -1,102 +1,59 @@
-"""The training loop for heads on resident features, which goes on bit for bit after an interruption."""
+"""The training loop, which goes on bit for bit after an interruption."""
 
 from __future__ import annotations
 
 import io
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
-from guie_core import Config, GuieError, Interrupted, Slot, UsageError
+from guie_core import GuieError, Interrupted, UsageError
 from guie_core.files import atomic_write
 from guie_core.interrupt import Stop
 from guie_core.progress import bar
 from guie_core.registry import build
+from guie_train.fitting.examples import Examples
+from guie_train.fitting.settings import Training
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    from guie_datasets import Manifest, Sampler
+    from guie_datasets import Sampler
 
 SAVE_SECONDS = 5.0  # between two states on disk; what a kill can cost, never what comes out
 SCALE, SCALE_DOUBLES = 65_536.0, 2_000  # defaults of torch.amp.GradScaler: the scale, and updates until it doubles
 Curve = dict[str, float]  # the figures of one epoch, by name
 
 
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How a head is trained: optimiser, batches and the cosine schedule (5th place, points 6, 7 and 9).
-
-    Args:
-        epochs: how many; also the length of the cosine.
-        batch_size: images in a step; the last incomplete batch of an epoch is dropped.
-        optimizer: a component of kind "optimizers".
-        sampler: a component of kind "samplers", which draws the batches of each epoch; of the classifier, its classes
-            are the categories. None: every image at most once an epoch, in random order, drawn by torch as the
-            original does (`Shuffled` draws another order, with numpy).
-        lr_min: learning rate at the end of the cosine.
-        warmup_epochs: epochs in which the rate climbs linearly from `warmup_lr`, ahead of the cosine's own clock.
-        warmup_lr: learning rate of the first epoch.
-        max_norm: gradients whose norm is larger are scaled down to it.
-        clip: "true": as they are. "scaled": while they are multiplied for fp16, as the original's code clips them (5th
-            place, point 6), so that the true limit is max_norm / scale. The scale is that of a `torch.amp.GradScaler`
-            which is made anew each epoch and finds no infinite gradient: 65,536, doubled after every 2,000 backward
-            passes. No gradient is multiplied here, since float32 has no need of it.
-        keep_every: a checkpoint is kept every so many epochs; 0 keeps none of them.
-    """
-
-    epochs: int
-    batch_size: int
-    optimizer: Annotated[Config, Slot("optimizers", provides=("params",))]
-    sampler: Annotated[Config, Slot("samplers", provides=("manifest", "batch_size", "seed"))] | None = None
-    lr_min: float = 1e-6
-    warmup_epochs: int = 3
-    warmup_lr: float = 1e-6
-    max_norm: float = 1000.0
-    clip: Literal["true", "scaled"] = "true"
-    keep_every: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in {"epochs": 1, "batch_size": 1, "warmup_epochs": 0, "keep_every": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is {least} or more.")
+Backward = Callable[[nn.Module, Any, Tensor], Tensor]
 
 
-def sampler_of(training: Training, manifest: Manifest, labels: ArrayLike, seed: int, where: str = "") -> Sampler | None:
-    """The sampler of a training on images [N] with these labels [N]; None where there is none.
-
-    Raises UsageError and GuieError as samplers do: the batches that were asked for cannot be made of these images.
-    """
-    if training.sampler is None:
-        return None
-    images = manifest.with_column("label", labels)
-    sampler: Sampler = build(
-        "samplers", training.sampler, where=where, manifest=images, batch_size=training.batch_size, seed=seed
-    )
-    return sampler
+def whole_batch(model: nn.Module, inputs: Any, labels: Tensor) -> Tensor:
+    """Gradients of a batch that goes through the model at once; returns the loss, detached."""
+    loss: Tensor = model(inputs, labels)
+    loss.backward()
+    return loss.detach()
 
 
 class Fit:
-    """One training of `model` on features that stay in memory.
+    """One training of `model`.
 
     All randomness of epoch e follows from (seed, e); the state on disk holds what else a step depends on, so a fit that
     was interrupted ends with the same bits as one that was not (on the CPU, with the same number of threads).
 
     Args:
-        model: called with (features [B, D], labels [B]), gives the loss, a scalar. Those of its modules that have
-            `set_epoch` are told which epoch begins, from 0.
-        features: [N, D] float32, on the device of `model`.
-        labels: [N] int64, on the same device.
+        model: called with (inputs, labels [B]), gives the loss, a scalar. Those of its modules that have `set_epoch`
+            are told which epoch begins, from 0.
+        examples: what it learns from, on the device of `model`.
         training: how.
         seed: of the order of images and of dropout.
         sampler: which images are in which batch, see `sampler_of`; None: `training` has none.
+        parameters: what the optimizer gets, parameters or groups of them with rates of their own; None: all of `model`.
+        backward: computes the gradients of a batch, given model, inputs and labels, and returns its loss, detached.
         folder: where `state.pt` and checkpoints go; an existing state is picked up.
         name: for the progress bar.
 
@@ -108,29 +65,32 @@ class Fit:
     def __init__(
         self,
         model: nn.Module,
-        features: Tensor,
-        labels: Tensor,
+        examples: Examples,
         training: Training,
         *,
         seed: int,
         folder: Path,
         name: str,
         sampler: Sampler | None = None,
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
+        backward: Backward = whole_batch,
     ) -> None:
-        if len(features) < training.batch_size:
+        if len(examples) < training.batch_size:
             raise GuieError(
-                f"{name}: {len(features):,} training images do not fill one batch of {training.batch_size}; "
+                f"{name}: {len(examples):,} training images do not fill one batch of {training.batch_size}; "
                 "lower batch_size or add images"
             )
         self.model = model
-        self.features = features
-        self.labels = labels
+        self.examples = examples
         self.training = training
         self.seed = seed
         self.sampler = sampler
         self.folder = folder
         self.name = name
-        self.optimizer = build("optimizers", training.optimizer, params=model.parameters())
+        self.backward = backward
+        self.optimizer = build(
+            "optimizers", training.optimizer, params=model.parameters() if parameters is None else parameters
+        )
         self.schedule = CosineLRScheduler(
             self.optimizer,
             t_initial=training.epochs,
@@ -142,7 +102,7 @@ class Fit:
         self.epoch = 0  # the one that is running or comes next
         self.step = 0  # steps done of it
         self.passes = 0  # backward passes of those steps: SAM makes two a step
-        self.total = torch.zeros((), device=features.device)  # sum of the losses of those steps
+        self.total = torch.zeros((), device=examples.device)  # sum of the losses of those steps
         self.curves: list[Curve] = []  # one an epoch
         self._saved = time.monotonic()
         self._load()
@@ -150,7 +110,7 @@ class Fit:
     @property
     def steps(self) -> int:
         """Steps in an epoch."""
-        return len(self.features) // self.training.batch_size if self.sampler is None else len(self.sampler)
+        return len(self.examples) // self.training.batch_size if self.sampler is None else len(self.sampler)
 
     def run(self, stop: Stop, after_epoch: Callable[[int], Curve] | None = None) -> list[Curve]:
         """Train to the end and return the curves.
@@ -165,8 +125,9 @@ class Fit:
         done = self.epoch * self.steps + self.step
         with bar(self.training.epochs * self.steps, self.name, unit="step", initial=done) as progress:
             while self.epoch < self.training.epochs:
-                for batch in self._batches():
-                    self.total += self._step(batch)
+                self._begin_epoch()
+                for inputs, labels in self.examples.batches(self.epoch, self._rows()):
+                    self.total += self._step(inputs, labels)
                     self.step += 1
                     progress.advance(1)
                     if stop:
@@ -176,8 +137,7 @@ class Fit:
                 self._end_of_epoch(after_epoch)
         return self.curves
 
-    def _batches(self) -> Iterator[Tensor]:
-        """Row numbers [batch_size] of the steps still to do in this epoch."""
+    def _begin_epoch(self) -> None:
         for module in self.model.modules():  # after resuming, too: not every loss keeps the epoch in its state
             if callable(set_epoch := getattr(module, "set_epoch", None)):
                 set_epoch(self.epoch)
@@ -187,26 +147,25 @@ class Fit:
             self.total.zero_()
             self.passes = 0
             self.model.train()
+
+    def _rows(self) -> Tensor:
+        """Row numbers [steps, batch_size] of the steps still to do in this epoch."""
         if self.sampler is None:
             generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch, 0))
-            order = torch.randperm(len(self.features), generator=generator).to(self.features.device)
+            order = torch.randperm(len(self.examples), generator=generator)
         else:
-            order = torch.from_numpy(self.sampler.epoch(self.epoch)).flatten().to(self.features.device)
+            order = torch.from_numpy(self.sampler.epoch(self.epoch)).flatten()
         size = self.training.batch_size
-        for step in range(self.step, self.steps):
-            yield order[step * size : (step + 1) * size]
+        return order[self.step * size : self.steps * size].reshape(-1, size)
 
-    def _step(self, rows: Tensor) -> Tensor:
-        features, labels = self.features.index_select(0, rows), self.labels.index_select(0, rows)
-
+    def _step(self, inputs: Any, labels: Tensor) -> Tensor:
         def closure() -> Tensor:
             self.optimizer.zero_grad(set_to_none=True)
-            loss: Tensor = self.model(features, labels)
-            loss.backward()
+            loss = self.backward(self.model, inputs, labels)
             # scaling the first of SAM's two gradients changes nothing, since only its direction counts
             nn.utils.clip_grad_norm_(self.model.parameters(), self._limit())
             self.passes += 1
-            return loss.detach()
+            return loss
 
         try:
             loss: Tensor = self.optimizer.step(closure)
@@ -270,8 +229,8 @@ class Fit:
             "curves": self.curves,
             "rng": torch.get_rng_state(),
         }
-        if self.features.is_cuda:
-            state["cuda_rng"] = torch.cuda.get_rng_state(self.features.device)
+        if self.examples.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.examples.device)
         buffer = io.BytesIO()  # torch's own writing to a file forgets why it failed, such as a full disk
         torch.save(state, buffer)
         with atomic_write(self.folder / "state.pt") as file:
@@ -283,14 +242,14 @@ class Fit:
         if not path.exists():
             return
         try:
-            state = torch.load(path, map_location=self.features.device, weights_only=True)
+            state = torch.load(path, map_location=self.examples.device, weights_only=True)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.epoch, self.step, self.passes = state["epoch"], state["step"], state.get("passes", 0)
             self.total, self.curves = state["total"], state["curves"]
             torch.set_rng_state(state["rng"].cpu())
-            if self.features.is_cuda and "cuda_rng" in state:  # not if it was begun on the CPU
-                torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.features.device)
+            if self.examples.device.type == "cuda" and "cuda_rng" in state:  # not if it was begun on the CPU
+                torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.examples.device)
         except Exception as error:  # torch raises a dozen kinds for a damaged file
             raise GuieError(f"{path} cannot be read ({error}); delete it to train from the start") from error
         if self.step:

@@ -1,0 +1,7 @@
+"""Training: its settings, what it learns from, and the loop."""
+
+from guie_train.fitting.examples import Examples, Resident
+from guie_train.fitting.fit import Backward, Curve, Fit, whole_batch
+from guie_train.fitting.settings import Training, sampler_of
+
+__all__ = ["Backward", "Curve", "Examples", "Fit", "Resident", "Training", "sampler_of", "whole_batch"]
