@@ -45,6 +45,16 @@ def size(count: float) -> str:
     return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
 
 
+def duration(seconds: float) -> str:
+    """A time for people: "3.2 s", "45 s", "3 min", "2 h 05 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 def shown(path: str | os.PathLike[str]) -> str:
     """`path` as a user would write it: relative when it lies below the working directory."""
     path = Path(path)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guie_core import GuieError
+from guie_core.wording import duration
 from guie_datasets.inspecting.pages import write_page
 from guie_datasets.inspecting.pictures import encode
 from guie_train.retrieval import Evaluation
@@ -151,7 +152,7 @@ def render(report: Report, path: str | Path) -> Path:
     filters: dict[str, Callable[..., str]] = {
         "number": _number,
         "signed": _signed,
-        "duration": _duration,
+        "duration": duration,
         "tiny": _tiny,
     }
     return write_page(path, "template.html", package="guie_train.report", filters=filters, **_Page(report).fields())
@@ -322,15 +323,6 @@ def _signed(value: float | None, digits: int = 3) -> str:
     if value is None or math.isnan(value):
         return "\u2013"
     return f"{value:+.{digits}f}".replace("-", "\u2212")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _tiny(value: float) -> str:
