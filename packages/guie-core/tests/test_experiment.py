@@ -347,6 +347,10 @@ def test_differences_key_by_key() -> None:
     ]
     assert differences(old, old) == []
     assert differences([1], [1, 2]) == [("recipe.1", "-", "2")]
+    assert differences({"a": 1, "b": 2}, {"a": 1}, {"a": 3, "b": 2}, where="x") == [
+        ("x.a", "1", "1", "3"),
+        ("x.b", "2", "-", "2"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -111,23 +111,23 @@ class Experiment:
         )
 
 
-def differences(old: Any, new: Any, where: str = "recipe") -> list[tuple[str, str, str]]:
-    """Where two sets of plain settings differ: (key, old value, new value), "-" for one that isn't there."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
+def differences(*settings: Any, where: str = "recipe") -> list[tuple[str, ...]]:
+    """Where sets of plain settings differ: (key, the value in each), "-" for one that isn't there."""
+    if all(isinstance(each, Mapping) for each in settings):
         found = []
-        for key in [*old, *(key for key in new if key not in old)]:
-            place = f"{where}.{key}"
-            if key not in old:
-                found.append((place, "-", repr(new[key])))
-            elif key not in new:
-                found.append((place, repr(old[key]), "-"))
-            else:
-                found += differences(old[key], new[key], place)
+        for key in dict.fromkeys(key for each in settings for key in each):
+            found += differences(*(each.get(key, _ABSENT) for each in settings), where=f"{where}.{key}")
         return found
-    if isinstance(old, list) and isinstance(new, list):
+    if all(isinstance(each, list) for each in settings):
         # by position, so that one more element of a long list is told as just that
-        return differences(dict(enumerate(old)), dict(enumerate(new)), where)
-    return [] if old == new and type(old) is type(new) else [(where, repr(old), repr(new))]
+        return differences(*(dict(enumerate(each)) for each in settings), where=where)
+    first = settings[0]
+    if all(each == first and type(each) is type(first) for each in settings):
+        return []
+    return [(where, *("-" if each is _ABSENT else repr(each) for each in settings))]
+
+
+_ABSENT = object()
 
 
 # --- reading ---

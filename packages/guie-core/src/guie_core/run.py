@@ -28,10 +28,8 @@ from .files import atomic_write, explain_os_errors
 from .logs import is_wanted
 from .plugins import plugins
 from .processors import processors
+from .record import LOCK, LOG, RECORD, SCHEMA, RunRecord
 from .wording import listing, plural, shown
-
-SCHEMA = 1
-RECORD, LOG, LOCK = "run.json", "run.log", "run.lock"
 
 #: Packages whose versions decide what comes out.
 _RELEVANT = frozenset(
@@ -78,15 +76,15 @@ class Run:
                 f"{shown(path)} is not a run: it holds {listing(sorted(p.name for p in path.iterdir()), 4)}.\n"
                 "Nothing was changed. Choose another folder with --work-dir."
             )
-        lock = _acquire(path)
+        lock = acquire(path)
         try:
             if fresh and (path / RECORD).exists():
                 aside = _set_aside(path)
                 os.close(lock)
-                lock = _acquire(path)
+                lock = acquire(path)
                 logging.getLogger("guie.run").info("the former run is kept in %s", shown(aside))
             former = _former(path, experiment)
-            record = {
+            record: dict[str, Any] = {
                 "schema": SCHEMA,
                 "experiment": {
                     "name": experiment.name,
@@ -95,8 +93,8 @@ class Run:
                     "digest": experiment.digest,
                     "resolved": experiment.resolved,
                 },
-                "records": former.get("records", {}),
-                "executions": [*former.get("executions", []), _execution(experiment)],
+                "records": former.records if former else {},
+                "executions": [*(former.executions if former else []), _execution(experiment)],
             }
             run = cls(path, record, lock)
             run._write()
@@ -186,8 +184,11 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _acquire(path: Path) -> int:
-    """Lock the directory against other processes until the descriptor is closed."""
+def acquire(path: Path) -> int:
+    """Lock the directory of a run against other processes until the descriptor is closed.
+
+    Raises UsageError if another process is using it.
+    """
     with explain_os_errors(path):
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -228,23 +229,18 @@ def _set_aside(path: Path) -> Path:
     return aside
 
 
-def _former(path: Path, experiment: Experiment) -> dict[str, Any]:
+def _former(path: Path, experiment: Experiment) -> RunRecord | None:
     """The record of earlier executions in `path`, provided that they were of the same experiment."""
     if not (path / RECORD).exists():
-        return {}
+        return None
     choices = "Choose another folder with --work-dir, or begin anew with --fresh: the former run is kept beside it."
     try:
-        former: dict[str, Any] = json.loads((path / RECORD).read_text(encoding="utf-8"))
-        schema, old = former["schema"], former["experiment"]
-        same = old["digest"] == experiment.digest
-        changes = differences(old["resolved"]["recipe"], experiment.resolved["recipe"])
-        list(former["executions"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise UsageError(f"{shown(path / RECORD)} cannot be read ({what}).\n{choices}") from None
-    if schema != SCHEMA:
-        raise UsageError(f"{shown(path / RECORD)} is of format {schema}; this guie knows format {SCHEMA}.\n{choices}")
-    if not same and changes:
+        former = RunRecord.read(path)
+    except UsageError as error:
+        raise UsageError(f"{error}\n{choices}") from None
+    old = former.experiment
+    changes = differences(old["resolved"]["recipe"], experiment.resolved["recipe"])
+    if old["digest"] != experiment.digest and changes:
         width = max(len(key) for key, _, _ in changes[:20])
         lines = [f"  {key:<{width}}  {_short(was)} there, {_short(now)} now" for key, was, now in changes[:20]]
         if len(changes) > 20:
@@ -305,4 +301,4 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-__all__ = ["Run", "git_state", "versions"]
+__all__ = ["Run", "acquire", "git_state", "versions"]
