@@ -22,7 +22,8 @@ from guie_models.losses import ArcFace
 from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Training
 from guie_train.stage import Stage, Workspace
-from guie_train.stages.head import LOSS_PROVIDES, FitHead, Selection
+from guie_train.stages.head import LOSS_PROVIDES, FitHead
+from guie_train.stages.selection import Selection
 
 COUNTS = {3: 12, 5: 6, 8: 24}  # training images by label; labels have gaps, as after a split
 SAM = {"type": "SAM", "rho": 0.05, "base": {"type": "AdamW", "lr": 1e-2, "weight_decay": 0.1}}

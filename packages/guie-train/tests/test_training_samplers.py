@@ -23,7 +23,8 @@ from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Resident, Training
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.classifier import FitClassifier
-from guie_train.stages.head import FitHead, Selection
+from guie_train.stages.head import FitHead
+from guie_train.stages.selection import Selection
 
 COUNTS = {3: 12, 5: 6, 8: 24}  # training images by label
 BATCH = 12

@@ -20,7 +20,8 @@ from guie_train.stages.data import Prepare, Split
 from guie_train.stages.evaluate import RAW, TRAINED, Evaluate
 from guie_train.stages.export import Export
 from guie_train.stages.features import Features, Part, Shape
-from guie_train.stages.head import LOSS_PROVIDES, FitHead, Selection, TrainedHead
+from guie_train.stages.head import LOSS_PROVIDES, FitHead, TrainedHead
+from guie_train.stages.selection import Selection
 from guie_train.stages.submission import Submission
 
 ViewConfig = Annotated[Config, Slot("views", defaults=("size", "mean", "std"))]

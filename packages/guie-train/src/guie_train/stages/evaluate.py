@@ -22,7 +22,8 @@ from guie_train.retrieval import Evaluation, Pairs, evaluate
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.augmentation import Switched
 from guie_train.stages.classifier import TrainedClassifier
-from guie_train.stages.head import TrainedHead, answerable_pairs, head_inputs
+from guie_train.stages.head import TrainedHead, head_inputs
+from guie_train.stages.selection import answerable_pairs
 
 RAW, TRAINED = "raw features", "trained"  # what all are compared with, and what is exported
 Embed = Callable[[FeatureStore, NDArray[np.int64]], Tensor]  # (features, rows [N]) to an embedding [N, E]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,34 +23,11 @@ from guie_models.views import size_values
 from guie_train.device import device_of
 from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Curve, Fit, Resident, Training, sampler_of
-from guie_train.retrieval import Pairs, evaluate
 from guie_train.stage import Stage, Workspace
+from guie_train.stages.selection import Selection, Selector, answerable_pairs
 
 LOSS_PROVIDES = ("embedding_size", "classes", "class_counts")
 """What a loss is given, as far as it takes it; `class_counts` [C] are the images of each class in training."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """How the published checkpoint is chosen: by retrieval among classes that training never sees (5th place, point 8).
-
-    Args:
-        protocol: which images ask and which answer.
-        metric: the figure that decides; the earliest of equals wins.
-        every: epochs between two evaluations; the last epoch is always evaluated.
-        normalise: whether embeddings are L2-normalised first; the original compares them as they are.
-        keep: "best" by the metric, or simply the "last" epoch.
-    """
-
-    protocol: Annotated[Config, Slot("protocols")]
-    metric: str = "mP@5"
-    every: int = 10
-    normalise: bool = False
-    keep: Literal["best", "last"] = "best"
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"every is {self.every}; it is 1 or more.")
 
 
 class HeadWithLoss(nn.Module):
@@ -164,45 +141,15 @@ class FitHead(Stage[TrainedHead]):
             sampler=sampler_of(self.training, manifest.select(rows), labels, self.seed),
         )
 
-        pairs = answerable_pairs(self.selection.protocol, "recipe.selection.protocol", manifest)
-        asked = np.unique(np.concatenate([pairs.queries, pairs.index]))
-        pairs = Pairs(np.searchsorted(asked, pairs.queries), np.searchsorted(asked, pairs.index))
-        asked_labels, asked_categories = manifest.column("label")[asked], manifest.column("category")[asked]
-        selection_inputs = head_inputs(head, valid, manifest, asked).to(device)
-        seen = np.flatnonzero((split == "valid") & np.isin(manifest.column("label"), classes))
-        seen_inputs = head_inputs(head, valid, manifest, seen).to(device) if len(seen) else None
-        seen_labels = torch.from_numpy(np.searchsorted(classes, manifest.column("label")[seen])).to(device)
+        def inputs(rows: NDArray[np.int64]) -> Tensor:
+            return head_inputs(head, valid, manifest, rows).to(device)
 
-        def score(epoch: int) -> Curve:
-            last = epoch == self.training.epochs
-            if epoch % self.selection.every and not last:
-                return {}
-            embedding = head(selection_inputs).float()
-            if self.selection.normalise:
-                embedding = nn.functional.normalize(embedding)
-            metrics = tuple(dict.fromkeys((self.selection.metric, "MRR@5")))
-            curve = dict(evaluate(embedding.cpu(), asked_labels, asked_categories, pairs, metrics=metrics).overall)
-            if seen_inputs is not None and hasattr(loss, "margin_logits"):  # losses that compare pairs have none
-                curve |= _validate(head, loss, seen_inputs, seen_labels, self.training.batch_size)
-                for name, sign in (("valid loss", -1), ("valid accuracy", 1)):
-                    if all(sign * curve[name] > sign * c[name] for c in fit.curves if name in c):
-                        fit.write_checkpoint(f"best-{name.replace(' ', '-')}")
-            best = max((c.get(self.selection.metric, -1.0) for c in fit.curves), default=-1.0)
-            if last if self.selection.keep == "last" else curve[self.selection.metric] > best:
-                fit.write_checkpoint("chosen")
-            return curve
-
-        curves = fit.run(workspace.stop, score)
+        selector = Selector(self.selection, fit, manifest, classes, loss, inputs, head)
+        curves = fit.run(workspace.stop, selector)
         fit.write_checkpoint("last")
         with atomic_write(folder / "curves.json", "w") as file:
-            json.dump({"in_features": train.dimension, "chosen": self.chosen(curves), "curves": curves}, file, indent=1)
-
-    def chosen(self, curves: list[Curve]) -> int:
-        """The epoch of the published checkpoint: the earliest with the best score, or the last."""
-        if self.selection.keep == "last":
-            return self.training.epochs
-        best = max(curves, key=lambda curve: curve.get(self.selection.metric, -1.0))
-        return int(best["epoch"])
+            about = {"in_features": train.dimension, "chosen": self.selection.chosen(curves), "curves": curves}
+            json.dump(about, file, indent=1)
 
     def load(self, folder: Path) -> TrainedHead:
         """The chosen head and its curves."""
@@ -213,33 +160,3 @@ class FitHead(Stage[TrainedHead]):
         """Which epoch was chosen, and its score."""
         metric, curve = self.selection.metric, output.curves[output.epoch - 1]
         return f"epoch {output.epoch} of {len(output.curves)} chosen: {metric} {curve[metric]:.3f} in selection"
-
-
-def _validate(head: nn.Module, loss: Any, inputs: Tensor, labels: Tensor, batch_size: int) -> Curve:
-    """Loss and accuracy on margin-penalised logits, as the original logs them; in batches, since logits are [N, C]."""
-    total, right = 0.0, 0
-    for x, y in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
-        logits = loss.margin_logits(head(x), y)
-        total += float(nn.functional.cross_entropy(logits, y, reduction="sum"))
-        right += int((logits.argmax(1) == y).sum())
-    return {"valid loss": total / len(labels), "valid accuracy": right / len(labels)}
-
-
-def answerable_pairs(protocol: Config, where: str, manifest: Manifest) -> Pairs:
-    """Who asks and who answers by a protocol of this experiment.
-
-    Raises:
-        GuieError: nobody asks, or no query has a right answer.
-    """
-    label = manifest.column("label")
-    pairs: Pairs = build("protocols", protocol, where=where).pairs(label, manifest.column("split"))
-    classes, counts = np.unique(label[pairs.index], return_counts=True)
-    # a query in the index does not answer itself
-    relevant = dict(zip(classes.tolist(), counts.tolist(), strict=True))
-    own = np.isin(pairs.queries, pairs.index)
-    if not any(relevant.get(int(label[row]), 0) > itself for row, itself in zip(pairs.queries, own, strict=True)):
-        raise GuieError(
-            f"{where}: none of {len(pairs.queries):,} queries has another image of its class to find; "
-            "the classes need two images at least"
-        )
-    return pairs

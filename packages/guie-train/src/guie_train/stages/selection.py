@@ -1,0 +1,141 @@
+"""How the published checkpoint of a training is chosen: by retrieval among classes that training never sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from guie_core import Config, GuieError, Slot
+from guie_core.registry import build
+from guie_datasets import Manifest
+from guie_train.fitting import Curve, Fit
+from guie_train.retrieval import Pairs, evaluate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """How the published checkpoint is chosen: by retrieval among classes that training never sees (5th place, point 8).
+
+    Args:
+        protocol: which images ask and which answer.
+        metric: the figure that decides; the earliest of equals wins.
+        every: epochs between two evaluations; the last epoch is always evaluated.
+        normalise: whether embeddings are L2-normalised first; the original compares them as they are.
+        keep: "best" by the metric, or simply the "last" epoch.
+    """
+
+    protocol: Annotated[Config, Slot("protocols")]
+    metric: str = "mP@5"
+    every: int = 10
+    normalise: bool = False
+    keep: Literal["best", "last"] = "best"
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every is {self.every}; it is 1 or more.")
+
+    def chosen(self, curves: list[Curve]) -> int:
+        """The epoch of the published checkpoint: the earliest with the best score, or the last."""
+        if self.keep == "last":
+            return int(curves[-1]["epoch"])
+        best = max(curves, key=lambda curve: curve.get(self.metric, -1.0))
+        return int(best["epoch"])
+
+
+class Selector:
+    """Evaluates a training after its epochs, and writes `chosen.safetensors` and the best by validation.
+
+    Called with the number of epochs done, the model in evaluation mode, it gives the figures; {} where none are due.
+
+    Args:
+        selection: by what, and how often.
+        fit: the training.
+        manifest: of the images.
+        classes: labels [C] of the images that are trained on, ascending: the loss's classes.
+        loss: the training's.
+        inputs: what `embed` takes for so many rows of the manifest; asked for once.
+        embed: embeddings [n, E] by the model as it is.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        fit: Fit,
+        manifest: Manifest,
+        classes: NDArray[Any],
+        loss: Any,
+        inputs: Callable[[NDArray[np.int64]], Any],
+        embed: Callable[[Any], Tensor],
+    ) -> None:
+        self.selection = selection
+        self.fit = fit
+        self.loss = loss
+        self.embed = embed
+        pairs = answerable_pairs(selection.protocol, "recipe.selection.protocol", manifest)
+        label = manifest.column("label")
+        asked = np.unique(np.concatenate([pairs.queries, pairs.index]))
+        self.pairs = Pairs(np.searchsorted(asked, pairs.queries), np.searchsorted(asked, pairs.index))
+        self.labels, self.categories = label[asked], manifest.column("category")[asked]
+        self.asked = inputs(asked)
+        # losses that compare pairs have no logits
+        can_validate = (manifest.column("split") == "valid") & hasattr(loss, "margin_logits")
+        seen = np.flatnonzero(can_validate & np.isin(label, classes))
+        self.seen = inputs(seen) if len(seen) else None
+        self.targets = torch.from_numpy(np.searchsorted(classes, label[seen]))
+
+    def __call__(self, epoch: int) -> Curve:
+        selection, fit = self.selection, self.fit
+        last = epoch == fit.training.epochs
+        if epoch % selection.every and not last:
+            return {}
+        embedding = self.embed(self.asked).float()
+        if selection.normalise:
+            embedding = nn.functional.normalize(embedding)
+        metrics = tuple(dict.fromkeys((selection.metric, "MRR@5")))
+        curve = dict(evaluate(embedding.cpu(), self.labels, self.categories, self.pairs, metrics=metrics).overall)
+        if self.seen is not None:
+            curve |= _validate(self.loss, self.embed(self.seen), self.targets, fit.training.batch_size)
+            for name, sign in (("valid loss", -1), ("valid accuracy", 1)):
+                if all(sign * curve[name] > sign * c[name] for c in fit.curves if name in c):
+                    fit.write_checkpoint(f"best-{name.replace(' ', '-')}")
+        best = max((c.get(selection.metric, -1.0) for c in fit.curves), default=-1.0)
+        if last if selection.keep == "last" else curve[selection.metric] > best:
+            fit.write_checkpoint("chosen")
+        return curve
+
+
+def _validate(loss: Any, embedding: Tensor, labels: Tensor, batch_size: int) -> Curve:
+    """Loss and accuracy on margin-penalised logits, as the original logs them; in batches, since logits are [N, C]."""
+    total, right = 0.0, 0
+    labels = labels.to(embedding.device)
+    for x, y in zip(embedding.split(batch_size), labels.split(batch_size), strict=True):
+        logits = loss.margin_logits(x, y)
+        total += float(nn.functional.cross_entropy(logits, y, reduction="sum"))
+        right += int((logits.argmax(1) == y).sum())
+    return {"valid loss": total / len(labels), "valid accuracy": right / len(labels)}
+
+
+def answerable_pairs(protocol: Config, where: str, manifest: Manifest) -> Pairs:
+    """Who asks and who answers by a protocol of this experiment.
+
+    Raises:
+        GuieError: nobody asks, or no query has a right answer.
+    """
+    label = manifest.column("label")
+    pairs: Pairs = build("protocols", protocol, where=where).pairs(label, manifest.column("split"))
+    classes, counts = np.unique(label[pairs.index], return_counts=True)
+    # a query in the index does not answer itself
+    relevant = dict(zip(classes.tolist(), counts.tolist(), strict=True))
+    own = np.isin(pairs.queries, pairs.index)
+    if not any(relevant.get(int(label[row]), 0) > itself for row, itself in zip(pairs.queries, own, strict=True)):
+        raise GuieError(
+            f"{where}: none of {len(pairs.queries):,} queries has another image of its class to find; "
+            "the classes need two images at least"
+        )
+    return pairs
