@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from guie_core import GuieError, UsageError, build
-from guie_models.backbones import Backbone, OpenClipBackbone, TimmBackbone
+from guie_models.backbones import Backbone, Concatenated, OpenClipBackbone, TimmBackbone
 from guie_models.backbones.open_clip import LICENCES
 from guie_models.backbones.timm import _view
 from guie_models.backbones.weights import fingerprint, hub, load_matching, local_file, read_state, state_digest
@@ -537,6 +537,84 @@ def test_the_last_blocks_train_and_no_others(name: str, tiny: str) -> None:
     assert not any(module.training for module in backbone.train().modules())
     with pytest.raises(UsageError, match=f"99 of its blocks can't be trained; it has {len(blocks)}"):
         backbone.unfreeze(99)
+
+
+def saved_bytes(run: Callable[[], Tensor]) -> tuple[Tensor, int]:
+    """What `run` gives, and the bytes that its backward pass keeps."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        return run(), sum(kept.values())
+
+
+@pytest.mark.parametrize(
+    "name", ["timm/test_vit", "timm/test_resnet", "open_clip", "open_clip-timm", "tokens", "concat"]
+)
+@pytest.mark.parametrize("blocks", [1, None])
+def test_checkpointing_keeps_less_and_gives_the_same_gradients(name: str, blocks: int | None, tiny: str) -> None:
+    vit = {"type": "timm/test_vit", "weights": "none"}
+    make: Callable[[], Backbone] = {
+        "timm/test_vit": lambda: TimmBackbone("test_vit", weights="none"),
+        "timm/test_resnet": lambda: TimmBackbone("test_resnet", weights="none"),
+        "open_clip": lambda: OpenClipBackbone(tiny, weights="none"),
+        "open_clip-timm": lambda: OpenClipBackbone(f"{tiny}-timm", weights="none"),
+        "tokens": lambda: TimmBackbone("test_vit", weights="none", output="tokens"),
+        "concat": lambda: Concatenated([vit, {**vit, "image_size": 64}]),
+    }[name]
+    plain, checkpointed = make(), make()
+    found = []
+    for backbone in (plain, checkpointed):
+        backbone.unfreeze(len(backbone.blocks()) if blocks is None else blocks)
+        backbone.set_grad_checkpointing(backbone is checkpointed)
+        torch.manual_seed(0)
+        images = torch.randn(2, 3, backbone.image_size, backbone.image_size)
+        features, kept = saved_bytes(lambda: backbone(images))  # noqa: B023  called at once
+        features.square().sum().backward()
+        found.append(kept)
+    if blocks is None:
+        assert found[1] < found[0]
+    for (each, one), (_, other) in zip(plain.named_parameters(), checkpointed.named_parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None), each
+        if one.grad is not None and other.grad is not None:
+            torch.testing.assert_close(other.grad, one.grad)
+    checkpointed.set_grad_checkpointing(False)
+    if blocks is None:
+        images = torch.randn(2, 3, plain.image_size, plain.image_size)
+        assert saved_bytes(lambda: checkpointed(images))[1] == saved_bytes(lambda: plain(images))[1]
+
+
+def test_what_was_trained_goes_into_another_backbone() -> None:
+    tuned, other = (TimmBackbone("test_vit", weights="none") for _ in range(2))
+    pretrained = tuned.digest
+    assert other.digest == pretrained
+    tuned.unfreeze(2)
+    opened = tuned.opened()
+    assert set(opened) == {name for block in tuned.blocks()[-2:] for name in block}
+    with torch.no_grad():
+        for value in opened.values():
+            value.add_(0.1)
+    other.load_opened({name: value.clone() for name, value in tuned.opened().items()})
+    images = torch.randn(2, 3, 160, 160)
+    assert torch.equal(other(images), tuned(images))
+    assert other.digest != pretrained
+    assert other.digest == state_digest(tuned.network.state_dict(), "timm/test_vit")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("norm.weight", r"norm.weight of shape \[3\] is \[64\]"), ("neck.weight", r"neck.weight of shape \[3\] isn't th")],
+)
+def test_tuned_weights_of_another_architecture_are_refused(name: str, message: str) -> None:
+    backbone = TimmBackbone("test_vit", weights="none")
+    before = backbone.network.norm.bias.clone()
+    with pytest.raises(GuieError, match=f"timm/test_vit: tuned weights of another architecture: {message}"):
+        backbone.load_opened({"norm.bias": before + 1, name: torch.zeros(3)})
+    assert torch.equal(backbone.network.norm.bias, before)
 
 
 @pytest.mark.parametrize("output", ["pooled", "tokens"])

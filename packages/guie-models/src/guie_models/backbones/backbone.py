@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from guie_core import UsageError
+from guie_core import GuieError, UsageError
 from guie_models.backbones.weights import state_digest
 
 
@@ -55,6 +56,7 @@ class Backbone(nn.Module):
         self.licence = licence
         self.requires_grad_(False)
         self.train(False)
+        self._architecture = architecture
         self.digest = state_digest(network.state_dict(), architecture)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -89,6 +91,32 @@ class Backbone(nn.Module):
             parameter.requires_grad_(name in opened)
         self.train(self.training)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether activations of the blocks are computed again in the backward pass instead of being kept: the same
+        gradients in less memory, for one more forward pass. Architectures without it train as before."""
+        _set_grad_checkpointing(self.network, enable)
+
+    def opened(self) -> dict[str, Tensor]:
+        """The parameters that are open to training, by their names in the network, detached."""
+        return {name: value.detach() for name, value in self.network.named_parameters() if value.requires_grad}
+
+    def load_opened(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes what `opened` of a backbone of the same architecture gave after training; `digest` follows.
+
+        Raises GuieError for a parameter that isn't there, or has another shape; nothing is taken then.
+        """
+        own = dict(self.network.named_parameters())
+        for name, value in tensors.items():
+            if name not in own or own[name].shape != value.shape:
+                there = f"is {list(own[name].shape)}" if name in own else "isn't there"
+                raise GuieError(
+                    f"{self.name}: tuned weights of another architecture: {name} of shape {list(value.shape)} {there}"
+                )
+        with torch.no_grad():
+            for name, value in tensors.items():
+                own[name].copy_(value)
+        self.digest = state_digest(self.network.state_dict(), self._architecture)
+
     def train(self, mode: bool = True) -> Any:
         super().train(False)
         if mode and any(parameter.requires_grad for parameter in self.parameters()):
@@ -98,6 +126,16 @@ class Backbone(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.name}, features={self.features}, image_size={self.image_size}"
+
+
+def _set_grad_checkpointing(module: nn.Module, enable: bool) -> None:
+    """Of the outermost modules that have such a switch."""
+    if callable(switch := getattr(module, "set_grad_checkpointing", None)):
+        with contextlib.suppress(AssertionError):  # by which timm says that an architecture doesn't have it
+            switch(enable)
+        return
+    for child in module.children():
+        _set_grad_checkpointing(child, enable)
 
 
 def _train(module: nn.Module) -> None:
