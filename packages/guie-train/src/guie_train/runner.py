@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -18,6 +19,7 @@ import numpy as np
 
 from guie_core import GuieError, Interrupted, UsageError
 from guie_core.experiment import Experiment
+from guie_core.files import replace_link
 from guie_core.interrupt import interruptible
 from guie_core.processors import processors
 from guie_core.registry import build
@@ -26,6 +28,7 @@ from guie_core.wording import did_you_mean, shown, size
 from guie_datasets import Manifest
 from guie_train.device import device_of
 from guie_train.report import Report, StageLine, render
+from guie_train.runs.outputs import LINKS, store_of
 from guie_train.stage import Stage, StageRecord, Workspace
 
 
@@ -42,16 +45,19 @@ def train(
     stage: str | None = None,
     start: str | None = None,
     fresh: bool = False,
+    command: Sequence[str] = (),
 ) -> Path:
     """Run the stages of `experiment` and write its report; returns the run's folder.
 
     Args:
         experiment: loaded, hence checked.
-        work_dir: the run's folder. Outputs of stages go to `store/` beside it, which runs share.
+        work_dir: the run's folder. Outputs of stages go to `store/` beside it, or beside the folder of the sweep that
+            it is a point of; runs share it.
         stage: stop after this stage; no report is written.
         start: run this stage and all that follow again.
         fresh: set an earlier run in the folder aside, and begin unfinished stages from their start. Finished ones are
             reused all the same, since their outputs would be the same.
+        command: what goes on where this was interrupted, if that isn't `guie-train` with the same experiment.
 
     Raises:
         UsageError: no stage has that name, or the folder holds a run of another experiment.
@@ -66,9 +72,11 @@ def train(
     with Run.open(folder, experiment, fresh=fresh) as run, interruptible() as stop:
         click.echo(f"{experiment.name} on {experiment.profile.name} -> {shown(folder)}")
         show = partial(_show, run, [each.name for each in stages])
-        workspace = Workspace(folder.parent / "store", experiment.profile, stop, again, fresh, on_record=show)
+        workspace = Workspace(store_of(folder), experiment.profile, stop, again, fresh, on_record=show)
         try:
             _check_sources(stages)
+            # what is unfinished in the store is this run's as well
+            run.record(planned=[{"name": each.name, "key": each.key} for each in stages])
             checked = False
             for each in stages:
                 if not checked and not each.cheap:
@@ -78,10 +86,12 @@ def train(
                 output = workspace.get(each)
                 if isinstance(output, Manifest):
                     run.record(manifest=output.digest)
+                if (selected := each.selected(output)) is not None:
+                    run.record(selected=selected)
             report = None if stage else recipe.report(workspace)
-        except Interrupted as stopped:
-            command = shlex.join([*_command(experiment), *(("--work-dir", str(work_dir)) if work_dir else ())])
-            raise Interrupted(f"{stopped}. Go on with: {command}") from None
+        except (Interrupted, KeyboardInterrupt) as stopped:  # asked to stop once, or twice
+            command = command or [*_command(experiment), *(("--work-dir", str(work_dir)) if work_dir else ())]
+            raise Interrupted(f"{str(stopped) or 'at once'}. Go on with: {shlex.join(command)}") from None
         if report is not None:
             report = replace(
                 report,
@@ -138,10 +148,8 @@ def _show(run: Run, names: list[str], record: StageRecord) -> None:
     earlier = [each for each in run.records.get("stages", []) if each["name"] != record.name]
     run.record(stages=[*earlier, about])
     # a relative link, so that run and store can be moved together
-    link = run.path / "stages" / record.name.replace(" ", "-")
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(os.path.relpath(record.folder, link.parent))
+    link = run.path / LINKS / record.name.replace(" ", "-")
+    replace_link(link, os.path.relpath(record.folder, link.parent))
 
 
 def show_plan(
@@ -153,7 +161,7 @@ def show_plan(
     stages, again = _plan(recipe.stages(experiment.profile), stage, start)
     click.echo(f"{experiment.name} on {experiment.profile.name} -> {shown(folder)} (dry run)")
     with interruptible() as stop:
-        workspace = Workspace(folder.parent / "store", experiment.profile, stop)
+        workspace = Workspace(store_of(folder), experiment.profile, stop)
         width = max(len(s.name) for s in stages)
         done: set[str] = set()
         for number, each in enumerate(stages, 1):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from typing import (
 )
 
 from guie_core import Config, GuieError, Interrupted, Slot
-from guie_core.files import atomic_write, digest, explain_os_errors
+from guie_core.files import atomic_write, digest, explain_os_errors, remove_directory, replace_directory, sweep
 from guie_core.plugins import plugins
 from guie_core.registry import lookup
 from guie_core.signature import signature
@@ -37,6 +36,7 @@ from guie_core.signature import signature
 if TYPE_CHECKING:
     from guie_core.interrupt import Stop
     from guie_core.profiles import Profile
+    from guie_train.planning.forecast import Forecast, Outlook
 
 T = TypeVar("T")
 NOT_IN_KEY = {"key": False}  # metadata of the fields on which the outputs do not depend
@@ -76,6 +76,17 @@ class Stage(ABC, Generic[T]):
     def check(self, workspace: Workspace) -> None:
         """Raise what would stop this stage, as far as it shows once the cheap stages are done; hours may be saved."""
 
+    def forecast(self, outlook: Outlook) -> Forecast:
+        """What this stage takes, told ahead of time, without data, weights or a GPU.
+
+        Raises:
+            NotKnown: it can't say; the plan goes on without it.
+            GuieError: what would stop it, such as settings that a component refuses.
+        """
+        from guie_train.planning.forecast import NotKnown
+
+        raise NotKnown("it doesn't say")
+
     def inputs(self) -> list[Stage[Any]]:
         """The stages in the fields."""
         return [source for f in fields(self) for source in _stages(getattr(self, f.name))]
@@ -83,6 +94,18 @@ class Stage(ABC, Generic[T]):
     def summary(self, output: T) -> str:
         """What came out, in a few words."""
         return ""
+
+    def selected(self, output: T) -> dict[str, Any] | None:
+        """The figure by which the outputs were chosen among others: metric, value, epoch.
+
+        It is of images that are not reported on, so that runs may be chosen by it as well.
+        """
+        return None
+
+    @property
+    def selects(self) -> bool:
+        """Whether `selected` tells a figure."""
+        return type(self).selected is not Stage.selected
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
@@ -228,9 +251,11 @@ class Workspace:
         start = time.monotonic()
         staging = folder if stage.incremental else folder.with_name(f"{stage.key}.partial")
         if self._again(stage):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_directory(folder)
         if self._again(stage) or (self.fresh and not stage.incremental):
-            shutil.rmtree(staging, ignore_errors=True)
+            remove_directory(staging)
+        for place in (folder, staging):
+            sweep(place)
         staging.mkdir(parents=True, exist_ok=True)
         self._made.add(stage.key)
         stage.run(staging, self)
@@ -244,8 +269,7 @@ class Workspace:
         with atomic_write(staging / "stage.json", "w") as file:
             json.dump(about, file, indent=2)
         if staging != folder:
-            shutil.rmtree(folder, ignore_errors=True)  # damaged: it has no stage.json
-            staging.rename(folder)
+            replace_directory(staging, folder)  # where one is there, it is damaged: it has no stage.json
 
     @contextmanager
     def _lock(self, folder: Path) -> Iterator[None]:

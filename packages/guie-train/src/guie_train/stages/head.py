@@ -156,6 +156,10 @@ class FitHead(Stage[TrainedHead]):
         about: dict[str, Any] = json.loads((folder / "curves.json").read_text())
         return TrainedHead(folder, self.head, about["in_features"], about["chosen"], about["curves"])
 
+    def selected(self, output: TrainedHead) -> dict[str, Any]:
+        """The score of the chosen epoch."""
+        return self.selection.figure(output.curves, output.epoch)
+
     def summary(self, output: TrainedHead) -> str:
         """Which epoch was chosen, and its score."""
         metric, curve = self.selection.metric, output.curves[output.epoch - 1]

@@ -47,6 +47,10 @@ class Selection:
         best = max(curves, key=lambda curve: curve.get(self.metric, -1.0))
         return int(best["epoch"])
 
+    def figure(self, curves: list[Curve], epoch: int) -> dict[str, Any]:
+        """What `Stage.selected` tells of the chosen epoch."""
+        return {"metric": self.metric, "value": curves[epoch - 1][self.metric], "epoch": epoch}
+
 
 class Selector:
     """Evaluates a training after its epochs, and writes `chosen.safetensors` and the best by validation.

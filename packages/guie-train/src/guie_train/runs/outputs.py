@@ -1,0 +1,130 @@
+"""Outputs of stages in the store: whose they are, and taking away what is nobody's."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guie_core import UsageError
+from guie_core.files import explain_os_errors
+from guie_core.record import RunRecord, run_folders
+from guie_core.run import acquire
+
+STORE = "store"
+LINKS = "stages"  # in a run's folder: links to its outputs, by the stages' names
+SWEEP = "sweep.json"  # in a sweep's folder, whose points are runs
+FEATURES = "features"  # the stage whose outputs take longest, and which runs to come may find useful
+PARTIAL, REMOVED = ".partial", ".removed"
+
+
+def store_of(run: Path) -> Path:
+    """Where the outputs of a run's stages are: `store/` beside its folder, or beside its sweep's folder."""
+    beside = run.parent
+    return (beside.parent if (beside / SWEEP).exists() else beside) / STORE
+
+
+@dataclass(frozen=True)
+class Output:
+    """The folder of a stage's outputs in a store."""
+
+    path: Path
+
+    @property
+    def stage(self) -> str:
+        """The stage's folder in the store, such as "head"."""
+        return self.path.parent.name
+
+    @property
+    def key(self) -> str:
+        """The stage's key."""
+        return self.path.name.removesuffix(REMOVED).removesuffix(PARTIAL).removeprefix(".")
+
+    @property
+    def whole(self) -> bool:
+        """Whether the stage came to its end, as far as the folder's name tells."""
+        return self.path.name == self.key
+
+
+def keys_of(record: RunRecord) -> set[str]:
+    """Keys of the stages that a run has done or set out to do."""
+    stages: list[dict[str, Any]] = [*record.records.get("stages", ()), *record.records.get("planned", ())]
+    return {str(stage["key"]) for stage in stages}
+
+
+def referred(store: Path, without: Collection[Path] = ()) -> set[str]:
+    """Keys of the outputs in `store` that a run refers to, other than the runs in the folders `without`."""
+    keys: set[str] = set()
+    for folder in run_folders(store.parent):
+        if folder in without or store_of(folder) != store:
+            continue
+        links = folder / LINKS
+        keys |= {Path(os.readlink(link)).name for link in links.glob("*") if link.is_symlink()}
+        with contextlib.suppress(UsageError):  # of a damaged record there are the links at least
+            keys |= keys_of(RunRecord.read(folder))
+    return keys
+
+
+def unused(store: Path, without: Collection[Path] = ()) -> list[Output]:
+    """The outputs in `store` that no run refers to, other than the runs in the folders `without`."""
+    keys = referred(store, without)
+    found = [Output(path) for path in sorted(store.glob("*/*")) if path.is_dir() and not path.is_symlink()]
+    return [output for output in found if output.key not in keys or output.path.name.endswith(REMOVED)]
+
+
+def remove_outputs(outputs: Iterable[Output]) -> list[Output]:
+    """Take outputs away; returns those that stay, because a process is making them at this moment."""
+    kept = []
+    for output in outputs:
+        with _locked(output) as free:
+            if free:
+                discard(output.path)
+            else:
+                kept.append(output)
+    return kept
+
+
+def remove_run(folder: Path) -> None:
+    """Take a run away, but for its outputs in the store. Raises UsageError: another process is using it."""
+    lock = acquire(folder)
+    try:
+        discard(folder)
+    finally:
+        os.close(lock)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder; from the first moment on nobody takes what is left of it for whole."""
+    with explain_os_errors(folder):
+        if not folder.name.endswith(REMOVED):
+            aside = folder.with_name(f".{folder.name}{REMOVED}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder = folder.rename(aside)
+        shutil.rmtree(folder)
+
+
+def left_behind(folder: Path) -> list[Path]:
+    """What is left of runs whose removal was cut short."""
+    return sorted([*folder.glob(f".*{REMOVED}"), *folder.glob(f"*/.*{REMOVED}")])
+
+
+def bytes_in(folder: Path) -> int:
+    """Bytes of the files in a folder and below it; links count as such."""
+    return sum(os.lstat(os.path.join(path, name)).st_size for path, folders, names in os.walk(folder) for name in names)
+
+
+@contextlib.contextmanager
+def _locked(output: Output) -> Iterator[bool]:
+    """Hold the lock under which a stage is run (`Workspace`); gives whether it was free."""
+    with explain_os_errors(output.path), open(output.path.with_name(f".{output.key}.lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
