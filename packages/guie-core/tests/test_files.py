@@ -13,7 +13,18 @@ from pathlib import Path
 import pytest
 
 from guie_core import GuieError
-from guie_core.files import atomic_directory, atomic_write, digest, explain, explain_os_errors, folder_option
+from guie_core.files import (
+    atomic_directory,
+    atomic_write,
+    digest,
+    explain,
+    explain_os_errors,
+    folder_option,
+    remove_directory,
+    replace_directory,
+    replace_link,
+    sweep,
+)
 
 
 def test_file_appears_when_it_is_complete(tmp_path: Path) -> None:
@@ -171,6 +182,86 @@ def test_failed_directory_leaves_nothing(tmp_path: Path) -> None:
         (folder / "file").write_text("x")
         raise ZeroDivisionError
     assert os.listdir(tmp_path) == []
+
+
+def killed(code: str, *arguments: Path) -> None:
+    """Runs code that is to be killed at what stands as `die()` in it."""
+    code = f"import os, shutil, sys\nfrom guie_core.files import *\ndef die(*_, **__): os.kill(os.getpid(), 9)\n{code}"
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)])
+    assert done.returncode == -signal.SIGKILL
+
+
+WRITERS = {
+    "atomic_write": "with atomic_write(path / 'name') as file: die()",
+    "atomic_directory": "with atomic_directory(path / 'name') as folder: (folder / 'deep').mkdir(); die()",
+    "replace_link": "os.rename = os.replace = die; replace_link(path / 'name', 'x')",
+    "remove_directory": "(path / 'name').mkdir(); shutil.rmtree = die; remove_directory(path / 'name')",
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_what_killed_writers_leave_is_swept(writer: str, tmp_path: Path) -> None:
+    kept = [tmp_path / ".hidden.tmp", tmp_path / "name.txt", tmp_path / ".names.abcdefgh.tmp"]
+    for path in kept:
+        path.touch()
+    killed(f"import pathlib; path = pathlib.Path(sys.argv[1])\n{WRITERS[writer]}", tmp_path)
+    (left,) = set(tmp_path.iterdir()) - set(kept)
+    assert left.name.startswith(".name.")
+    sweep(tmp_path / "name")  # beside it
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+def test_what_killed_writers_leave_is_swept_within_a_folder(tmp_path: Path) -> None:
+    inner = tmp_path / "run" / "inner"
+    inner.mkdir(parents=True)
+    killed("import pathlib\nwith atomic_write(pathlib.Path(sys.argv[1]) / 'file') as file: die()", inner)
+    assert len(os.listdir(inner)) == 1
+    (tmp_path / "run" / "link").symlink_to(inner)
+    (tmp_path / "other").mkdir()
+    sweep(tmp_path / "run")
+    assert os.listdir(inner) == []
+    assert sorted(os.listdir(tmp_path)) == ["other", "run"]
+    sweep(tmp_path / "missing")
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / "file").write_text(name)
+    (tmp_path / "old" / "more").touch()
+    replace_directory(tmp_path / "new", tmp_path / "old")
+    assert os.listdir(tmp_path) == ["old"]
+    assert os.listdir(tmp_path / "old") == ["deep"]
+    assert (tmp_path / "old" / "deep" / "file").read_text() == "new"
+    (tmp_path / "new").mkdir()
+    replace_directory(tmp_path / "new", tmp_path / "fresh")
+    assert sorted(os.listdir(tmp_path)) == ["fresh", "old"]
+
+
+def test_a_folder_goes_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "done.json").touch()
+    killed("import pathlib; shutil.rmtree = die; remove_directory(pathlib.Path(sys.argv[1]))", folder)
+    assert not folder.exists()  # rather than with some of its files
+    remove_directory(folder)
+
+
+def test_a_link_leads_elsewhere(tmp_path: Path) -> None:
+    link = tmp_path / "deep" / "link"
+    for target in ("first", "second"):
+        replace_link(link, target)
+        assert os.readlink(link) == target
+    assert os.listdir(link.parent) == ["link"]
+    link.unlink()
+    link.mkdir()
+    with pytest.raises(IsADirectoryError):
+        replace_link(link, "third")
+    assert os.listdir(link.parent) == ["link"]
+
+
+def test_full_disk_under_what_is_printed() -> None:
+    assert explain(OSError(errno.ENOSPC, "x")).startswith("The disk is full: what was printed could not be written. ")
 
 
 def test_digest_knows_where_a_part_ends() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
+import signal
 import subprocess
 import sys
 import textwrap
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +222,61 @@ def test_killed_run_can_be_gone_on_with(experiment: Experiment, toys: Any) -> No
     with Run.open("runs/toy", experiment) as run:
         assert run.records == {"a": 1}
     assert [execution["status"] for execution in read()["executions"]] == ["running", "finished"]
+
+
+def test_what_a_killed_run_left_half_written_is_removed(experiment: Experiment) -> None:
+    Run.open("runs/toy", experiment).close()
+    for name in (".run.json.abcdefgh.tmp", "stages/.head.01234567.tmp"):
+        Path("runs/toy", name).parent.mkdir(exist_ok=True)
+        Path("runs/toy", name).write_text("half")
+    Path("runs/toy/.hidden").touch()
+    with Run.open("runs/toy", experiment):
+        pass
+    assert sorted(path.name for path in Path("runs/toy").rglob(".*")) == [".hidden"]
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[], None]]:
+    """A function after which nothing can be written any more."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, former[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("error", [GuieError("no data"), Interrupted("stopped after epoch 3")])
+def test_full_disk_hides_nothing_of_what_ended_a_run(
+    experiment: Experiment, full_disk: Callable[[], None], error: GuieError
+) -> None:
+    with pytest.raises(type(error)) as raised, Run.open("runs/toy", experiment):
+        full_disk()
+        raise error
+    assert raised.value is error
+    assert read()["executions"][0]["status"] == "running"  # as it last could be written
+
+
+def test_full_disk_at_the_end(experiment: Experiment, full_disk: Callable[[], None]) -> None:
+    before = list(logging.getLogger().handlers)
+    with pytest.raises(GuieError, match=r"run\.json could not be written"), Run.open("runs/toy", experiment):
+        full_disk()
+    assert logging.getLogger().handlers == before
+
+
+def test_log_goes_without_what_the_disk_refuses(
+    experiment: Experiment, full_disk: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(GuieError, match="no data"), Run.open("runs/toy", experiment) as run:
+        run.log.info("a line")
+        full_disk()
+        run.log.info("another")
+        run.log.info("and another")
+        raise GuieError("no data")
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("warning: The file is larger than this system allows: ")
+    assert told.endswith("The log has a gap.")
+    assert "run.log could not be written" in told
+    assert "a line" in Path("runs/toy/run.log").read_text()
 
 
 def test_facts_must_be_plain(experiment: Experiment) -> None:

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, and failures of the disk in words.
 
-Everything is written under a temporary name in the same folder, flushed to the disk, and renamed.
+Everything is written under a temporary name in the same folder, flushed to the disk, and renamed. A process that is
+killed leaves at most such a temporary name behind, which :func:`sweep` removes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +33,7 @@ _REMEDY = {
     errno.EIO: "The disk reports a fault",
     errno.EMFILE: "This process has too many files open",
 }
+_TEMPORARY = re.compile(r"\.(?P<name>.*)\.[a-z0-9_]{8}\.tmp", re.DOTALL)  # of what is being written as `name`
 
 
 @contextlib.contextmanager
@@ -59,7 +63,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
 
 
 @contextlib.contextmanager
@@ -74,20 +78,87 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise GuieError(f"{path} is there already; remove it first.")
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+        temporary = temporary_directory(path)
         try:
             yield temporary
             for folder, _, names in os.walk(temporary):
                 for name in names:
                     with open(os.path.join(folder, name), "rb") as file:
                         os.fsync(file.fileno())
-                _sync_directory(Path(folder))
+                sync_directory(Path(folder))
             temporary.chmod(0o777 & ~_umask())
             temporary.rename(path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
+
+
+def temporary_directory(path: Path) -> Path:
+    """A new folder beside `path` for what is going to be it, or in it."""
+    return Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+
+
+def replace_directory(source: Path, path: Path) -> None:
+    """Rename the folder `source` to `path`; what was there goes, and is there whole until then.
+
+    The files in `source` are on the disk already, as :func:`atomic_write` leaves them.
+
+    Raises:
+        GuieError: the disk, as for :func:`atomic_write`.
+    """
+    with explain_os_errors(path):
+        for folder, _, _ in os.walk(source):
+            sync_directory(Path(folder))
+        remove_directory(path)
+        source.rename(path)
+        sync_directory(path.parent)
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a folder, which may be missing, with all that is in it: at once, so that nobody meets a part of it.
+
+    Raises:
+        GuieError: the disk, as for :func:`atomic_write`.
+    """
+    with explain_os_errors(path):
+        aside = _unused(path)
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(aside)
+            sync_directory(path.parent)
+            shutil.rmtree(aside)
+
+
+def replace_link(path: Path, target: str | os.PathLike[str]) -> None:
+    """Make `path` a symbolic link to `target`, or let it lead there from now on.
+
+    Raises:
+        GuieError: the disk, as for :func:`atomic_write`.
+    """
+    with explain_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _unused(path)
+        temporary.symlink_to(target)
+        try:
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink()
+            raise
+
+
+def sweep(path: Path) -> None:
+    """Remove what processes that were killed have left of `path`, a file or a folder, beside it and within it.
+
+    For places that are locked, or have one writer at most: what another process is writing there would be lost.
+    """
+    beside = [each for each in path.parent.glob(".*.tmp") if _TEMPORARY.sub(r"\g<name>", each.name) == path.name]
+    within = [Path(folder, name) for folder, folders, files in os.walk(path) for name in folders + files]
+    for left in [*beside, *(each for each in within if _TEMPORARY.fullmatch(each.name))]:
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                left.unlink()
 
 
 @contextlib.contextmanager
@@ -125,9 +196,9 @@ def folder_option(name: str) -> Iterator[None]:
 
 def explain(error: OSError, path: str | os.PathLike[str] = "") -> str:
     """What a failure of the disk means: what was being written, how much is free, what to do."""
-    path = Path(path or error.filename or ".")
     what = _REMEDY.get(error.errno or 0, os.strerror(error.errno or 0))
-    text = f"{what}: {path} could not be written."
+    text = f"{what}: {path or error.filename or 'what was printed'} could not be written."
+    path = Path(path or error.filename or ".")
     folder = next((parent for parent in (path, *path.absolute().parents) if parent.is_dir()), Path.cwd())
     option = f" ({_options[-1]})" if _options else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -165,7 +236,13 @@ def _mode(path: Path) -> int:
         return 0o666 & ~_umask()
 
 
-def _sync_directory(path: Path) -> None:
+def _unused(path: Path) -> Path:
+    """A temporary name for `path`."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def sync_directory(path: Path) -> None:
+    """Have the names in a folder on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -6,6 +6,7 @@ times and outcome), ``run.log``, ``run.lock``, and whatever the stages put there
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import fcntl
 import json
@@ -24,7 +25,7 @@ from typing import Any
 
 from .errors import GuieError, Interrupted, UsageError
 from .experiment import Experiment, differences
-from .files import atomic_write, explain_os_errors
+from .files import atomic_write, explain, explain_os_errors, sweep
 from .logs import is_wanted
 from .plugins import plugins
 from .processors import processors
@@ -83,6 +84,7 @@ class Run:
                 os.close(lock)
                 lock = acquire(path)
                 logging.getLogger("guie.run").info("the former run is kept in %s", shown(aside))
+            sweep(path)
             former = _former(path, experiment)
             record: dict[str, Any] = {
                 "schema": SCHEMA,
@@ -124,7 +126,11 @@ class Run:
         self._write()
 
     def close(self, status: str = "finished", error: str = "") -> None:
-        """End the execution: "finished", "failed" or "interrupted". A second call does nothing."""
+        """End the execution: "finished", "failed" or "interrupted". A second call does nothing.
+
+        Raises:
+            GuieError: the record of a finished execution cannot be written; of others, what ended them is to be told.
+        """
         if self._closed:
             return
         self._closed = True
@@ -133,6 +139,9 @@ class Run:
             self._execution["error"] = error
         try:
             self._write()
+        except GuieError:
+            if status == "finished":
+                raise
         finally:
             root = logging.getLogger()
             if self._handler is not None:
@@ -169,7 +178,7 @@ class Run:
 
     def _attach(self) -> None:
         with explain_os_errors(self.path / LOG):
-            self._handler = logging.FileHandler(self.path / LOG, encoding="utf-8")
+            self._handler = _LogFile(self.path / LOG, encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         # what a run says of itself at level DEBUG is for its file alone
         self._handler.addFilter(lambda record: record.name == self.log.name or is_wanted(record))
@@ -178,6 +187,26 @@ class Run:
         root.addHandler(self._handler)
         root.setLevel(min(root.level, logging.INFO) or logging.INFO)
         logging.captureWarnings(True)
+
+
+class _LogFile(logging.FileHandler):
+    """A log that goes without what the disk refuses, and says so once: the work is worth more than its log."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            what = explain(error, self.baseFilename).partition("\n")[0]
+            with contextlib.suppress(OSError):
+                print(f"warning: {what} The log has a gap.", file=sys.stderr)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what could not be written before cannot be now
+            super().close()
 
 
 def _now() -> str:
