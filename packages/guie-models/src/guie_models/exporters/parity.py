@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from guie_core import GuieError, UsageError
-from guie_core.files import explain_os_errors
+from guie_core.files import explain_os_errors, sync_directory, temporary_directory
 from guie_models.embedder import Embedder, check_evaluation, raw_image
 
 NEIGHBOURS = 5
@@ -118,7 +117,7 @@ def staged(directory: Path) -> Iterator[Path]:
     """A folder inside `directory` to write to; its files move to `directory` when the block ends without error."""
     with explain_os_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=directory, prefix=".export."))
+        folder = temporary_directory(directory / "export")
         try:
             yield folder
             # the weights beside a graph first, so that a graph is never without them
@@ -126,6 +125,7 @@ def staged(directory: Path) -> Iterator[Path]:
                 with open(file, "rb+") as opened:
                     os.fsync(opened.fileno())
                 file.replace(directory / file.name)
+            sync_directory(directory)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
