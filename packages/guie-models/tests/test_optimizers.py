@@ -158,6 +158,58 @@ def test_a_pass_that_is_not_finite_skips_the_step(factor: float, which: str) -> 
     assert not same(problem.weights(), before)
 
 
+class Normed(Problem):
+    """With running statistics of something that depends on the weights."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(dtype)
+        self.net.insert(1, nn.BatchNorm1d(8))
+
+
+@pytest.mark.parametrize("max_norm", [None, 0.01])
+@pytest.mark.parametrize("cls", [SAM, ASAM])
+def test_steps_that_nobody_looks_at_are_the_same(
+    cls: type[SAM], max_norm: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the base leaves out a step by itself. Here, the same on the CPU."""
+    base = {**ADAMW, "fused": True}
+    problems = Normed(), Normed()
+    looking, blind = (cls(problem.parameters(), base=base, max_norm=max_norm) for problem in problems)
+    monkeypatch.setattr(blind, "_unseen", lambda norm: True)
+    skipped = 0
+    for factors in ([1.0, 1.0], [math.inf, 1.0], [1.0, math.nan], [math.nan, math.nan], [1.0, math.inf], [1.0, 1.0]):
+        before = problems[1].weights()
+        moments = [value.clone() for state in blind.state.values() for value in state.values()]
+        for problem, optimizer in zip(problems, (looking, blind), strict=True):
+            problem.factors = list(factors)
+            problem.passes = 0
+            optimizer.step(problem.closure)
+            problem.factors = []
+        assert problems[1].passes == 2
+        skipped += factors != [1.0, 1.0]
+        if factors != [1.0, 1.0]:
+            assert same(problems[1].weights(), before)
+            assert same([value for state in blind.state.values() for value in state.values()], moments)
+        assert (blind.skipped, blind.last_step_skipped) == (skipped, factors != [1.0, 1.0])
+        assert (looking.skipped, looking.last_step_skipped) == (skipped, factors != [1.0, 1.0])
+        assert same(*(problem.weights() for problem in problems))
+        assert all(bool(buffer.isfinite().all()) for buffer in problems[1].buffers())
+    assert blind.state_dict()["sam"] == {"skipped": 4}
+
+
+def test_the_lower_of_two_limits_counts() -> None:
+    problems = [Problem() for _ in range(3)]
+    limits = [(None, 0.01), (0.01, 5.0), (5.0, torch.tensor(0.01))]
+    for problem, (own, given) in zip(problems, limits, strict=True):
+        sam = SAM(problem.parameters(), base=ADAMW, max_norm=own)
+        for _ in range(3):
+            sam.step(problem.closure, max_norm=given)
+        assert sam.norm is not None
+        assert float(sam.norm) > 0.01  # of the gradients as they came
+    assert same(problems[0].weights(), problems[1].weights())
+    assert same(problems[0].weights(), problems[2].weights())
+
+
 def test_a_stale_perturbation_is_subtracted_where_it_is_asked_for(tmp_path: Path) -> None:
     """As the original's fault: no ascent, and a step from where the last ascent would fall back to."""
     problem = Problem(torch.float64)

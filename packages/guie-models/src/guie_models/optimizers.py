@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from guie_core import GuieError, Slot, UsageError, build
+from guie_core import Config, GuieError, Slot, UsageError, build
+from guie_core.registry import load
+from guie_core.signature import signature
 
 Base = Mapping[str, Any] | Optimizer | Callable[..., Optimizer]
 
 ADAMW: Mapping[str, Any] = {"type": "AdamW", "lr": 1e-2, "weight_decay": 0.1}
 """The recipe's base optimiser."""
 
-OWN = ("base", "rho", "max_norm", "adaptive", "eta", "infinite", "_perturbation", "skipped", "last_step_skipped")
+OWN = ("base", "rho", "max_norm", "adaptive", "eta", "infinite", "_perturbation", "_skipped", "_last", "norm")
 
 
 class SAM(Optimizer):
@@ -38,7 +40,9 @@ class SAM(Optimizer):
 
     A gradient norm that isn't finite, in either pass, skips the step: weights and moments stay as they were,
     `last_step_skipped` is True and `skipped` counts it. Buffers (running statistics) are the model's; what the passes
-    did to them stays.
+    did to them stays. Where it costs nothing to look at the first norm, the second pass is spared; on a GPU with a
+    fused base (`dict(type="AdamW")` is made so) nobody waits for it: both passes are made, and the base itself leaves
+    the step out. Only who asks for `skipped` waits.
 
     infinite: "stale" does after an infinite first pass what the 5th place's code does (recipes, faults of the
     original): there is no ascent, the base steps with the second gradients all the same, and from the weights the
@@ -72,18 +76,36 @@ class SAM(Optimizer):
         self.infinite = infinite
         # of the last finite first pass, by parameter, where infinite is "stale"
         self._perturbation: dict[Tensor, Tensor] = {}
-        self.skipped = 0
-        self.last_step_skipped = False
+        self._skipped: int | Tensor = 0
+        self._last: bool | Tensor = False
+        #: of the last step's gradients: the second pass's before clipping, the first's if that isn't finite; a scalar
+        self.norm: Tensor | None = None
         self._share()
 
+    @property
+    def skipped(self) -> int:
+        """How many steps were left out."""
+        return int(self._skipped)
+
+    @property
+    def last_step_skipped(self) -> bool:
+        """Whether the last step was left out."""
+        return bool(self._last)
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None, *, grad_scale: float = 1.0) -> Tensor:  # type: ignore[override]
+    def step(  # type: ignore[override]
+        self,
+        closure: Callable[[], Tensor] | None = None,
+        *,
+        grad_scale: float = 1.0,
+        max_norm: float | Tensor | None = None,
+    ) -> Tensor:
         """One step; returns the loss of the first pass, at the weights before the step.
 
         `closure` computes the loss of one batch, calls backward and returns the loss. It is called twice, with
         gradients enabled and cleared each time; to accumulate over micro-batches it loops inside. Under loss scaling
-        (fp16) it calls backward on loss * `grad_scale`; clip and base see true gradients. Raises UsageError without a
-        closure.
+        (fp16) it calls backward on loss * `grad_scale`; clip and base see true gradients. `max_norm` is a limit for
+        this step, beside the optimiser's own; the lower one counts. Raises UsageError without a closure.
         """
         if closure is None:
             raise UsageError(
@@ -95,25 +117,31 @@ class SAM(Optimizer):
         if self.adaptive:
             for parameter in parameters:
                 cast(Tensor, parameter.grad).mul_(parameter.abs() + self.eta)
-        norm = _norm(parameters)
-        ascend = bool(torch.isfinite(norm))
-        self.last_step_skipped = not ascend and self.infinite == "skip"
-        if not self.last_step_skipped:
-            weights = [parameter.detach().clone() for parameter in parameters]
-            length = self.rho / (norm + 1e-12)
-            try:
-                for parameter in parameters if ascend else ():
-                    ascent = cast(Tensor, parameter.grad) * length
-                    parameter.add_(ascent.mul_(parameter.abs() + self.eta) if self.adaptive else ascent)
-                if ascend and self.infinite == "stale":
-                    self._perturbation = {p: p.detach() - w for p, w in zip(parameters, weights, strict=True)}
-                self._gradients(closure)
-            finally:
-                for parameter, weight in zip(parameters, weights, strict=True):
-                    parameter.copy_(weight)
-            self.last_step_skipped = not self._descend(grad_scale, {} if ascend else self._perturbation)
-        self.skipped += self.last_step_skipped
-        return loss
+        self.norm = norm = _norm(parameters)
+        finite = torch.isfinite(norm)
+        unseen = self._unseen(norm)
+        ascend = unseen or bool(finite)
+        if not ascend and self.infinite == "skip":
+            return self._done(loss, skipped=True)
+        gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
+        weights = [parameter.detach().clone() for parameter in parameters]
+        try:
+            if ascend:
+                length = self.rho / (norm + 1e-12)
+                if unseen:
+                    for tensor in (length, *gradients):
+                        tensor.masked_fill_(~finite, 0.0)  # a NaN would get into the model's running statistics
+                torch._foreach_mul_(gradients, length)
+                if self.adaptive:
+                    torch._foreach_mul_(gradients, [parameter.abs() + self.eta for parameter in parameters])
+                torch._foreach_add_(parameters, gradients)
+            if ascend and self.infinite == "stale":
+                self._perturbation = {p: p.detach() - w for p, w in zip(parameters, weights, strict=True)}
+            del gradients
+            self._gradients(closure)
+        finally:
+            torch._foreach_copy_(parameters, weights)
+        return self._done(loss, self._descend(grad_scale, max_norm, {} if ascend else self._perturbation, finite))
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state dictionary, and under "sam" the count of skipped steps (and the perturbation)."""
@@ -132,7 +160,7 @@ class SAM(Optimizer):
             raise GuieError(
                 f"SAM: this state belongs to an optimiser of other parameters or of another kind: {error}"
             ) from error
-        self.skipped = int(own.get("skipped", 0))
+        self._skipped = int(own.get("skipped", 0))
         self._perturbation = {
             parameter: kept.to(parameter.device)
             for parameter, kept in zip(self._parameters(), own.get("perturbation", ()), strict=False)
@@ -166,23 +194,52 @@ class SAM(Optimizer):
     def _parameters(self) -> Iterator[Tensor]:
         return (parameter for group in self.param_groups for parameter in group["params"])
 
-    def _descend(self, grad_scale: float, stale: Mapping[Tensor, Tensor]) -> bool:
-        """The base's step from the weights less `stale`; False where the gradients at hand are not finite."""
+    def _unseen(self, norm: Tensor) -> bool:
+        """Whether to go on without a look at `norm`: where looking waits for a GPU, and the base can leave a step out
+        by itself (torch's fused optimisers can, for `torch.amp.GradScaler`)."""
+        return norm.is_cuda and self.infinite == "skip" and getattr(self.base, "_step_supports_amp_scaling", False)
+
+    def _descend(
+        self,
+        grad_scale: float,
+        max_norm: float | Tensor | None,
+        stale: Mapping[Tensor, Tensor],
+        ascended: Tensor,
+    ) -> bool | Tensor:
+        """The base's step from the weights less `stale`; whether it was left out, since the gradients at hand are not
+        finite, or those of the ascent weren't."""
         parameters = self._with_gradients()
-        norm = _norm(parameters) / grad_scale
-        if not bool(torch.isfinite(norm)):
-            return False
+        gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
+        self.norm = norm = _norm(parameters) / grad_scale
+        finite = torch.isfinite(norm)
+        unseen = self._unseen(norm)
+        if not unseen and not bool(finite):
+            return True
         factor = torch.ones_like(norm) / grad_scale
-        if self.max_norm is not None:
-            factor = factor * (self.max_norm / (norm + 1e-6)).clamp(max=1.0)
-        if grad_scale != 1.0 or self.max_norm is not None:
-            for parameter in parameters:
-                cast(Tensor, parameter.grad).mul_(factor)
+        for limit in (self.max_norm, max_norm):
+            if limit is not None:
+                factor = torch.minimum(factor, limit / (norm + 1e-6) / grad_scale)
+        if unseen or bool(factor != 1.0):
+            torch._foreach_mul_(gradients, factor)
         for parameter in parameters:
             if parameter in stale:
                 parameter.sub_(stale[parameter])
-        self.base.step()
-        return True
+        if not unseen:
+            self.base.step()
+            return False
+        left_out = ~(finite & ascended)
+        base = cast(Any, self.base)  # what torch.amp.GradScaler tells it
+        base.grad_scale, base.found_inf = None, left_out.float()
+        try:
+            base.step()
+        finally:
+            del base.grad_scale, base.found_inf
+        return left_out
+
+    def _done(self, loss: Tensor, skipped: bool | Tensor) -> Tensor:
+        self._last = skipped
+        self._skipped = self._skipped + skipped
+        return loss
 
 
 class ASAM(SAM):
@@ -216,7 +273,7 @@ def _norm(parameters: list[Tensor]) -> Tensor:
 
 def _base(base: Base, groups: list[Any]) -> Optimizer:
     if isinstance(base, Mapping):
-        built = build("optimizers", base, where="base", params=groups)
+        built = build_optimizer(base, groups, where="base")
     elif isinstance(base, Optimizer):
         built = base
         wanted = {
@@ -228,4 +285,24 @@ def _base(base: Base, groups: list[Any]) -> Optimizer:
         built = base(groups)
     if not isinstance(built, Optimizer):
         raise UsageError(f"SAM: base made a {type(built).__name__}; it has to be a torch optimiser.")
+    return built
+
+
+def build_optimizer(
+    config: Config, params: Iterable[Tensor] | Iterable[dict[str, Any]], where: str = "optimizer"
+) -> Optimizer:
+    """The optimiser of `config`, of kind "optimizers", over parameters or groups of them.
+
+    On a GPU in torch's fused form, if it has one and `config` says nothing of it: one pass over weights and moments,
+    which nothing waits for. On the CPU that brings little, and rounds otherwise.
+    """
+    groups: list[Any] = [
+        {**group, "params": list(group["params"])} if isinstance(group, dict) else group for group in params
+    ]
+    tensors = [tensor for group in groups for tensor in (group["params"] if isinstance(group, dict) else [group])]
+    if tensors and all(isinstance(tensor, Tensor) and tensor.is_cuda for tensor in tensors) and "type" in config:
+        takes = signature(load("optimizers", config["type"])).defaults
+        if "fused" in takes and not config.keys() & {"fused", "foreach", "capturable", "differentiable"}:
+            config = {**config, "fused": True}
+    built: Optimizer = build("optimizers", config, where=where, params=groups)
     return built
