@@ -7,7 +7,8 @@ import os
 import platform
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -69,29 +70,27 @@ def train(
     stages, again = _plan(recipe.stages(experiment.profile), stage, start)
     device_of(experiment.profile)  # before anything is done for it
     begin = time.monotonic()
-    with Run.open(folder, experiment, fresh=fresh) as run, interruptible() as stop:
+    options = {"--work-dir": work_dir, "--stage": stage}
+    go_on = command or [*_command(experiment), *(str(part) for option in options.items() if option[1] for part in option)]
+    with Run.open(folder, experiment, fresh=fresh) as run, _resumable(go_on), interruptible() as stop:
         click.echo(f"{experiment.name} on {experiment.profile.name} -> {shown(folder)}")
         show = partial(_show, run, [each.name for each in stages])
         workspace = Workspace(store_of(folder), experiment.profile, stop, again, fresh, on_record=show)
-        try:
-            _check_sources(stages)
-            # what is unfinished in the store is this run's as well
-            run.record(planned=[{"name": each.name, "key": each.key} for each in stages])
-            checked = False
-            for each in stages:
-                if not checked and not each.cheap:
-                    for later in stages:
-                        later.check(workspace)
-                    checked = True
-                output = workspace.get(each)
-                if isinstance(output, Manifest):
-                    run.record(manifest=output.digest)
-                if (selected := each.selected(output)) is not None:
-                    run.record(selected=selected)
-            report = None if stage else recipe.report(workspace)
-        except (Interrupted, KeyboardInterrupt) as stopped:  # asked to stop once, or twice
-            command = command or [*_command(experiment), *(("--work-dir", str(work_dir)) if work_dir else ())]
-            raise Interrupted(f"{str(stopped) or 'at once'}. Go on with: {shlex.join(command)}") from None
+        _check_sources(stages)
+        # what is unfinished in the store is this run's as well
+        run.record(planned=[{"name": each.name, "key": each.key} for each in stages])
+        checked = False
+        for each in stages:
+            if not checked and not each.cheap:
+                for later in stages:
+                    later.check(workspace)
+                checked = True
+            output = workspace.get(each)
+            if isinstance(output, Manifest):
+                run.record(manifest=output.digest)
+            if (selected := each.selected(output)) is not None:
+                run.record(selected=selected)
+        report = None if stage else recipe.report(workspace)
         if report is not None:
             report = replace(
                 report,
@@ -114,6 +113,15 @@ def train(
         elif stage is None:
             click.echo(f"\nresults: {shown(folder / 'stages')}")
     return folder
+
+
+@contextmanager
+def _resumable(command: Sequence[str]) -> Iterator[None]:
+    """Tell by which command what is stopped goes on, whether it was asked to stop once or twice."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        raise Interrupted(f"{str(stopped) or 'at once'}. Go on with: {shlex.join(command)}") from None
 
 
 def _check_sources(stages: list[Stage[Any]]) -> None:
