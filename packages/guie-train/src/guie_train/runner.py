@@ -70,8 +70,8 @@ def train(
     stages, again = _plan(recipe.stages(experiment.profile), stage, start)
     device_of(experiment.profile)  # before anything is done for it
     begin = time.monotonic()
-    options = {"--work-dir": work_dir, "--stage": stage}
-    go_on = command or [*_command(experiment), *(str(part) for option in options.items() if option[1] for part in option)]
+    options = [("--work-dir", work_dir), ("--stage", stage)]
+    go_on = command or [*_command(experiment), *(str(part) for each in options if each[1] for part in each)]
     with Run.open(folder, experiment, fresh=fresh) as run, _resumable(go_on), interruptible() as stop:
         click.echo(f"{experiment.name} on {experiment.profile.name} -> {shown(folder)}")
         show = partial(_show, run, [each.name for each in stages])
