@@ -1,5 +1,6 @@
 from . import tfrecord as tfrecord
 from .exporting import export as export
+from .extent import Extent as Extent
 from .fetching.download import Download as Download
 from .fetching.download import HttpArchive as HttpArchive
 from .fetching.download import HttpFile as HttpFile

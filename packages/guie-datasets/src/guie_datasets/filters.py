@@ -10,7 +10,7 @@ import dataclasses
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from guie_core import GuieError, UsageError
 from guie_core.wording import did_you_mean, listing, plural
 from guie_datasets.checks import check_seed
+from guie_datasets.extent import Extent
 from guie_datasets.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ class Filter(ABC):
     @abstractmethod
     def choose(self, manifest: Manifest) -> NDArray[np.intp]:
         """Numbers of the rows of `manifest` to keep, ascending. Raises GuieError if it can't."""
+
+    def expected(self, extent: Extent) -> Extent | None:
+        """About what is kept of so many images; for plans. None: not known before it is done."""
+        return None
 
     def apply(self, manifest: Manifest) -> Manifest:
         """The rows that are kept, with labels 0..C-1 in the order they had; what was done is added to the provenance.
@@ -103,6 +108,10 @@ class MaxImages(Filter):
     def choose(self, manifest: Manifest) -> NDArray[np.intp]:
         return np.sort(sample_images(manifest.column("label"), self.images, self.seed))
 
+    def expected(self, extent: Extent) -> Extent | None:
+        most = min(extent.images, self.images * extent.classes)
+        return None if self.source else replace(extent, images=most, exact=False)
+
 
 @dataclass(frozen=True)
 class DropClasses(Filter):
@@ -118,6 +127,9 @@ class DropClasses(Filter):
     def choose(self, manifest: Manifest) -> NDArray[np.intp]:
         labels = manifest.column("label")
         return np.flatnonzero(np.isin(labels, list(sample_classes(labels, drop=self.classes, seed=self.seed))))
+
+    def expected(self, extent: Extent) -> Extent | None:
+        return None if self.source else extent.share(1 - self.classes / extent.classes, of_classes=True)
 
 
 @dataclass(frozen=True)
@@ -138,6 +150,10 @@ class SampleClasses(Filter):
         labels = manifest.column("label")
         keep = share_of(self.classes, len(np.unique(labels)), "SampleClasses")
         return np.flatnonzero(np.isin(labels, list(sample_classes(labels, keep=keep, seed=self.seed))))
+
+    def expected(self, extent: Extent) -> Extent | None:
+        keep = share_of(self.classes, extent.classes, "SampleClasses")
+        return None if self.source else extent.share(keep / extent.classes, of_classes=True)
 
 
 @dataclass(frozen=True)

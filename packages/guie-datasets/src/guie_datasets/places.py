@@ -16,6 +16,15 @@ def data_folder() -> Path:
     return absolute(os.environ.get("GUIE_DATA") or "data")
 
 
+class NotThere(GuieError):  # noqa: N818  a state, and not always an error
+    """A named data set is not on this machine; it can be fetched from `page` with `command`."""
+
+    def __init__(self, message: str, page: str, command: str) -> None:
+        super().__init__(message)
+        self.page = page
+        self.command = command
+
+
 @dataclass(frozen=True)
 class Place:
     """Where one of the named sets lies, however deep its archive was unpacked.
@@ -43,18 +52,20 @@ class Place:
         for folder in candidates:
             if _holds(folder, self.holds):
                 return folder
-        raise GuieError(self._missing(start, candidates))
+        raise self._missing(start, candidates)
 
-    def _missing(self, start: Path, candidates: Sequence[Path]) -> str:
+    def _missing(self, start: Path, candidates: Sequence[Path]) -> GuieError:
         # a folder of the set's own name that holds something else is what people want to be told of
         own = [folder for folder in candidates if folder != start and folder.is_dir()]
         what = "is laid out in another way than it comes" if own else "is not there"
         looked = "\n".join(f"  {folder / self.holds}" for folder in candidates)
         found = "\n".join(_held(folder) for folder in own or [start])
-        return (
+        page, command = _page(self.entry), f"guie data download {self.entry}"
+        message = (
             f"the data set {self.entry!r} {what}. Looked for\n{looked}\n{found}.\n"
-            f"Fetch it from {_page(self.entry)} with `guie data download {self.entry}`, or give the folder as root"
+            f"Fetch it from {page} with `{command}`, or give the folder as root"
         )
+        return GuieError(message) if own else NotThere(message, page, command)
 
 
 class Inside:

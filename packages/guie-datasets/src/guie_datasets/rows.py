@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from guie_core import GuieError
 from guie_core.wording import size
+from guie_datasets.extent import Extent
 
 #: The most that is read of one image: what is no image may fill the memory otherwise.
 MAX_BYTES = 256 << 20
@@ -127,6 +128,12 @@ class Dataset(ABC):
 
     def count(self) -> int | None:
         """How many rows there will be, where that is known without a pass over the data; for progress bars."""
+        return None
+
+    def expected(self) -> Extent | None:
+        """How large the data set is with its options applied, where that is told without its files, or by listing them;
+        for plans. None: not known until it is prepared. Raises GuieError if it takes the files and they aren't there.
+        """
         return None
 
     def sources(self) -> Iterable[Path]:

@@ -18,6 +18,7 @@ import numpy as np
 from guie_core import GuieError, UsageError
 from guie_core.wording import plural
 from guie_datasets.checks import check_seed
+from guie_datasets.extent import Extent
 from guie_datasets.filters import share_of
 from guie_datasets.manifest import Manifest
 
@@ -40,6 +41,10 @@ class Split(ABC):
     @abstractmethod
     def choose(self, manifest: Manifest) -> NDArray[np.intp]:
         """Numbers of the rows of `manifest`, all of which are free, to set aside. Raises GuieError if it can't."""
+
+    def expected(self, free: Extent) -> Extent | None:
+        """About what is set aside of so many free images; for plans. None: not known before it is done."""
+        return None
 
 
 def split(manifest: Manifest, splits: Sequence[Split]) -> Manifest:
@@ -120,6 +125,10 @@ class HoldOutClasses(Split):
         held_out = np.random.default_rng(self.seed).permutation(there)[:classes]
         return np.flatnonzero(np.isin(labels, held_out))
 
+    def expected(self, free: Extent) -> Extent:
+        classes = share_of(self.classes, free.classes, f"split {self.name!r}")
+        return free.share(classes / free.classes, of_classes=True)
+
 
 @dataclass(frozen=True)
 class UnseenClasses(Split):
@@ -157,6 +166,9 @@ class UnseenClasses(Split):
             )
         return chosen
 
+    def expected(self, free: Extent) -> Extent:
+        return free.share(1 / self.folds, of_classes=True)
+
 
 @dataclass(frozen=True)
 class StratifiedImages(Split):
@@ -189,6 +201,9 @@ class StratifiedImages(Split):
             )
         folds = StratifiedKFold(self.folds, shuffle=True, random_state=self.seed)
         return eligible[_fold(folds.split(eligible, labels[eligible]), self.fold, self)]
+
+    def expected(self, free: Extent) -> Extent:
+        return free.share(1 / self.folds, of_classes=False)  # at most: classes of few images stay whole
 
 
 def _check_fold(name: str, folds: int, fold: int) -> None:

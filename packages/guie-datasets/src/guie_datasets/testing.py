@@ -18,6 +18,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from guie_datasets.extent import counted
 from guie_datasets.images.decoding import decode, header_size
 from guie_datasets.preparing.preparation import prepare
 from guie_datasets.rows import Dataset, ImageRef, Row
@@ -89,6 +90,11 @@ class DatasetContract:
         if count is not None:
             rows = sum(1 for _ in dataset.rows())  # first, since left_out() tells of the last pass over them
             assert count == rows + sum(item.count for item in dataset.left_out() if item.bad)
+
+    def test_as_many_come_as_are_expected(self, dataset: Dataset) -> None:
+        extent = dataset.expected()
+        if extent is not None and extent.exact:
+            assert extent == counted(dataset.rows()), "expected() says that it has counted, and other rows come"
 
     def test_it_pickles(self, dataset: Dataset, some: list[Row]) -> None:
         again = pickle.loads(pickle.dumps(dataset))

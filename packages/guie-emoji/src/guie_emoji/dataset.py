@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from guie_core import GuieError, UsageError
-from guie_datasets import Dataset, LeftOut, Row, tfrecord
+from guie_datasets import Dataset, Extent, LeftOut, Row, tfrecord
 
 STYLES = ("google", "twitter", "fluent-3d", "fluent-flat", "noto-v1", "emojione")
 """The styles in the order in which this package names them."""
@@ -88,6 +88,12 @@ class Emoji(Dataset):
 
     def count(self) -> int:
         return len(self.drawings())
+
+    def expected(self) -> Extent:
+        table = self._table()
+        classes = {drawing.emoji if self.classes == "emoji" else drawing.subgroup for drawing in table}
+        groups = sorted({drawing.group for drawing in table})
+        return Extent(len(self.drawings()), len(classes), tuple(groups), exact=True)
 
     def left_out(self) -> Sequence[LeftOut]:
         return self._left_out

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from guie_datasets.extent import Extent
 from guie_datasets.numbering import incomplete
 from guie_datasets.places import Place, absolute, data_folder
 from guie_datasets.rows import LeftOut, Row
@@ -22,6 +23,8 @@ class NamedShards(TFRecordDataset):
     place: ClassVar[Place]
     all_labels: ClassVar[tuple[int, int]]
     all_shards: ClassVar[int]
+    all_images: ClassVar[int]
+    """About: so many are published."""
 
     def __init__(self, root: str | os.PathLike[str] | None = None, *, complete: bool = True) -> None:
         name = self.place.entry
@@ -37,6 +40,10 @@ class NamedShards(TFRecordDataset):
         if self.complete and len(there) < self.all_shards:
             raise incomplete(self.folder, [f"{len(there)} of the set's {self.all_shards} shards are there"])
         return there
+
+    def expected(self) -> Extent:
+        low, high = self.all_labels
+        return Extent(self.all_images, high - low + 1, (self.category,))
 
     def sources(self) -> Sequence[Path]:
         self.folder = self.place.find(self.root)

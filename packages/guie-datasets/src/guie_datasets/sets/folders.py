@@ -9,6 +9,7 @@ from pathlib import Path
 
 from guie_core import GuieError, UsageError
 from guie_core.wording import did_you_mean, listing
+from guie_datasets.extent import Extent, counted
 from guie_datasets.places import Inside, absolute, is_text, printable
 from guie_datasets.rows import Dataset, ImageRef, LeftOut, Row
 
@@ -102,6 +103,9 @@ class ClassFolders(Dataset):
                 left_out.append(LeftOut(str(folders[0]), "a class without images", loud=True))
         if not any(images.values()):
             raise GuieError(self._no_images(classes))
+
+    def expected(self) -> Extent:
+        return counted(self.rows())
 
     def left_out(self) -> Sequence[LeftOut]:
         return self._left_out

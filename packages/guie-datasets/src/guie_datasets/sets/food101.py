@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
 from guie_core import GuieError, UsageError
+from guie_datasets.extent import Extent
 from guie_datasets.fetching.download import Download, HttpArchive
 from guie_datasets.filters import sample_images
 from guie_datasets.numbering import incomplete
@@ -17,7 +18,7 @@ from guie_datasets.sets.folders import entries_of, images_in, is_folder
 
 Which = Literal["all", "train", "test", "own"]
 
-_CLASSES, _IMAGES = 101, 1000  # of each class
+_CLASSES, _IMAGES, _TRAIN = 101, 1000, 750  # of each class
 
 _PLACE = Place("food101", ("food-101", "food101"), "images/*/*", inside=("images", "meta"))
 
@@ -97,6 +98,10 @@ class Food101(Dataset):
             min(len(images), self.max_images or len(images)) + sum(item.bad for item in others)
             for _, _, images, others in self._classes()
         )
+
+    def expected(self) -> Extent:
+        each = {"train": _TRAIN, "test": _IMAGES - _TRAIN}.get(self.split, _IMAGES)
+        return Extent(_CLASSES * min(each, self.max_images or each), _CLASSES, ("food101",))
 
     def sources(self) -> Sequence[Path]:
         folder = _PLACE.find(self.root)

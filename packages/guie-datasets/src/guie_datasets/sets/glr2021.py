@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from guie_core import UsageError
 from guie_datasets import tfrecord
+from guie_datasets.extent import Extent
 from guie_datasets.fetching.download import Download, KaggleArchive
 from guie_datasets.filters import sample_classes
 from guie_datasets.places import Place
@@ -39,6 +40,7 @@ class GLR2021(NamedShards):
     place = Place("glr2021", (_FOLDER, "glr2021"), "*glr2021-train-*.tfrec")
     all_labels = (10691, 17690)
     all_shards = 32
+    all_images = 349_000
 
     def __init__(
         self,
@@ -65,6 +67,10 @@ class GLR2021(NamedShards):
 
     def count(self) -> int | None:
         return None if self.drop_classes else super().count()
+
+    def expected(self) -> Extent:
+        whole = super().expected()
+        return whole.share(1 - self.drop_classes / whole.classes, of_classes=True)
 
     def _kept(self) -> set[int]:
         # labels of records with a wrong checksum count as well: a damaged image changes nothing in which classes go

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from guie_core import UsageError
 from guie_core.wording import did_you_mean
+from guie_datasets.extent import Extent
 from guie_datasets.fetching.download import Download, HttpArchive, HttpFile
 from guie_datasets.numbering import incomplete
 from guie_datasets.places import Place, absolute
@@ -109,6 +110,11 @@ class GPR1200(Dataset):
         labels = [_label(entry.name) for entry in images]
         dropped = sum(label is not None and BLOCKS[label // _CLASSES] in self.without for label in labels)
         return len(images) - dropped + sum(item.bad for item in others)
+
+    def expected(self) -> Extent:
+        blocks = [block for block in BLOCKS if block not in self.without]
+        classes = _CLASSES * len(blocks)
+        return Extent(_IMAGES * classes, classes, tuple(f"GPR1200_{block}" for block in sorted(blocks)))
 
     def sources(self) -> Sequence[Path]:
         images, _ = images_in(_PLACE.find(self.root) / "images")

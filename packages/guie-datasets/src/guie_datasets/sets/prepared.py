@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from guie_datasets.extent import Extent
 from guie_datasets.manifest import Manifest
 from guie_datasets.places import absolute
 from guie_datasets.rows import Dataset, Row
@@ -35,6 +36,11 @@ class Prepared(Dataset):
 
     def count(self) -> int:
         return len(Manifest.read(self.path))
+
+    def expected(self) -> Extent:
+        manifest = Manifest.read(self.path)
+        categories = tuple(sorted(set(manifest.column("category").tolist())))
+        return Extent(len(manifest), len(set(manifest.column("label").tolist())), categories, exact=True)
 
     def sources(self) -> Iterator[Path]:
         yield self.path

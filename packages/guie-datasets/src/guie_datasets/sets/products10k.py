@@ -29,3 +29,4 @@ class Products10K(NamedShards):
     place = Place("products10k", (_FOLDER, "products10k"), "*products10k-train-*.tfrec")
     all_labels = (1000, 10690)
     all_shards = 20
+    all_images = 141_900

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TextIO
 from guie_core import GuieError, UsageError
 from guie_core.wording import did_you_mean, listing
 from guie_datasets.compressed import COMPRESSIONS
+from guie_datasets.extent import Extent, counted
 from guie_datasets.places import Inside, absolute, check_path, is_text, joined
 from guie_datasets.rows import Dataset, ImageRef, LeftOut, Row
 
@@ -121,6 +122,9 @@ class Table(Dataset):
                 said.get("role", ""),
                 said.get("name") or name,
             )
+
+    def expected(self) -> Extent:
+        return counted(self.rows())
 
     def left_out(self) -> Sequence[LeftOut]:
         return self._left_out

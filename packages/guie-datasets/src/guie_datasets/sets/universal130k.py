@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from guie_core import GuieError
 from guie_core.wording import listing
+from guie_datasets.extent import Extent
 from guie_datasets.fetching.download import Download, KaggleArchive
 from guie_datasets.places import Inside, Place, absolute
 from guie_datasets.rows import Dataset, ImageRef, LeftOut, Row
@@ -31,6 +32,7 @@ KINDS = (
 
 _COLUMNS = ("label", "image_name")
 _TABLE = "train.csv"
+_IMAGES = 130_000  # about: the name says so
 _PLACE = Place("universal130k", ("130k", "130k-images-512x512-universal-image-embeddings"), _TABLE)
 
 
@@ -80,6 +82,9 @@ class Universal130k(Dataset):
 
     def left_out(self) -> Sequence[LeftOut]:
         return self._left_out
+
+    def expected(self) -> Extent:
+        return Extent(_IMAGES, len(KINDS), KINDS)
 
     def sources(self) -> Sequence[Path]:
         images = [path for path in super().sources() if os.path.isfile(path)]

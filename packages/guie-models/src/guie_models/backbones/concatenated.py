@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from guie_core import Config, Slot, UsageError, build
 from guie_models.backbones.backbone import Backbone
+from guie_models.backbones.weights import Source, sources
 
 
 class Concatenated(Backbone):
@@ -53,6 +54,12 @@ class Concatenated(Backbone):
             ),
             view=first.view,
         )
+
+    @classmethod
+    def sources(cls, backbones: Sequence[Config], weights: str = "", **settings: Any) -> list[Source]:
+        """Where the weights of each come from: see `guie_models.backbones.weights.sources`."""
+        own: Mapping[str, Any] = {"weights": weights} if weights else {}
+        return [source for config in backbones for source in sources({**config, **own})]
 
     def blocks(self) -> list[list[str]]:
         """One after the other: those of the first backbone, then those of the second."""

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import open_clip
+import torch
 from open_clip.constants import (
     HF_SAFE_WEIGHTS_NAME,
     HF_WEIGHTS_NAME,
@@ -26,6 +27,7 @@ from guie_models.backbones.backbone import Backbone
 from guie_models.backbones.timm import set_stride
 
 Output = Literal["projected", "pooled", "tokens"]
+DEFAULT = "ViT-H-14/laion2b_s32b_b79k"
 
 #: Of published weights, by the beginning of their tag, of which the first counts, as the model cards of their
 #: publishers say.
@@ -59,7 +61,7 @@ class OpenClipBackbone(Backbone):
 
     def __init__(
         self,
-        name: str = "ViT-H-14/laion2b_s32b_b79k",
+        name: str = DEFAULT,
         weights: str = "hub",
         image_size: int | None = None,
         stride: int | None = None,
@@ -86,8 +88,6 @@ class OpenClipBackbone(Backbone):
         network, features = _output(tower, output, int(config["embed_dim"]), where)
         options = f" stride={stride}" if stride else ""
         options += f" output={output}" if output != "projected" else ""
-        # open_clip doesn't record licences; a file of one's own may have any
-        licences = [licence for start, licence in LICENCES.items() if weights == "hub" and tag.startswith(start)]
         mode = published.get("resize_mode", "shortest")
         interpolation = published.get("interpolation", "bicubic")
         super().__init__(
@@ -99,9 +99,29 @@ class OpenClipBackbone(Backbone):
             image_size=image_size or native,
             mean=published.get("mean") or OPENAI_DATASET_MEAN,
             std=published.get("std") or OPENAI_DATASET_STD,
-            licence=licences[0] if licences else "",
+            licence=_licence(tag) if weights == "hub" else "",
             view={"type": "Squash" if mode == "squash" else "CenterCrop", "interpolation": interpolation},
         )
+
+    @classmethod
+    def sources(cls, name: str = DEFAULT, weights: str = "hub", **settings: Any) -> list[_weights.Source]:
+        """Where the weights come from: see `guie_models.backbones.weights.sources`."""
+        where = f"open_clip/{name}"
+        _weights.check_weights(weights, where)
+        if weights != "hub":
+            return _weights.local_sources(weights, where)
+        model, _, tag = name.partition("/")
+        published = open_clip.get_pretrained_cfg(model, tag)
+        repository, _, file = published.get("hf_hub", "").rpartition("/")
+        if repository:
+            files = [file] if file else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+            what, page = f"{repository}: {' or '.join(files)}", f"{_weights.HUB}/{repository}"
+            path = _weights.cached(repository, *files)
+        else:
+            what = page = published.get("url", "")
+            kept = Path("~/.cache/clip").expanduser() / page.rpartition("/")[2]  # where open_clip keeps it
+            path = kept if kept.is_file() else None
+        return [_weights.Source(where, what, page, _licence(tag), path, 0 if path else _parameters(model))]
 
     def blocks(self) -> list[list[str]]:
         prefix, tower = ("tower.", self.network.tower) if isinstance(self.network, _Tokens) else ("", self.network)
@@ -119,6 +139,22 @@ class _Tokens(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         tokens: Tensor = self.tower(images)[1]
         return tokens
+
+
+def _licence(tag: str) -> str:
+    """Of published weights, which open_clip doesn't record; a file of one's own may have any."""
+    return next((licence for start, licence in LICENCES.items() if tag.startswith(start)), "")
+
+
+def _parameters(model: str) -> int:
+    """Of a whole model, both towers, as its published files hold it; 0 where its text tower is somebody else's."""
+    config = dict(open_clip.get_model_config(model) or {})
+    custom = config.pop("custom_text", False)
+    if not config or "multimodal_cfg" in config or any(key.startswith("hf_") for key in config["text_cfg"]):
+        return 0
+    with torch.device("meta"):
+        whole = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
+    return sum(parameter.numel() for parameter in whole.parameters())
 
 
 def _output(tower: Any, output: Output, projected: int, where: str) -> tuple[nn.Module, int]:

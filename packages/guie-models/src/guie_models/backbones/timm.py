@@ -6,6 +6,7 @@ import difflib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import timm
@@ -13,6 +14,7 @@ import torch
 from timm.data.config import resolve_model_data_config
 from timm.layers import resample_abs_pos_embed
 from timm.models import group_parameters
+from timm.models._hub import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME, get_cache_dir
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -88,6 +90,28 @@ class TimmBackbone(Backbone):
         if output == "tokens":
             _check_tokens(network, self.image_size, where)
 
+    @classmethod
+    def sources(cls, name: str, weights: str = "hub", **settings: Any) -> list[_weights.Source]:
+        """Where the weights come from: see `guie_models.backbones.weights.sources`."""
+        where = f"timm/{name}"
+        _weights.check_weights(weights, where)
+        if weights != "hub":
+            return _weights.local_sources(weights, where, _weights.package_licence(weights))
+        published: Any = timm.get_pretrained_cfg(name)
+        licence = getattr(published, "license", None) or ""
+        repository, _, revision = (published.hf_hub_id or "").partition("@")
+        if repository:
+            files = (
+                [published.hf_hub_filename] if published.hf_hub_filename else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+            )
+            what, page = f"{repository}: {' or '.join(files)}", f"{_weights.HUB}/{repository}"
+            path = _weights.cached(repository, *files, revision=revision or None)
+        else:
+            what = page = published.url or ""
+            kept = Path(get_cache_dir()) / page.rpartition("/")[2]
+            path = kept if page and kept.is_file() else None
+        return [_weights.Source(where, what, page, licence, path, 0 if path else _parameters(name))]
+
     def blocks(self) -> list[list[str]]:
         network: Any = self.network
         prefix = "network." if isinstance(network, _Tokens) else ""
@@ -96,6 +120,12 @@ class TimmBackbone(Backbone):
             return super().blocks()
         named = group_parameters(network, network.group_matcher(coarse=False))
         return [[prefix + name for name in named[depth]] for depth in sorted(named)]
+
+
+def _parameters(name: str) -> int:
+    """Of the network with its classifier, as its published file holds it."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in timm.create_model(name, pretrained=False).parameters())
 
 
 class _Tokens(nn.Module):

@@ -16,6 +16,7 @@ import urllib.parse
 import urllib.request
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,8 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from guie_core import GuieError, UsageError
+from guie_core.registry import lookup
 from guie_models.checkpoints import escaped, read_checkpoint
 
+HUB = "https://huggingface.co"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 SEED = 0
 """Of random weights (`weights="none"`): two builds are equal."""
@@ -186,7 +189,12 @@ def load_matching(
 
 
 def state_digest(state: Mapping[str, Tensor], architecture: str) -> str:
-    """32 hexadecimal digits (BLAKE2b) of the architecture's name and of every tensor's name, dtype, shape and bytes."""
+    """32 hexadecimal digits (BLAKE2b) of the architecture's name and of every tensor's name, dtype, shape and bytes.
+
+    "" for tensors of the device "meta", which have no bytes.
+    """
+    if any(value.is_meta for value in state.values()):
+        return ""
     whole = hashlib.blake2b(architecture.encode(), digest_size=16)
     for name, value in state.items():
         whole.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -199,6 +207,53 @@ def random_weights(make: Callable[[], T]) -> T:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         return make()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights of a backbone come from; `path` is None while they are not on this machine."""
+
+    backbone: str
+    what: str  #: a repository and its file, an address, a package or a path
+    page: str  #: where a person can get them; "" where `what` says it
+    licence: str  #: "" where it isn't known
+    path: Path | None
+    parameters: int = 0  #: of all that the file holds, where it is published; 0 where not known
+
+
+def sources(config: Mapping[str, Any]) -> list[Source]:
+    """Where the weights of the backbone `config` come from, told without a network; [] where the backbone doesn't say.
+
+    Random ones have no source. Raises UsageError as building it does, for names that there are not.
+    """
+    entry = lookup("backbones", config["type"])
+    told = getattr(entry.load(), "sources", None)
+    arguments = {key: value for key, value in config.items() if key != "type"}
+    if entry.family:
+        arguments["name"] = config["type"].removeprefix(entry.family)
+    return [] if told is None else list(told(**arguments))
+
+
+def local_sources(weights: str, where: str, licence: str = "") -> list[Source]:
+    """Of "file:<path>" or "package:<import name>"; of random ones there is none."""
+    if weights == "none":
+        return []
+    try:
+        path: Path | None = local_file(weights, where)
+    except GuieError:
+        path = None
+    return [Source(where, weights, "", licence, path)]
+
+
+def cached(repository: str, *files: str, revision: str | None = None) -> Path | None:
+    """The first of a hub repository's files that is in this machine's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in files:
+        found = try_to_load_from_cache(repository, file, revision=revision)
+        if isinstance(found, str):
+            return Path(found)
+    return None
 
 
 @contextlib.contextmanager

@@ -243,14 +243,14 @@ class MarginLoss(nn.Module):
     def _counts(self, class_counts: Sequence[int] | Tensor | None) -> Tensor:
         if class_counts is None:
             raise UsageError(f"{self._name}: margins by class need class_counts, the images of each class in training.")
-        counts = torch.as_tensor(class_counts)
+        counts = torch.as_tensor(class_counts, device="cpu")  # where there are numbers to look at, whatever is built on
         if counts.shape != (self.classes,) or bool((counts < 1).any()):
             raise UsageError(
                 f"{self._name}: class_counts has shape {list(counts.shape)} and values from"
                 f" {int(counts.min()) if counts.numel() else 0}; it is one number for each of {self.classes} classes,"
                 " 1 or more."
             )
-        return counts
+        return torch.as_tensor(class_counts)
 
     def _exact(self, tensor: Tensor) -> Tensor:
         return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
