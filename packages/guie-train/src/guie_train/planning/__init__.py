@@ -1,0 +1,1 @@
+"""What an experiment takes, told before anything is done: shapes, parameters, disk, memory and time of each stage."""

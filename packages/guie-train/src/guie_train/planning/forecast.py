@@ -1,0 +1,179 @@
+"""What a stage says of itself ahead of time, and what it can ask for that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from guie_core import GuieError
+from guie_core.profiles import Profile
+from guie_datasets.extent import Extent, united
+from guie_train.planning.speeds import Speed, speed_of
+
+if TYPE_CHECKING:
+    from guie_datasets import Manifest
+    from guie_train.planning.meta import Traced
+    from guie_train.stage import Stage, Workspace
+
+LIBRARIES = 0.6e9
+"""Bytes of the machine's memory that torch and guie take before they work (`guie bench` measures them)."""
+LAUNCH = 5e-6
+"""Seconds to launch a kernel on a GPU: of this order on any machine."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something that a stage reads and that is not on this machine."""
+
+    what: str
+    where: str  #: where it is to be had, or what is wrong with what is there
+    command: str  #: what to type
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a stage takes. A figure that is None isn't known; `does` or `basis` then says why.
+
+    Attributes:
+        does: what goes in and comes out, with shapes.
+        parameters, trained: numbers that the stage's networks hold, and that it changes.
+        disk: bytes of its outputs.
+        device: bytes of the device's memory at its peak: the GPU's; on the CPU they are the machine's, besides `host`.
+        host: bytes of the machine's memory at its peak.
+        seconds: how long it takes; with `at_least` nothing can be faster.
+        basis: what that rests on, or why there is none.
+        gives: what other stages can know of its outputs: `Images` of a manifest, `Features` of a store.
+        missing: what it reads and isn't there.
+        lighter: gives, for so many bytes of the device's memory, what to put on the command line to stay within them.
+    """
+
+    does: str = ""
+    parameters: int = 0
+    trained: int = 0
+    disk: float | None = None
+    device: float | None = 0
+    host: float | None = None
+    seconds: float | None = None
+    at_least: bool = False
+    basis: str = ""
+    gives: Any = None
+    missing: Sequence[Missing] = ()
+    lighter: Callable[[float], Iterator[str]] = lambda memory: iter(())
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a manifest: all, and those of each split once it is split."""
+
+    all: Extent
+    splits: Mapping[str, Extent] = field(default_factory=dict)
+
+    def of(self, *names: str) -> Extent:
+        """Images of some splits, 0 where there is no such split; their classes are taken for different ones."""
+        return united([self.splits[name] for name in names if name in self.splits])
+
+    @classmethod
+    def counted(cls, manifest: Manifest) -> Images:
+        """Those of a manifest that is there."""
+        import numpy as np
+
+        label, category, split = (manifest.column(name) for name in ("label", "category", "split"))
+
+        def extent(rows: Any) -> Extent:
+            return Extent(int(rows.sum()), len(np.unique(label[rows])), tuple(np.unique(category[rows]).tolist()), True)
+
+        whole = extent(np.ones(len(label), bool))
+        return cls(whole, {str(name): extent(split == name) for name in np.unique(split) if name})
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of images through one view: how many an image, and the side that the images had."""
+
+    dimension: int
+    image_size: int
+
+
+class NotKnown(Exception):  # noqa: N818  no error: it ends a forecast, and the plan goes on
+    """Why a stage can't say what it takes."""
+
+
+@dataclass
+class Outlook:
+    """What stages can ask when they forecast: the profile, its speed, and what the stages before them give."""
+
+    workspace: Workspace
+    ready: Callable[[Stage[Any]], bool] = lambda stage: False  # whether the outputs are there
+    _forecasts: dict[str, Forecast] = field(default_factory=dict)  # by the stage's name
+
+    @property
+    def profile(self) -> Profile:
+        """What it will run on."""
+        return self.workspace.profile
+
+    def forecast(self, stage: Stage[Any]) -> Forecast:
+        """What `stage` takes; asked once."""
+        if stage.name not in self._forecasts:
+            try:
+                found = stage.forecast(self)
+            except NotKnown as reason:
+                found = Forecast(basis=str(reason), device=None)
+            self._forecasts[stage.name] = found
+        return self._forecasts[stage.name]
+
+    def manifest(self, stage: Stage[Manifest]) -> Manifest | None:
+        """The manifest that `stage` makes, if it is there."""
+        return self.workspace.get(stage) if self.ready(stage) else None
+
+    def images(self, stage: Stage[Manifest]) -> Images:
+        """The images of the manifest that `stage` makes: counted if it is there, else as they are expected.
+
+        Raises NotKnown where nobody says how many there will be.
+        """
+        if (manifest := self.manifest(stage)) is not None:
+            return Images.counted(manifest)
+        gives = self.forecast(stage).gives
+        if not isinstance(gives, Images):
+            raise NotKnown(f"not known until {stage.name!r} is done")
+        return gives
+
+    def features(self, stage: Stage[Any]) -> Features:
+        """What `stage` says of the features it computes. Raises NotKnown where it doesn't."""
+        gives = self.forecast(stage).gives
+        if not isinstance(gives, Features):
+            raise NotKnown(f"not known until {stage.name!r} is done")
+        return gives
+
+    def speed(self, dtype: str) -> Speed:
+        """How fast the profile's device computes in `dtype`."""
+        return speed_of(self.profile, dtype)
+
+    def time(self, traced: Traced, times: int, dtype: str) -> tuple[float | None, bool, str]:
+        """Seconds of repeating `traced` so often, whether that is the least, and what it rests on.
+
+        Of a GPU two limits are known, its arithmetic with its memory, and the launching of kernels: the larger counts.
+        """
+        speed = self.speed(dtype)
+        if speed.operations is None:
+            return None, False, speed.basis
+        least = times * traced.seconds(speed.operations, speed.bandwidth)
+        launching = times * traced.kernels * LAUNCH if self.profile.device == "cuda" else 0.0
+        if launching > least:
+            each = f"{traced.kernels:,} kernels a step, {LAUNCH * 1e6:.0f} us each"
+            return launching, False, f"if launching is what limits: {each}"
+        return least, True, speed.basis
+
+
+def about(extent: Extent, what: str = "image") -> str:
+    """ "1,034 images", or "about 364,800 images"."""
+    count = f"{extent.images:,} {what}{'' if extent.images == 1 else 's'}"
+    return count if extent.exact else f"about {count}"
+
+
+def known(function: Callable[[], Any]) -> Any:
+    """What `function` gives; None where that isn't known yet."""
+    try:
+        return function()
+    except (NotKnown, GuieError):
+        return None
