@@ -1,0 +1,24 @@
+"""Learning rates over a training."""
+
+from __future__ import annotations
+
+from timm.scheduler import CosineLRScheduler, StepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch.optim import Optimizer
+
+from guie_train.fitting.settings import Training
+
+
+def schedule_of(training: Training, optimizer: Optimizer) -> Scheduler:
+    """timm's scheduler of this training; its `step` takes the epochs done, parts of one allowed.
+
+    A group of parameters with a key `lr_scale` has so many times the rate of the others, all along.
+    """
+    warmup = {
+        "warmup_t": training.warmup_epochs,
+        "warmup_lr_init": training.warmup_lr,
+        "warmup_prefix": training.warmup_prefix and training.warmup_epochs > 0,
+    }
+    if training.decay is None:
+        return CosineLRScheduler(optimizer, t_initial=training.epochs, lr_min=training.lr_min, **warmup)
+    return StepLRScheduler(optimizer, decay_t=1, decay_rate=training.decay, **warmup)
