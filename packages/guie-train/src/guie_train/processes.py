@@ -1,0 +1,196 @@
+"""Several processes that make one run together: who they are, and how they agree.
+
+`torchrun --nproc-per-node 2 -m guie_train EXPERIMENT` starts them, or SLURM's srun. All of them go through the same
+stages in the same order. What only one can do, such as writing a file, the first does, and the others wait for it. They
+share the run's folder, hence a file system.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from guie_core import GuieError, UsageError
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=14)  # the others wait while the first prepares data; one that has died is noticed at once
+
+
+class ElsewhereError(GuieError):
+    """The first process has failed, or was told to stop, and says why; this one has nothing to add."""
+
+    def __init__(self, error: str, exit_code: int) -> None:
+        super().__init__(error, exit_code)
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run.
+
+    Methods that talk to the others are called by all of them, in the same order. They raise GuieError when one of the
+    others has died.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0  # among those on this machine, which is also the number of its GPU
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and speaks for all."""
+        return self.rank == 0
+
+    def part(self, n: int) -> slice:
+        """This process's share of n things in a row: shares differ by one at most, and all of them are everything."""
+        return slice(n * self.rank // self.count, n * (self.rank + 1) // self.count)
+
+    def add_up(self, *tensors: Tensor) -> None:
+        """Replace each tensor by its sum over all processes, in one message for each dtype and device."""
+        if self.count == 1:
+            return
+        together: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for tensor in tensors:
+            together.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+        for alike in together.values():
+            # a single large tensor is sent from where it is
+            whole = alike[0] if len(alike) == 1 else torch.cat([tensor.reshape(-1) for tensor in alike])
+            with _noticing():
+                dist.all_reduce(whole)
+            if len(alike) > 1:
+                for tensor, summed in zip(alike, whole.split([t.numel() for t in alike]), strict=True):
+                    tensor.copy_(summed.view_as(tensor))
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in one of the processes."""
+        if self.count == 1:
+            return flag
+        set_in = torch.tensor(int(flag))
+        self.add_up(set_in)
+        return bool(set_in)
+
+    def told(self, answer: Callable[[], T]) -> T:
+        """What the first process answers; only it is asked. The answer has to be picklable.
+
+        Raises:
+            ElsewhereError: in the others, when the first fails to answer.
+        """
+        if self.count == 1:
+            return answer()
+        said: list[Any] = [None, None, 0]
+        failure: BaseException | None = None
+        if self.first:
+            try:
+                said[0] = answer()
+            except BaseException as error:  # Ctrl-C too: the others must not wait for an answer that never comes
+                failure = error
+                said[1:] = str(error) or type(error).__name__, getattr(error, "exit_code", 1)
+        with _noticing():
+            dist.broadcast_object_list(said, src=0)
+        if failure is not None:
+            raise failure
+        answered, error_text, exit_code = said
+        if error_text is not None:
+            raise ElsewhereError(error_text, exit_code)
+        result: T = answered
+        return result
+
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        self.any(False)
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
+    """The processes of this run, connected to each other.
+
+    Raises:
+        GuieError: they do not find each other.
+        UsageError: the launcher's variables make no sense.
+    """
+    found, address = launched(environment)
+    if found.count == 1:
+        yield found
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(found.local_rank % torch.cuda.device_count())
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            init_method=address,
+            rank=found.rank,
+            world_size=found.count,
+            timeout=PATIENCE,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise GuieError(f"the {found.count} processes did not find each other at {address}: {error}") from error
+    try:
+        yield found
+    finally:
+        dist.destroy_process_group()
+
+
+def launched(environment: Mapping[str, str]) -> tuple[Processes, str]:
+    """Who this process is, by the variables that torchrun or srun have set, and where all of them meet.
+
+    Raises:
+        UsageError: some are missing or are no numbers.
+    """
+    if "WORLD_SIZE" in environment:  # torchrun; also who sets torch's variables by hand
+        names, address = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), "env://"
+    elif int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # of srun alone: a batch script itself has one task
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+        host = environment.get("MASTER_ADDR") or _first_host(environment.get("SLURM_STEP_NODELIST", "localhost"))
+        # a port that two jobs on one machine do not share
+        port = environment.get("MASTER_PORT") or 20_000 + int(environment.get("SLURM_JOB_ID", "0")) % 20_000
+        address = f"tcp://{host}:{port}"
+    else:
+        return ALONE, ""
+    try:
+        processes = Processes(*(int(environment[name]) for name in names))
+    except (KeyError, ValueError) as error:
+        raise UsageError(
+            f"the variables {', '.join(names)}, which say how many processes there are, are not all set to numbers "
+            f"({error}). Start with: torchrun --nproc-per-node N -m guie_train EXPERIMENT"
+        ) from None
+    if not 0 <= processes.rank < processes.count:
+        raise UsageError(f"{names[0]}={processes.rank} is not one of {processes.count} processes ({names[1]}).")
+    return processes, address
+
+
+def _first_host(nodes: str) -> str:
+    """The first machine of SLURM's list, such as "node[07-12,15],other"."""
+    if scontrol := shutil.which("scontrol"):
+        listed = subprocess.run([scontrol, "show", "hostnames", nodes], capture_output=True, text=True, timeout=30)
+        if listed.returncode == 0 and listed.stdout.strip():
+            return listed.stdout.split()[0]
+    match = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)
+    return match[1] + (match[2] or "") if match else nodes
+
+
+@contextmanager
+def _noticing() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # what gloo and nccl raise when a peer's connection ends
+        raise GuieError(
+            "another process of this run has ended, so that this one cannot go on. What was saved is kept, and the "
+            f"same command goes on from there ({str(error).splitlines()[0][:200]})"
+        ) from error

@@ -1,0 +1,150 @@
+"""Processes: real ones, connected by gloo."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from guie_core import GuieError, Interrupted, UsageError
+from guie_train.processes import ALONE, ElsewhereError, Processes, joined, launched
+
+
+def _one(rank: int, count: int, port: int, do: Callable[[Processes], Any], found: Any) -> None:
+    torch.set_num_threads(1)  # a forked process has none of the threads that its parent had
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        with joined() as processes:
+            found.put((rank, do(processes)))
+    except GuieError as error:
+        found.put((rank, error))
+
+
+def together(count: int, do: Callable[[Processes], Any]) -> list[Any]:
+    """What `do` gives, or the GuieError that it raises, in each of `count` processes; None of one that was killed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    found = context.SimpleQueue()
+    started = [context.Process(target=_one, args=(rank, count, port, do, found)) for rank in range(count)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+        assert not process.is_alive()
+    results: dict[int, Any] = {}
+    while not found.empty():
+        rank, result = found.get()
+        results[rank] = result
+    return [results.get(rank) for rank in range(count)]
+
+
+def test_sums_are_those_of_all_and_the_same_everywhere() -> None:
+    def add_up(processes: Processes) -> list[Any]:
+        tensors = [
+            torch.full((2, 3), 1.0 + processes.rank),
+            torch.arange(4) * (processes.rank + 1),
+            torch.tensor(0.5, dtype=torch.float64),
+            torch.ones(5) * 10**processes.rank,
+        ]
+        processes.add_up(*tensors)
+        return [tensor.tolist() for tensor in tensors]
+
+    expected = [[[6.0] * 3] * 2, [0, 6, 12, 18], 1.5, [111.0] * 5]
+    assert together(3, add_up) == [expected] * 3
+
+
+def test_the_first_answers_for_all() -> None:
+    assert together(2, lambda processes: processes.told(lambda: f"of {processes.rank}")) == ["of 0", "of 0"]
+    assert together(2, lambda processes: processes.any(processes.rank == 1)) == [True, True]
+    assert together(2, lambda processes: processes.any(False)) == [False, False]
+
+
+@pytest.mark.parametrize(("error", "code"), [(GuieError("no space"), 1), (Interrupted("stopped"), 130)])
+def test_the_failure_of_the_first_ends_all(error: GuieError, code: int) -> None:
+    def fail(processes: Processes) -> None:
+        def answer() -> None:
+            raise error
+
+        processes.told(answer)
+
+    first, second = together(2, fail)
+    assert type(first) is type(error)
+    assert isinstance(second, ElsewhereError)
+    assert (str(second), second.exit_code) == (str(error), code)
+
+
+def test_a_process_that_dies_is_noticed() -> None:
+    def die(processes: Processes) -> None:
+        processes.wait()
+        if processes.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        processes.wait()
+
+    survivor, killed = together(2, die)
+    assert killed is None
+    assert isinstance(survivor, GuieError)
+    assert "another process of this run has ended" in str(survivor)
+    assert "same command" in str(survivor)
+
+
+@pytest.mark.parametrize(("n", "count"), [(10, 3), (2, 3), (0, 2), (256, 4)])
+def test_parts_are_everything_and_alike(n: int, count: int) -> None:
+    parts = [list(range(n))[Processes(rank, count).part(n)] for rank in range(count)]
+    assert [thing for part in parts for thing in part] == list(range(n))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_alone_nothing_is_asked_of_anybody() -> None:
+    tensor = torch.ones(2)
+    ALONE.add_up(tensor)
+    assert tensor.tolist() == [1, 1]
+    assert ALONE.any(True)
+    assert ALONE.told(lambda: 3) == 3
+
+
+def test_who_has_started_them() -> None:
+    torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "SLURM_STEP_NUM_TASKS": "4"}
+    assert launched(torchrun) == (Processes(3, 4, 1), "env://")
+    srun = {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "31"}
+    assert launched(srun | {"SLURM_STEP_NODELIST": "node07"}) == (Processes(2, 4, 0), "tcp://node07:20031")
+    assert launched({}) == (ALONE, "")
+    # a batch script that starts one process has the job's tasks, of which it is none
+    assert launched({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}) == (ALONE, "")
+
+
+@pytest.mark.parametrize("nodes", ["node[07-12,15],other", "node07,other"])
+def test_the_first_machine_of_slurm(nodes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    srun = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": nodes}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert launched(srun)[1] == "tcp://node07:20000"
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\necho from-scontrol\necho other\n")
+    scontrol.chmod(0o755)
+    assert subprocess.run([scontrol], capture_output=True, text=True).stdout.split()[0] == "from-scontrol"
+    assert launched(srun)[1] == "tcp://from-scontrol:20000"
+    assert launched(srun | {"MASTER_ADDR": "there", "MASTER_PORT": "5"})[1] == "tcp://there:5"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"RANK": "0", "WORLD_SIZE": "2"},
+        {"RANK": "zero", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+        {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+        {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"},
+    ],
+)
+def test_variables_that_make_no_sense(wrong: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match=r"SLURM_LOCALID|RANK"):
+        launched(wrong)
