@@ -79,7 +79,9 @@ def guie_commands() -> Iterable[Entry]:
     commands = "guie_train.commands"
     return [
         Entry("train", "guie_train.cli:train", "Train an experiment: from its data sets to report and exports"),
+        Entry("sweep", f"{commands}.sweep:sweep", "Train an experiment with several values of its settings"),
         Entry("runs", f"{commands}.runs:runs", "List, show, compare, rank and clean up runs"),
+        Entry("bench", f"{commands}.bench:bench", "Measure what this machine does in a second, and compare"),
         Entry("predict", f"{commands}.predict:predict", "Embed images with a trained model, to Parquet or NumPy"),
         Entry("submit", f"{commands}.submit:submit", "Build, check and score a submission to the contest"),
     ]

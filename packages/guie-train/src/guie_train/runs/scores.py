@@ -23,7 +23,7 @@ class Score:
     @property
     def label(self) -> str:
         """As tables call it."""
-        return f"{self.system}, augmented" if self.augmented else self.system
+        return f"{self.system} (augmented)" if self.augmented else self.system
 
 
 @dataclass(frozen=True)

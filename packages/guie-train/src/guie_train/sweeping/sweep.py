@@ -1,0 +1,210 @@
+"""A sweep: its points one after the other, each a run of its own, and what came of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from guie_core import GuieError, Interrupted, UsageError, build
+from guie_core.files import atomic_write
+from guie_core.interrupt import Stop, interruptible
+from guie_core.record import RECORD, RunRecord
+from guie_core.run import acquire
+from guie_core.tables import table
+from guie_core.wording import listing, plural, shown
+from guie_train.runner import train
+from guie_train.runs.outputs import SWEEP
+from guie_train.runs.scores import selected
+
+from .points import Point, labels
+from .study import Study
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a point: its score in selection, or why it has none."""
+
+    point: Point
+    metric: str = ""
+    score: float | None = None
+    epoch: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Points in a folder, each a run in a folder of its own.
+
+    Outputs of stages are in the store beside the sweep's folder, so that points and other runs share them.
+
+    Args:
+        folder: the sweep's.
+        command: what the user typed, which goes on where it was interrupted.
+        full: whether points run to their report; else they stop at the stage whose score they are ranked by, and
+            nothing looks at what is reported on.
+        retry: whether points that failed before are tried again.
+    """
+
+    folder: Path
+    command: Sequence[str]
+    full: bool = False
+    retry: bool = False
+
+    def over(self, points: Sequence[Point]) -> list[Outcome]:
+        """Run the points that aren't done yet.
+
+        Raises:
+            UsageError: the folder is something else, or in use.
+            Interrupted: after Ctrl-C; the same call goes on from there.
+        """
+        outcomes = []
+        with self._opened({"points": [dict(point.values) for point in points]}) as stop:
+            for number, point in enumerate(points, 1):
+                self._go_on(stop, f"{number - 1} of {plural(len(points), 'point')} are done")
+                outcomes.append(self._run(point, f"point {number}/{len(points)}"))
+        return outcomes
+
+    def by(self, study: Callable[[], Study], trials: int, load: Callable[[Mapping[str, str]], Point]) -> list[Outcome]:
+        """Run what a study suggests until it has `trials` points; `load` makes a point of its values.
+
+        A study is opened once the folder is. Raises as `over` does, and what opening the study raises.
+        """
+        outcomes: dict[str, Outcome] = {}  # by digest, since a point may be suggested more than once
+        with self._opened({"trials": trials}) as stop:
+            opened = study()
+            earlier = opened.trials
+            scored = [trial.params for trial in earlier if trial.score is not None]
+            for trial in earlier:
+                point = load(opened.values(trial.params))
+                if trial.score is not None:
+                    outcome = self._before(point) or Outcome(point, score=trial.score)
+                elif trial.params not in scored:
+                    self._go_on(stop, "trials that failed are being told")
+                    outcome = self._run(point, "trial that failed")
+                    if outcome.score is not None:
+                        opened.add(trial.params, outcome.score, again=True)
+                        scored.append(trial.params)
+                else:
+                    continue
+                outcomes[point.experiment.digest] = outcome
+            while (number := opened.count) < trials:
+                self._go_on(stop, f"{number} of {plural(trials, 'trial')} are done")
+                params = opened.suggest()
+                point = load(opened.values(params))
+                outcome = self._run(point, f"trial {number + 1}/{trials}")
+                opened.add(params, outcome.score)
+                outcomes[point.experiment.digest] = outcome
+        return list(outcomes.values())
+
+    def _go_on(self, stop: Stop, done: str) -> None:
+        if stop:
+            raise Interrupted(f"{done}. Go on with: {shlex.join(self.command)}")
+
+    @contextmanager
+    def _opened(self, about: dict[str, Any]) -> Iterator[Stop]:
+        """The folder, made if need be, for this process alone."""
+        if (self.folder / RECORD).exists():
+            raise UsageError(f"{shown(self.folder)} is a run; choose another folder for the sweep with --work-dir.")
+        if self.folder.is_dir() and not (self.folder / SWEEP).exists():
+            strange = sorted(path.name for path in self.folder.iterdir() if path.name != "run.lock")
+            if strange:
+                raise UsageError(
+                    f"{shown(self.folder)} is not a sweep: it holds {listing(strange, 4)}.\n"
+                    "Nothing was changed. Choose another folder with --work-dir."
+                )
+        lock = acquire(self.folder)
+        try:
+            with atomic_write(self.folder / SWEEP, "w") as file:
+                json.dump({"schema": 1, "command": list(self.command), **about}, file, indent=2)
+            with interruptible() as stop:
+                yield stop
+        finally:
+            os.close(lock)
+
+    def _run(self, point: Point, which: str) -> Outcome:
+        """What comes of a point; it is run unless an earlier call did."""
+        if (outcome := self._before(point)) is not None:
+            if outcome.error:
+                click.echo(f"{which}: {point.words} failed before: {outcome.error}\n--retry tries it again.", err=True)
+            else:
+                click.echo(f"{which}: {point.words} was done before: {outcome.metric} {outcome.score:.4f}")
+            return outcome
+        click.echo(f"\n{which}: {point.words}")
+        folder = self.folder / point.folder
+        try:
+            train(point.experiment, work_dir=folder, stage=self._last(point), command=self.command)
+        except Interrupted:
+            raise
+        except Exception as error:  # of one point; where it came from is in its run.log
+            message = str(error) if isinstance(error, GuieError) else f"{type(error).__name__}: {error}"
+            click.echo(f"error: {message}", err=True)
+            return Outcome(point, error=message)
+        return self._outcome(point, RunRecord.read(folder))
+
+    def _before(self, point: Point) -> Outcome | None:
+        """What earlier calls made of a point; None where it is to be run."""
+        folder = self.folder / point.folder
+        if not (folder / RECORD).exists():
+            return None
+        record = RunRecord.read(folder)
+        if record.status == "failed":
+            return None if self.retry else Outcome(point, error=str(record.last.get("error", "")))
+        done = {stage["name"] for stage in record.records.get("stages", ())}
+        wanted = [stage.name for stage in _stages(point)]
+        last = self._last(point)
+        whole = set(wanted if last is None else wanted[: wanted.index(last) + 1]) <= done
+        return self._outcome(point, record) if record.status == "finished" and whole else None
+
+    def _outcome(self, point: Point, record: RunRecord) -> Outcome:
+        choice = selected(record)
+        assert choice is not None, "the stages up to the one that selects have been run"
+        return Outcome(point, choice.metric, choice.value, choice.epoch)
+
+    def _last(self, point: Point) -> str | None:
+        return None if self.full else selecting(point)
+
+
+def _stages(point: Point) -> list[Any]:
+    stages: list[Any] = build("recipes", point.experiment.recipe, where="recipe").stages(point.experiment.profile)
+    return stages
+
+
+def selecting(point: Point) -> str:
+    """The name of the last stage that chooses by a score. Raises UsageError: there is none to rank points by."""
+    names = [stage.name for stage in _stages(point) if stage.selects]
+    if not names:
+        raise UsageError("no stage of this recipe chooses by a score, so there is nothing to rank points by.")
+    return str(names[-1])
+
+
+def lines(outcomes: Sequence[Outcome], folder: Path) -> list[str]:
+    """A table of the points, best in selection first, those that failed last; and how to report on the best."""
+    done = sorted((each for each in outcomes if each.score is not None), key=lambda each: -(each.score or 0.0))
+    failed = [each for each in outcomes if each.score is None]
+    keys = list(dict.fromkeys(key for each in outcomes for key in each.point.values))
+    metric = next((each.metric for each in done if each.metric), "score")
+    rows = [("", f"{metric:>8}", "epoch", *labels(keys), "run")]
+    for number, each in enumerate(done, 1):
+        values = [each.point.values.get(key, "") for key in keys]
+        rows.append((f"{number:>3}", f"{each.score:8.4f}", f"{each.epoch or '-':>5}", *values, each.point.folder))
+    for each in failed:
+        values = [each.point.values.get(key, "") for key in keys]
+        rows.append(("  -", f"{'failed':>8}", "", *values, each.point.folder))
+    text = [f"\n{plural(len(outcomes), 'point')} by {metric} in selection"]
+    text.append(table(rows, indent="", width=1000))
+    if done:
+        best = done[0].point
+        overrides = [part for override in best.experiment.overrides for part in ("--set", override)]
+        profile = ["--profile", best.experiment.profile.name]
+        place = ["--work-dir", shown(folder / best.folder)]
+        command = ["guie-train", shown(best.experiment.path), *profile, *overrides, *place]
+        text += ["", f"To report on the best: {shlex.join(command)}"]
+    return text
