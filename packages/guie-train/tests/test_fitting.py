@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from guie_core import GuieError, Interrupted
 from guie_core.interrupt import Stop
-from guie_train.fitting import Fit, Resident, Training
+from guie_train.fitting import Fit, LossScale, Resident, Training
 
 SAM = {"type": "SAM", "rho": 0.05, "base": {"type": "AdamW", "lr": 1e-2, "weight_decay": 0.1}}
 
@@ -129,13 +132,13 @@ def test_scaled_clipping_has_the_limits_of_a_real_scaler(
     assert wanted[2000] == pytest.approx(0.0076, abs=5e-5)
 
     limits: list[float] = []
-    clip = nn.utils.clip_grad_norm_
+    update = LossScale.update
 
-    def recorded(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-        limits.append(max_norm)
-        return clip(parameters, max_norm)
+    def noted(scale: LossScale, finite: object) -> None:
+        limits.append(1000 / float(scale.value))
+        update(scale, finite)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(nn.utils, "clip_grad_norm_", recorded)
+    monkeypatch.setattr(LossScale, "update", noted)
     monkeypatch.setattr(sys.modules[__name__], "data", lambda: (torch.randn(2 * 1438, 6), torch.arange(2 * 1438) % 4))
     settings = {"batch_size": 2, "epochs": 2, "clip": "scaled"}
     with pytest.raises(Interrupted):
@@ -179,9 +182,59 @@ def test_a_loss_that_is_not_finite_keeps_the_state_before_it(tmp_path: Path) -> 
     fitted.save()
     assert isinstance(fitted.examples, Resident)
     fitted.examples.features[0] = float("nan")
-    with pytest.raises(GuieError, match="loss of epoch 1 is nan"):
+    with pytest.raises(GuieError, match="the loss is not finite in epoch 1"):
         fitted.run(Stop())
     assert fit(tmp_path).epoch == 0
+
+
+@pytest.mark.parametrize("optimizer", [SAM, {"type": "AdamW", "lr": 1e-2}])
+@pytest.mark.parametrize("look", [1, 2, 64])
+def test_which_batch_was_not_finite_is_told_exactly(tmp_path: Path, look: int, optimizer: object) -> None:
+    """Also where losses are looked at now and then, as on a GPU."""
+    fitted = fit(tmp_path, optimizer=optimizer, warmup_epochs=0)
+    fitted._look = look
+    fitted.example = "image {}".format
+    fitted.epoch = 1
+    rows = fitted._rows()
+    fitted.epoch = 0
+    assert isinstance(fitted.examples, Resident)
+    features = fitted.examples.features
+
+    def spoil(epoch: int) -> dict[str, float]:
+        fitted.save()
+        features[rows[1][[3, 7]], 2] = float("inf")
+        return {}
+
+    with pytest.raises(GuieError) as told:
+        fitted.run(Stop(), spoil)
+    first, second, third = str(told.value).splitlines()
+    assert re.fullmatch(
+        r"head: the loss is not finite in epoch 2, batch 2 of 3; the learning rate is 0\.00933, the norm of the "
+        r"gradients was \d\.\d+ in the batch before\.",
+        first,
+    )
+    bad = ", ".join(f"image {row}" for row in rows[1][[3, 7]].tolist())
+    assert second == f"2 of its 16 examples have values that are not finite: {bad}."
+    assert third == f"The state that was saved last is kept in {tmp_path}. Mend those, or leave them out."
+    again = fit(tmp_path, optimizer=optimizer, warmup_epochs=0)
+    assert again.epoch == 1
+    assert all(bool(value.isfinite().all()) for value in again.model.state_dict().values())
+
+
+def test_a_loss_that_diverges_names_its_images(tmp_path: Path) -> None:
+    class Diverging(Model):
+        def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+            return super().forward(features, labels) * float("nan")
+
+    training = Training(epochs=1, batch_size=16, optimizer=SAM)
+    fitted = Fit(Diverging(), Resident(*data()), training, seed=5, folder=tmp_path, name="head")
+    names = ", ".join(f"row {row}" for row in fitted._rows()[0][:5].tolist())
+    with pytest.raises(GuieError) as told:
+        fitted.run(Stop())
+    first, second, third = str(told.value).splitlines()
+    assert first == "head: the loss is not finite in epoch 1, batch 1 of 3; the learning rate is 1e-06."
+    assert second == f"Its 16 examples: {names} and 11 more."
+    assert third.startswith(f"No state was saved in {tmp_path}. Lower the learning rate")
 
 
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:
@@ -200,3 +253,259 @@ def test_checkpoints_are_kept_every_so_many_epochs(tmp_path: Path) -> None:
 def test_a_full_disk_is_told_as_that(tmp_path: Path, small_files: None) -> None:
     with pytest.raises(GuieError, match=r"state\.pt could not be written"):
         fit(tmp_path).save()
+
+
+def test_parts_of_epochs_make_one_pass_over_the_images(tmp_path: Path) -> None:
+    fitted = fit(tmp_path, epochs=9, epoch_parts=3)
+    assert fitted.steps == 1
+    passes = []
+    for fitted.epoch in range(9):
+        passes.append(fitted._rows())
+    whole = fit(tmp_path / "whole", epochs=3)
+    for whole.epoch in range(3):
+        assert torch.equal(torch.cat(passes[3 * whole.epoch : 3 * whole.epoch + 3]), whole._rows())
+    assert not torch.equal(passes[0], passes[3])
+
+
+def test_parts_that_have_no_batch_are_refused(tmp_path: Path) -> None:
+    text = "50 training images do not fill one batch of 16 in each of 4 parts; lower batch_size or epoch_parts"
+    with pytest.raises(GuieError, match=text):
+        fit(tmp_path, epoch_parts=4)
+
+
+def test_parts_of_epochs_are_resumed(tmp_path: Path, stop_after: Callable[[int], Stop]) -> None:
+    settings = {"epochs": 5, "epoch_parts": 2, "batch_size": 6, "lr_per": "step"}
+    whole = fit(tmp_path / "whole", **settings)
+    curves = whole.run(Stop())
+    for _ in range(3):
+        with pytest.raises(Interrupted):
+            fit(tmp_path / "parts", **settings).run(stop_after(4))
+    assert fit(tmp_path / "parts", **settings).run(Stop()) == curves
+
+
+def rates(fitted: Fit, monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
+    """The rate of every group in every step."""
+    seen: list[list[float]] = []
+    step = fitted._step
+
+    def noted(*batch: object) -> Tensor:
+        seen.append([group["lr"] for group in fitted.optimizer.param_groups])
+        return step(*batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fitted, "_step", noted)
+    fitted.run(Stop())
+    return seen
+
+
+def test_rates_of_unifex(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the step: the cosine from the start, damped linearly in the first epoch (pytorch_warmup's way)."""
+    adam = {"type": "Adam", "lr": 2e-2, "weight_decay": 1e-4}
+    unifex = {"epochs": 10, "optimizer": adam, "warmup_epochs": 1, "warmup_prefix": False}
+    fitted = fit(tmp_path, **unifex, lr_min=1e-3, warmup_lr=0.0, lr_per="step")
+    found = [rate for (rate,) in rates(fitted, monkeypatch)]
+    for step, rate in enumerate(found):
+        epoch = step / 3
+        cosine = 1e-3 + 0.5 * (2e-2 - 1e-3) * (1 + math.cos(math.pi * epoch / 10))
+        assert rate == pytest.approx(2e-2 * epoch if epoch < 1 else cosine)
+    assert len(found) == 30
+
+
+def test_rates_of_the_3rd_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 parts of an epoch up, then 7 % less from one to the next."""
+    adam = {"type": "Adam", "lr": 4e-3}
+    third = {"epochs": 200, "epoch_parts": 3, "optimizer": adam, "warmup_epochs": 100, "warmup_lr": 1e-6, "decay": 0.93}
+    found = [rate for (rate,) in rates(fit(tmp_path, **third), monkeypatch)]
+    up = [1e-6 + (4e-3 - 1e-6) * epoch / 100 for epoch in range(100)]
+    down = [4e-3 * 0.93**epoch for epoch in range(100)]
+    assert found == pytest.approx(up + down)
+
+
+def test_a_group_of_its_own_rate_follows_the_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model()
+    groups = [{"params": [model.net[2].weight]}, {"params": [model.net[2].bias], "lr_scale": 0.01}]
+    training = Training(epochs=6, batch_size=16, optimizer=SAM, warmup_epochs=2)
+    fitted = Fit(model, Resident(*data()), training, seed=5, folder=tmp_path, name="head", parameters=groups)
+    found = rates(fitted, monkeypatch)
+    assert len({rate for rate, _ in found}) == 5
+    assert [other for _, other in found] == pytest.approx([rate * 0.01 for rate, _ in found])
+
+
+def test_a_state_is_saved_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill in a long epoch doesn't cost all of it."""
+    whole = fit(tmp_path / "whole")
+    whole.run(Stop())
+    killed = fit(tmp_path / "killed")
+    killed.save_seconds = 0.0
+    step = killed._step
+
+    def kill(*batch: object) -> Tensor:
+        if (killed.epoch, killed.step) == (2, 2):
+            raise KeyboardInterrupt
+        return step(*batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(killed, "_step", kill)
+    with pytest.raises(KeyboardInterrupt):
+        killed.run(Stop())
+    rest = fit(tmp_path / "killed")
+    assert (rest.epoch, rest.step) == (2, 2)
+    rest.run(Stop())
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, rest.model.state_dict()[name]), name
+
+
+class Overflowing(Model):
+    """Gradients that overflow where they are multiplied by more than 2^`most`, as float16's would."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = 2.0**most
+        self.scales: list[float] = []
+
+    def gradients(self, model: object, inputs: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
+        loss: Tensor = self(inputs, labels)
+        (loss * scale).backward()
+        self.scales.append(float(scale))
+        if scale > self.most:
+            self.net[2].weight.grad[0, 0] = float("inf")
+        return loss.detach()
+
+
+def scaled_fit(folder: Path, most: int, optimizer: object, **changes: object) -> tuple[Overflowing, Fit]:
+    folder.mkdir(exist_ok=True)
+    settings = {"epochs": 6, "batch_size": 16, "optimizer": optimizer, "warmup_epochs": 0, **changes}
+    model = Overflowing(most)
+    training = Training(**settings)  # type: ignore[arg-type]
+    return model, Fit(
+        model,
+        Resident(*data()),
+        training,
+        seed=5,
+        folder=folder,
+        name="tune",
+        backward=model.gradients,
+        float16=True,
+    )
+
+
+def test_a_loss_scale_moves_as_torch_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against `torch.amp.GradScaler`, through overflows and growth."""
+    monkeypatch.setattr(LossScale, "interval", 5)
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer, scaler = torch.optim.SGD([weight]), torch.amp.GradScaler("cpu", growth_interval=5)
+    ours = LossScale(torch.device("cpu"))
+    for step in range(60):
+        finite = step not in (0, 1, 9, 17, 22, 23)
+        assert float(ours.value) == scaler.get_scale()
+        weight.grad = torch.full((1,), 1.0 if finite else float("inf"))
+        scaler.scale(torch.zeros(()))
+        scaler.step(optimizer)
+        scaler.update()
+        ours.update(torch.tensor(finite))
+        if step == 20:
+            resumed = LossScale(torch.device("cpu"))
+            resumed.load_state_dict(ours.state_dict())
+            ours = resumed
+
+
+@pytest.mark.parametrize("optimizer", [SAM, {"type": "AdamW", "lr": 1e-2}])
+def test_steps_that_overflow_are_left_out(tmp_path: Path, optimizer: object, stop_after: Callable[[int], Stop]) -> None:
+    model, fitted = scaled_fit(tmp_path, 13, optimizer)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    for steps, same in ((2, True), (0, False)):  # three that overflow, and one that doesn't
+        with pytest.raises(Interrupted):
+            fitted.run(stop_after(steps))
+        for name, value in model.named_parameters():
+            assert torch.equal(value, before[name]) == same, name
+    assert model.scales[:4] == [2.0**16, 2.0**15, 2.0**14, 2.0**13]
+    assert fitted.run(Stop())[-1]["skipped steps"] == 3
+    assert set(model.scales[4:]) == {2.0**13}
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize("optimizer", [SAM, {"type": "AdamW", "lr": 1e-2}])
+@pytest.mark.parametrize("clip", ["true", "scaled"])
+def test_a_scale_changes_nothing_but_rounding(tmp_path: Path, clip: str, optimizer: object) -> None:
+    """Powers of two don't even round."""
+    model, fitted = scaled_fit(tmp_path / "scaled", 20, optimizer, clip=clip)
+    plain = fit(tmp_path / "plain", optimizer=optimizer, warmup_epochs=0, clip=clip)
+    assert fitted.run(Stop()) == plain.run(Stop())
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("optimizer", [SAM, {"type": "AdamW", "lr": 1e-2}])
+def test_a_scaled_fit_interrupted_at_every_step_ends_with_the_same_bits(
+    tmp_path: Path, optimizer: object, stop_after: Callable[[int], Stop]
+) -> None:
+    model, whole = scaled_fit(tmp_path / "whole", 14, optimizer, ema_decay=0.7)
+    curves = whole.run(Stop())
+    assert curves[-1]["skipped steps"] == 2
+    for _ in range(18):
+        with pytest.raises(Interrupted):
+            scaled_fit(tmp_path / "parts", 14, optimizer, ema_decay=0.7)[1].run(stop_after(0))
+    rest, fitted = scaled_fit(tmp_path / "parts", 14, optimizer, ema_decay=0.7)
+    assert fitted.run(Stop()) == curves
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, rest.state_dict()[name]), name
+    for name, value in whole.evaluated.state_dict().items():
+        assert torch.equal(value, fitted.evaluated.state_dict()[name]), name
+
+
+def test_the_average_is_the_formula_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """d * average + (1 - d) * weights in float64, from the first step's weights on; running statistics as they are."""
+    plain, averaged = fit(tmp_path / "plain"), fit(tmp_path / "averaged", ema_decay=0.8)
+    step, seen = averaged._step, []
+
+    def noted(*batch: Tensor) -> Tensor:
+        loss = step(*batch)
+        seen.append({name: value.detach().double().clone() for name, value in averaged.model.named_parameters()})
+        return loss
+
+    monkeypatch.setattr(averaged, "_step", noted)
+    evaluated = []
+
+    def after_epoch(epoch: int) -> dict[str, float]:
+        assert not averaged.evaluated.training
+        evaluated.append(averaged.evaluated.state_dict()["net.2.weight"].clone())
+        return {}
+
+    assert averaged.run(Stop(), after_epoch) == plain.run(Stop())  # training itself doesn't know of it
+    wanted = seen[0]
+    for number, weights in enumerate(seen[1:], 2):
+        wanted = {name: 0.8 * wanted[name] + 0.2 * weights[name] for name in wanted}
+        if number % 3 == 0:
+            torch.testing.assert_close(evaluated[number // 3 - 1].double(), wanted["net.2.weight"])
+    averaged.write_checkpoint("last")
+    saved = load_file(tmp_path / "averaged" / "last.safetensors")
+    for name, value in wanted.items():
+        torch.testing.assert_close(saved[name].double(), value)
+        assert not torch.equal(saved[name], averaged.model.state_dict()[name])
+    for name, value in averaged.model.named_buffers():
+        assert torch.equal(saved[name], value)
+
+
+def test_a_fit_ends_when_its_curves_are_enough(tmp_path: Path, stop_after: Callable[[int], Stop]) -> None:
+    def enough(curves: list[dict[str, float]]) -> bool:
+        return len(curves) == 4
+
+    whole = fit(tmp_path / "whole")
+    curves = whole.run(Stop(), enough=enough)
+    assert len(curves) == 4
+    with pytest.raises(Interrupted):
+        fit(tmp_path / "parts").run(stop_after(10), enough=enough)
+    assert fit(tmp_path / "parts").run(Stop(), enough=enough) == curves
+    assert fit(tmp_path / "parts").run(Stop(), enough=enough) == curves  # nothing is left to do
+
+
+def test_each_epoch_is_told(tmp_path: Path) -> None:
+    told: list[int] = []
+    fitted = fit(tmp_path)
+    fitted.on_epoch = lambda curves: told.append(len(curves))
+    fitted.run(Stop())
+    assert told == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, math.nan])
+def test_decays_that_cannot_be_are_refused(decay: float) -> None:
+    with pytest.raises(ValueError, match="ema_decay is"):
+        Training(epochs=1, batch_size=1, optimizer=SAM, ema_decay=decay)

@@ -26,6 +26,10 @@ class Examples(ABC):
         It may read ahead: `rows` may be asked for more than has been given.
         """
 
+    def not_finite(self, rows: Tensor) -> Tensor:
+        """Those of `rows` [B] whose inputs have values that are not finite, as far as that can be told here."""
+        return rows[:0]
+
 
 class Resident(Examples):
     """Features [N, D] that stay on the device, and labels [N] int64: a batch is an index-select."""
@@ -42,3 +46,7 @@ class Resident(Examples):
         for batch in rows:
             at = batch.to(self.device)
             yield self.features.index_select(0, at), self.labels.index_select(0, at)
+
+    def not_finite(self, rows: Tensor) -> Tensor:
+        finite = self.features.index_select(0, rows.to(self.device)).isfinite().all(1).cpu()
+        return rows[~finite]

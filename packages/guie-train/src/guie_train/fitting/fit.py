@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import io
-import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from guie_core import GuieError, Interrupted, UsageError
 from guie_core.files import atomic_write
 from guie_core.interrupt import Stop
 from guie_core.progress import bar
-from guie_core.registry import build
+from guie_models.optimizers import SAM, build_optimizer
 from guie_train.fitting.examples import Examples
+from guie_train.fitting.scaling import LossScale
+from guie_train.fitting.schedule import schedule_of
 from guie_train.fitting.settings import Training
 
 if TYPE_CHECKING:
     from guie_datasets import Sampler
 
-SAVE_SECONDS = 5.0  # between two states on disk; what a kill can cost, never what comes out
-SCALE, SCALE_DOUBLES = 65_536.0, 2_000  # defaults of torch.amp.GradScaler: the scale, and updates until it doubles
+SAVE_SECONDS = 5.0
+LOOK_STEPS = 64  # between two looks at a GPU, which waits for it: whether all losses have been finite
+NAMED = 5  # examples that a message names
 Curve = dict[str, float]  # the figures of one epoch, by name
 
 
-Backward = Callable[[nn.Module, Any, Tensor], Tensor]
+Backward = Callable[[nn.Module, Any, Tensor, Tensor], Tensor]
 
 
-def whole_batch(model: nn.Module, inputs: Any, labels: Tensor) -> Tensor:
-    """Gradients of a batch that goes through the model at once; returns the loss, detached."""
+def whole_batch(model: nn.Module, inputs: Any, labels: Tensor, scale: Tensor) -> Tensor:
+    """Gradients of the loss of a batch that goes through the model at once, times `scale`; returns the loss."""
     loss: Tensor = model(inputs, labels)
-    loss.backward()
+    (loss * scale).backward()
     return loss.detach()
 
 
@@ -53,9 +55,19 @@ class Fit:
         seed: of the order of images and of dropout.
         sampler: which images are in which batch, see `sampler_of`; None: `training` has none.
         parameters: what the optimizer gets, parameters or groups of them with rates of their own; None: all of `model`.
-        backward: computes the gradients of a batch, given model, inputs and labels, and returns its loss, detached.
+        backward: computes the gradients of a batch, given model, inputs, labels and what the loss is to be multiplied
+            by first, a scalar; returns the loss itself, detached.
+        float16: whether that computes in float16, so that its gradients need a scale (`LossScale`): a step whose
+            gradients overflow is then left out.
         folder: where `state.pt` and checkpoints go; an existing state is picked up.
         name: for the progress bar.
+        example: what the example of a row is called, in messages.
+        on_epoch: called after each epoch with the curves up to then.
+        save_seconds: between two states on disk, what a kill can cost; never what comes out.
+
+    Attributes:
+        evaluated: the module of which checkpoints are written, and which is to be evaluated: `model`, or a copy of it
+            with the moving average of its weights where `training.ema_decay` asks for that.
 
     Raises:
         GuieError: fewer images than a batch, or the loss is not finite.
@@ -74,12 +86,11 @@ class Fit:
         sampler: Sampler | None = None,
         parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
         backward: Backward = whole_batch,
+        float16: bool = False,
+        example: Callable[[int], str] = "row {}".format,
+        on_epoch: Callable[[list[Curve]], None] | None = None,
+        save_seconds: float = SAVE_SECONDS,
     ) -> None:
-        if len(examples) < training.batch_size:
-            raise GuieError(
-                f"{name}: {len(examples):,} training images do not fill one batch of {training.batch_size}; "
-                "lower batch_size or add images"
-            )
         self.model = model
         self.examples = examples
         self.training = training
@@ -88,51 +99,78 @@ class Fit:
         self.folder = folder
         self.name = name
         self.backward = backward
-        self.optimizer = build(
-            "optimizers", training.optimizer, params=model.parameters() if parameters is None else parameters
-        )
-        self.schedule = CosineLRScheduler(
-            self.optimizer,
-            t_initial=training.epochs,
-            lr_min=training.lr_min,
-            warmup_t=training.warmup_epochs,
-            warmup_lr_init=training.warmup_lr,
-            warmup_prefix=training.warmup_epochs > 0,
-        )
+        self.float16 = float16
+        self.example = example
+        self.on_epoch = on_epoch
+        self.save_seconds = save_seconds
+        if self.steps < 1:
+            part = f" in each of {training.epoch_parts} parts" if training.epoch_parts > 1 else ""
+            raise GuieError(
+                f"{name}: {len(examples):,} training images do not fill one batch of {training.batch_size}{part}; "
+                f"lower batch_size{' or epoch_parts' if part else ''}, or add images"
+            )
+        self.optimizer = build_optimizer(training.optimizer, model.parameters() if parameters is None else parameters)
+        self.schedule = schedule_of(training, self.optimizer)
+        self.average: AveragedModel | None = None
+        if training.ema_decay:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(training.ema_decay))
+        self.evaluated: nn.Module = model if self.average is None else self.average.module
+        device = examples.device
+        self.scale = LossScale(device)
         self.epoch = 0  # the one that is running or comes next
         self.step = 0  # steps done of it
-        self.passes = 0  # backward passes of those steps: SAM makes two a step
-        self.total = torch.zeros((), device=examples.device)  # sum of the losses of those steps
+        self.total = torch.zeros((), device=device)  # sum of the losses of those steps
+        self.skipped = 0  # steps left out, where the optimizer doesn't count them
         self.curves: list[Curve] = []  # one an epoch
+        self.norm = torch.zeros((), device=device)  # of the gradients of the last step
+        self._one = torch.ones((), device=device)
+        self._look = 1 if device.type == "cpu" else LOOK_STEPS
+        # the first step of this epoch whose loss wasn't finite, and the gradients' norm in the step before; else -1
+        self._wrong, self._norm_before = torch.full((), -1, device=device), self.norm
         self._saved = time.monotonic()
         self._load()
 
     @property
     def steps(self) -> int:
         """Steps in an epoch."""
-        return len(self.examples) // self.training.batch_size if self.sampler is None else len(self.sampler)
+        batches = len(self.examples) // self.training.batch_size if self.sampler is None else len(self.sampler)
+        return batches // self.training.epoch_parts
 
-    def run(self, stop: Stop, after_epoch: Callable[[int], Curve] | None = None) -> list[Curve]:
+    def run(
+        self,
+        stop: Stop,
+        after_epoch: Callable[[int], Curve] | None = None,
+        enough: Callable[[list[Curve]], bool] | None = None,
+    ) -> list[Curve]:
         """Train to the end and return the curves.
 
         Args:
             stop: asked after each step; once set, the state is saved.
             after_epoch: called with the number of epochs done; what it returns joins the epoch's curve.
+            enough: whether these curves are reason to end early.
 
         Raises:
             Interrupted: after the user asked to stop; the next `Fit` in the same folder goes on from here.
         """
         done = self.epoch * self.steps + self.step
         with bar(self.training.epochs * self.steps, self.name, unit="step", initial=done) as progress:
-            while self.epoch < self.training.epochs:
+            while self.epoch < self.training.epochs and not (enough and enough(self.curves)):
                 self._begin_epoch()
-                for inputs, labels in self.examples.batches(self.epoch, self._rows()):
-                    self.total += self._step(inputs, labels)
+                for inputs, labels in self.examples.batches(self.epoch, self._rows()[self.step :]):
+                    if self.training.lr_per == "step":
+                        self.schedule.step(self.epoch + self.step / self.steps)
+                    self._note(self._step(inputs, labels))
+                    if self.average is not None:
+                        self.average.update_parameters(self.model)
                     self.step += 1
                     progress.advance(1)
-                    if stop:
-                        self._check_finite(float(self.total))
+                    stopped = bool(stop)
+                    due = stopped or self._due()
+                    if self.step % self._look == 0 or due:
+                        self._check_finite()
+                    if due:
                         self.save()
+                    if stopped:
                         raise Interrupted(f"{self.name}: saved at epoch {self.epoch}, step {self.step}")
                 self._end_of_epoch(after_epoch)
         return self.curves
@@ -145,75 +183,132 @@ class Fit:
             torch.manual_seed(_mix(self.seed, self.epoch, 1))
             self.schedule.step(self.epoch)
             self.total.zero_()
-            self.passes = 0
+            if self.training.clip == "scaled":
+                self.scale.reset()
             self.model.train()
 
     def _rows(self) -> Tensor:
-        """Row numbers [steps, batch_size] of the steps still to do in this epoch."""
+        """Row numbers [steps, batch_size] of this epoch."""
+        number, part = divmod(self.epoch, self.training.epoch_parts)
         if self.sampler is None:
-            generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch, 0))
+            generator = torch.Generator().manual_seed(_mix(self.seed, number, 0))
             order = torch.randperm(len(self.examples), generator=generator)
         else:
-            order = torch.from_numpy(self.sampler.epoch(self.epoch)).flatten()
-        size = self.training.batch_size
-        return order[self.step * size : self.steps * size].reshape(-1, size)
+            order = torch.from_numpy(self.sampler.epoch(number)).flatten()
+        size = self.steps * self.training.batch_size
+        return order[part * size : (part + 1) * size].reshape(-1, self.training.batch_size)
 
     def _step(self, inputs: Any, labels: Tensor) -> Tensor:
+        """One step on this batch; its loss."""
+        optimizer, limit = self.optimizer, torch.full_like(self._one, self.training.max_norm)
+
         def closure() -> Tensor:
-            self.optimizer.zero_grad(set_to_none=True)
-            loss = self.backward(self.model, inputs, labels)
-            # scaling the first of SAM's two gradients changes nothing, since only its direction counts
-            nn.utils.clip_grad_norm_(self.model.parameters(), self._limit())
-            self.passes += 1
+            optimizer.zero_grad(set_to_none=True)
+            scale = self.scale.value
+            loss = self.backward(self.model, inputs, labels, scale if self.float16 else self._one)
+            if self.training.clip == "scaled":
+                limit.copy_(self.training.max_norm / scale)
+            if self.float16:
+                torch._foreach_div_(self._gradients(), scale)
+                self.scale.update(nn.utils.get_total_norm(self._gradients()).isfinite())
+            elif self.training.clip == "scaled":  # none overflows in float32
+                self.scale.update(True)
+            return loss
+
+        def clipped() -> Tensor:
+            loss = closure()
+            parameters = self._parameters()
+            self.norm = nn.utils.get_total_norm(self._gradients())
+            if self.float16 and not bool(self.norm.isfinite()):
+                optimizer.zero_grad(set_to_none=True)  # so that the optimizer finds nothing to do
+                self.skipped += 1
+            else:
+                nn.utils.clip_grads_with_norm_(parameters, cast(float, limit), self.norm)
             return loss
 
         try:
-            loss: Tensor = self.optimizer.step(closure)
+            if isinstance(optimizer, SAM):  # it clips, and looks at norms, by itself
+                loss: Tensor = optimizer.step(closure, max_norm=limit)
+                assert optimizer.norm is not None
+                self.norm = optimizer.norm
+            else:
+                loss = cast(Any, optimizer).step(clipped)  # torch's types ask for a loss that is a float
         except (RuntimeError, UsageError) as error:  # torch's optimisers, guie's
             if any(p.grad is not None and p.grad.is_sparse for p in self.model.parameters()):
                 raise UsageError(
-                    f"{self.name}: the loss gives sparse gradients, and {type(self.optimizer).__name__} doesn't take"
+                    f"{self.name}: the loss gives sparse gradients, and {type(optimizer).__name__} doesn't take"
                     " those. Leave softmax.sparse of the loss out, or name an optimizer that takes them"
                 ) from error
             raise
         return loss
 
-    def _limit(self) -> float:
-        """What the true gradient's norm is clipped at in the next pass."""
-        if self.training.clip == "true":
-            return self.training.max_norm
-        return self.training.max_norm / (SCALE * 2.0 ** (self.passes // SCALE_DOUBLES))
+    def _parameters(self) -> list[Tensor]:
+        """Those that the optimizer has, with a gradient."""
+        groups = self.optimizer.param_groups
+        return [parameter for group in groups for parameter in group["params"] if parameter.grad is not None]
+
+    def _gradients(self) -> list[Tensor]:
+        return [gradient for parameter in self._parameters() if (gradient := parameter.grad) is not None]
+
+    def _note(self, loss: Tensor) -> None:
+        """Add a step's loss to the epoch's, and remember the first that isn't finite; a GPU isn't waited for."""
+        finite = torch.isfinite(loss)
+        self.total += torch.where(finite, loss, 0.0)
+        self._wrong = torch.where(finite | (self._wrong >= 0), self._wrong, self.step)
+        self._norm_before = torch.where(self._wrong < 0, self.norm, self._norm_before)
 
     def _end_of_epoch(self, after_epoch: Callable[[int], Curve] | None) -> None:
+        self._check_finite()
         loss = float(self.total) / self.steps
-        self._check_finite(loss)
         curve = {"epoch": self.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], "loss": loss}
-        if skipped := getattr(self.optimizer, "skipped", 0):
+        if skipped := self.skipped + getattr(self.optimizer, "skipped", 0):
             curve["skipped steps"] = skipped
         self.epoch, self.step = self.epoch + 1, 0
         if after_epoch is not None:
-            self.model.eval()
+            self.evaluated.eval()
             with torch.inference_mode():
                 curve |= after_epoch(self.epoch)
         self.curves.append(curve)
         keep = self.training.keep_every
         if keep and self.epoch % keep == 0:
             self.write_checkpoint(f"epoch-{self.epoch:04d}")
-        if self.epoch == self.training.epochs or time.monotonic() - self._saved > SAVE_SECONDS:
+        if self.epoch == self.training.epochs or self._due():
             self.save()
+        if self.on_epoch is not None:
+            self.on_epoch(self.curves)
 
-    def _check_finite(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise GuieError(
-                f"{self.name}: the loss of epoch {self.epoch + 1} is {loss}; the state before it is kept in "
-                f"{self.folder}. Lower the learning rate, or look for features that are not finite"
-            )
+    def _due(self) -> bool:
+        return time.monotonic() - self._saved > self.save_seconds
+
+    def _check_finite(self) -> None:
+        """Raise GuieError if a loss of this epoch wasn't finite: when, with what, and which images."""
+        step = int(self._wrong)
+        if step < 0:
+            return
+        rows = self._rows()[step]
+        text = f"{self.name}: the loss is not finite in epoch {self.epoch + 1}, batch {step + 1:,} of {self.steps:,}"
+        text += f"; the learning rate is {self.optimizer.param_groups[0]['lr']:.3g}"
+        if before := float(self._norm_before):
+            text += f", the norm of the gradients was {before:.3g} in the batch before"
+        if len(bad := self.examples.not_finite(rows)):
+            text += f".\n{len(bad):,} of its {len(rows):,} examples have values that are not finite: {self._named(bad)}"
+            remedy = "Mend those, or leave them out."
+        else:
+            text += f".\nIts {len(rows):,} examples: {self._named(rows)}"
+            remedy = "Lower the learning rate; where losses grew before, longer warm-up and a lower max_norm help too."
+        kept = "The state that was saved last is kept" if (self.folder / "state.pt").exists() else "No state was saved"
+        raise GuieError(f"{text}.\n{kept} in {self.folder}. {remedy}")
+
+    def _named(self, rows: Tensor) -> str:
+        """The first of these rows, as people call them."""
+        names = ", ".join(self.example(row) for row in rows[:NAMED].tolist())
+        return f"{names} and {len(rows) - NAMED:,} more" if len(rows) > NAMED else names
 
     def write_checkpoint(self, name: str) -> None:
-        """Write the model's tensors to `<name>.safetensors` in the folder."""
+        """Write the tensors of `evaluated` to `<name>.safetensors` in the folder."""
         from safetensors.torch import save
 
-        tensors = {key: value.detach().cpu().contiguous() for key, value in self.model.state_dict().items()}
+        tensors = {key: value.detach().cpu().contiguous() for key, value in self.evaluated.state_dict().items()}
         with atomic_write(self.folder / f"{name}.safetensors") as file:
             file.write(save(tensors))
 
@@ -224,11 +319,14 @@ class Fit:
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
-            "passes": self.passes,
             "total": self.total,
+            "scale": self.scale.state_dict(),
+            "skipped": self.skipped,
             "curves": self.curves,
             "rng": torch.get_rng_state(),
         }
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
         if self.examples.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.examples.device)
         buffer = io.BytesIO()  # torch's own writing to a file forgets why it failed, such as a full disk
@@ -245,7 +343,10 @@ class Fit:
             state = torch.load(path, map_location=self.examples.device, weights_only=True)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.epoch, self.step, self.passes = state["epoch"], state["step"], state.get("passes", 0)
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            self.scale.load_state_dict(state["scale"])
+            self.epoch, self.step, self.skipped = state["epoch"], state["step"], state["skipped"]
             self.total, self.curves = state["total"], state["curves"]
             torch.set_rng_state(state["rng"].cpu())
             if self.examples.device.type == "cuda" and "cuda_rng" in state:  # not if it was begun on the CPU

@@ -20,37 +20,60 @@ class Training:
 
     Args:
         epochs: how many; also the length of the cosine.
+        epoch_parts: an epoch is one part in so many of a pass over the images; what rates, checkpoints and evaluations
+            follow is then counted more finely (3rd place: 200 x 0.1 epochs).
         batch_size: images in a step; the last incomplete batch of an epoch is dropped.
         optimizer: a component of kind "optimizers".
         sampler: a component of kind "samplers", which draws the batches of each epoch; of the classifier, its classes
             are the categories. None: every image at most once an epoch, in random order, drawn by torch as the
             original does (`Shuffled` draws another order, with numpy).
         lr_min: learning rate at the end of the cosine.
-        warmup_epochs: epochs in which the rate climbs linearly from `warmup_lr`, ahead of the cosine's own clock.
+        decay: instead of the cosine, the rate is so many times the one before, in each epoch after warm-up.
+        warmup_epochs: epochs in which the rate climbs linearly from `warmup_lr`.
         warmup_lr: learning rate of the first epoch.
+        warmup_prefix: whether the clock of cosine or decay begins after warm-up, or runs from the start.
+        lr_per: whether the rate changes with each "epoch" or each "step".
         max_norm: gradients whose norm is larger are scaled down to it.
         clip: "true": as they are. "scaled": while they are multiplied for fp16, as the original's code clips them (5th
             place, point 6), so that the true limit is max_norm / scale. The scale is that of a `torch.amp.GradScaler`
-            which is made anew each epoch and finds no infinite gradient: 65,536, doubled after every 2,000 backward
-            passes. No gradient is multiplied here, since float32 has no need of it.
+            which is made anew each epoch (see `LossScale`). Nothing is multiplied in float32, which has no need of it,
+            and where no gradient overflows.
         keep_every: a checkpoint is kept every so many epochs; 0 keeps none of them.
+        ema_decay: of a moving average of the weights, d * average + (1 - d) * weights after each step, from the first
+            step's on, which is then what is evaluated, selected and exported; running statistics are those of the
+            weights. 0: no average.
     """
 
     epochs: int
+    epoch_parts: int = 1
     batch_size: int
     optimizer: Annotated[Config, Slot("optimizers", provides=("params",))]
     sampler: Annotated[Config, Slot("samplers", provides=("manifest", "batch_size", "seed"))] | None = None
     lr_min: float = 1e-6
+    decay: float | None = None
     warmup_epochs: int = 3
     warmup_lr: float = 1e-6
+    warmup_prefix: bool = True
+    lr_per: Literal["epoch", "step"] = "epoch"
     max_norm: float = 1000.0
     clip: Literal["true", "scaled"] = "true"
     keep_every: int = 0
+    ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, least in {"epochs": 1, "batch_size": 1, "warmup_epochs": 0, "keep_every": 0}.items():
+        for name, least in {
+            "epochs": 1,
+            "epoch_parts": 1,
+            "batch_size": 1,
+            "warmup_epochs": 0,
+            "keep_every": 0,
+        }.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is {least} or more.")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay is {self.ema_decay}; it is 0 (no average) to below 1, such as 0.999.")
+        if self.decay is not None and not 0 < self.decay <= 1:
+            raise ValueError(f"decay is {self.decay}; it is above 0 and up to 1.")
 
 
 def sampler_of(training: Training, manifest: Manifest, labels: ArrayLike, seed: int, where: str = "") -> Sampler | None:
