@@ -42,6 +42,12 @@ class Suggestion:
         """A value as it would stand after the = of --set."""
         return str(value) if self.choices else repr(int(value) if self.whole else float(value))
 
+    def rounded(self, value: Any) -> Any:
+        """A value of the distribution with four digits, which are enough to choose by and can be read."""
+        if self.choices or self.whole:
+            return value
+        return min(max(float(f"{value:.4g}"), self.low), self.high)
+
     def distribution(self) -> Any:
         """As Optuna calls it."""
         from optuna import distributions
@@ -173,8 +179,8 @@ class Study:
         sampler = self._optuna.samplers.TPESampler(seed=int(entropy[0]))
         memory = self._optuna.create_study(direction="maximize", sampler=sampler)
         memory.add_trials(trials)
-        params: dict[str, Any] = memory.ask(self._space).params
-        return params
+        params = memory.ask(self._space).params
+        return {key: self._suggestions[key].rounded(value) for key, value in params.items()}
 
     def values(self, params: Mapping[str, Any]) -> dict[str, str]:
         """Parameters as values of a point."""

@@ -1,0 +1,201 @@
+"""Values of sweeps: read, named, suggested; and a study that goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guie_core import GuieError, Problem, UsageError
+from guie_train.sweeping.points import check_keys, grid_points, labels, read_grid, split_values
+from guie_train.sweeping.study import FILE, Study, Suggestion, Trial, read_suggestions, require_optuna
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("10,30", ["10", "30"]),
+        ("1e-3, 1e-2", ["1e-3", "1e-2"]),
+        ("dict(type='ArcFace', margin=0.3),dict(type='CosFace')", ["dict(type='ArcFace', margin=0.3)", "dict(type='CosFace')"]),
+        ("[1,2],(3,4)", ["[1,2]", "(3,4)"]),
+        ("'a,b',c", ["'a,b'", "c"]),
+        ("timm/resnet18,timm/resnet50", ["timm/resnet18", "timm/resnet50"]),
+        ("~/a b,~/c", ["~/a b", "~/c"]),  # no Python
+        ("one", ["one"]),
+        ("", [""]),
+        ("1,,2", ["1", "", "2"]),
+    ],
+)  # fmt: skip
+def test_values_between_commas(text: str, values: list[str]) -> None:
+    assert split_values(text) == values
+
+
+def test_every_combination_is_a_point() -> None:
+    problems: list[Problem] = []
+    grid = read_grid(["recipe.a=1,2", " recipe.b = x , y "], problems)
+    assert problems == []
+    assert grid_points(grid) == [
+        {"recipe.a": "1", "recipe.b": "x"},
+        {"recipe.a": "1", "recipe.b": "y"},
+        {"recipe.a": "2", "recipe.b": "x"},
+        {"recipe.a": "2", "recipe.b": "y"},
+    ]
+
+
+def test_what_is_wrong_with_grids_is_told_at_once() -> None:
+    problems: list[Problem] = []
+    grid = read_grid(
+        ["recipe.a", "=1", "recipe.b=", "recipe.c=1,,2", "recipe.d=1,1", "recipe.e=1", "recipe.e=2"], problems
+    )
+    assert [problem.message.partition(" is not")[0] for problem in problems] == [
+        "--grid 'recipe.a'",
+        "--grid '=1'",
+        "--grid 'recipe.b='",
+        "--grid 'recipe.c=1,,2'",
+        "--grid names the value 1 twice.",
+        "--grid names this setting twice.",
+    ]
+    problems.clear()
+    check_keys([*grid, "profile.workers"], ["recipe.e = 3", "recipe.f=1"], problems)
+    assert [(problem.where, problem.message) for problem in problems] == [
+        ("recipe.e", "is swept, and --set gives it one value as well."),
+        ("profile.workers", "a profile changes speed and memory, never the result; there is nothing to sweep."),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (["recipe.arcface.epochs", "recipe.loss.margin"], ["epochs", "margin"]),
+        (["recipe.arcface.epochs", "recipe.classifier.training.epochs"], ["arcface.epochs", "training.epochs"]),
+        (["recipe.splits.0.seed", "recipe.splits.1.seed"], ["splits.0.seed", "splits.1.seed"]),
+        (["recipe.seed", "recipe.splits.1.seed"], ["recipe.seed", "splits.1.seed"]),
+        (["recipe.without.0"], ["without.0"]),
+    ],
+)
+def test_keys_are_as_short_as_tells_them_apart(keys: list[str], expected: list[str]) -> None:
+    assert labels(keys) == expected
+
+
+def test_where_values_are_suggested_from() -> None:
+    problems: list[Problem] = []
+    texts = ["a=0.2..0.6", "b=1e-4..1e-1:log", "c=10..100", "d=relu,gelu,relu", "e=-1..1", "f=8..256:log"]
+    assert read_suggestions(texts, problems) == [
+        Suggestion("a", 0.2, 0.6),
+        Suggestion("b", 1e-4, 1e-1, log=True),
+        Suggestion("c", 10, 100, whole=True),
+        Suggestion("d", choices=("relu", "gelu")),
+        Suggestion("e", -1, 1, whole=True),
+        Suggestion("f", 8, 256, log=True, whole=True),
+    ]
+    assert problems == []
+    assert [each.ends for each in read_suggestions(["a=0.2..0.6", "c=10..100", "d=x,y"], problems)] == [
+        ["0.2", "0.6"],
+        ["10", "100"],
+        ["x", "y"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a", "is not of the form"),
+        ("a=3", "is not of the form"),
+        ("a=x..y", "is not of the form"),
+        ("a=1..2:lin", "is not of the form"),
+        ("a=1..1e999", "is not of the form"),
+        ("=1..2", "is not of the form"),
+        ("a=2..1", "2 is not below 1"),
+        ("a=0..1:log", "begins above 0"),
+    ],
+)
+def test_suggestions_that_are_none(text: str, message: str) -> None:
+    problems: list[Problem] = []
+    read_suggestions([text], problems)
+    (problem,) = problems
+    assert message in problem.message
+    read_suggestions(["a=1..2", "a=1..2"], problems)
+    assert problems[-1] == Problem("a", "--suggest names this setting twice.")
+
+
+SPACE = [
+    Suggestion("x", -4.0, 4.0),
+    Suggestion("n", 1, 64, log=True, whole=True),
+    Suggestion("how", choices=("a", "b")),
+]
+
+
+def height(params: dict[str, Any]) -> float | None:
+    """The higher the nearer to x = 1, n = 8, how = b; fails where x is far below."""
+    if params["x"] < -3:
+        return None
+    return -((params["x"] - 1) ** 2) - math.log2(params["n"] / 8) ** 2 - (params["how"] == "a")
+
+
+def test_a_study_goes_on_as_if_it_had_not_been_interrupted(tmp_path: Path) -> None:
+    whole = Study(tmp_path / "whole", SPACE, 7, "digest")
+    for _ in range(13):  # ten are drawn at random, the others by what came of those
+        params = whole.suggest()
+        assert whole.suggest() == params  # asking leaves no trace
+        whole.add(params, height(params))
+    for _ in range(13):
+        study = Study(tmp_path / "parts", SPACE, 7, "digest")
+        params = study.suggest()
+        study.add(params, height(params))
+    assert study.trials == whole.trials
+    assert any(trial.score is None for trial in whole.trials)
+    assert {type(value) for trial in whole.trials for value in trial.params.values()} == {float, int, str}
+    other = Study(tmp_path / "other", SPACE, 8, "digest")
+    assert other.suggest() != whole.trials[0].params
+
+
+def test_a_study_learns_from_its_trials(tmp_path: Path) -> None:
+    study = Study(tmp_path, SPACE, 0, "digest")
+    for _ in range(30):
+        params = study.suggest()
+        study.add(params, height(params))
+    found = [trial.score for trial in study.trials]
+    early, late = ([s for s in part if s is not None] for part in (found[:10], found[-10:]))
+    assert sum(late) / len(late) > sum(early) / len(early) + 1  # random ones lie 5 below the top on average
+
+
+def test_trials_that_failed_can_be_made_good(tmp_path: Path) -> None:
+    study = Study(tmp_path, SPACE, 0, "digest")
+    params = study.suggest()
+    study.add(params, None)
+    study.add(params, 0.5, again=True)
+    assert study.trials == [Trial(params, None), Trial(params, 0.5)]
+    assert study.count == 1
+
+
+def test_a_study_of_something_else_is_refused(tmp_path: Path) -> None:
+    Study(tmp_path, SPACE, 0, "digest")
+    Study(tmp_path, SPACE, 0, "digest")
+    for other, word in (
+        ((SPACE[:2], 0, "digest"), "other --suggest"),
+        ((SPACE, 1, "digest"), "another --seed"),
+        ((SPACE, 0, "of another"), "another experiment"),
+    ):
+        with pytest.raises(UsageError, match=rf"has trials of {word}\.\nChoose another folder with --work-dir"):
+            Study(tmp_path, *other)
+
+
+def test_a_damaged_study(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b"not a database" * 100)
+    with pytest.raises(GuieError, match=r"study\.db cannot be used \(file is not a database\); remove it"):
+        Study(tmp_path, SPACE, 0, "digest")
+
+
+def test_without_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_optuna()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'guie-train\[sweep\]'"):
+        require_optuna()
+
+
+def test_suggested_numbers_can_be_read() -> None:
+    assert Suggestion("a", 0.0, 1.0).rounded(0.123456789) == 0.1235
+    assert Suggestion("a", 0.12341, 0.12349).rounded(0.12348) == 0.12349  # never outside
+    assert Suggestion("a", 1, 10**6, whole=True).rounded(123457) == 123457
