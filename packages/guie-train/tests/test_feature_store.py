@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +14,7 @@ import pytest
 
 from guie_core import GuieError
 from guie_datasets import Manifest
+from guie_train import feature_store
 from guie_train.feature_store import Bad, FeatureStore
 
 ABOUT = {"dimension": 5, "dtype": "float16", "backbone": {"type": "timm/x"}}
@@ -41,14 +47,94 @@ def test_missing_names_each_distinct_image_once_in_order(tmp_path: Path) -> None
         store.read(hashes(5, 2, 7))
 
 
-def test_a_shard_whose_hashes_were_not_written_does_not_count(tmp_path: Path) -> None:
+def test_rows_whose_number_was_not_written_do_not_count(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path, ABOUT)
     store.append(hashes(1), rows(1))
-    np.save(tmp_path / "00001.features.npy", rows(2))  # what a kill between the two files leaves
+    with open(tmp_path / "00000.features", "ab") as file:  # what a kill after the features leaves
+        file.write(b"junk")
+    (tmp_path / "00001.features").touch()  # and one after a shard was begun
     again = FeatureStore(tmp_path, ABOUT)
     assert again.missing(hashes(1, 2)).tolist() == [1]
     again.append(hashes(2), rows(2))
     np.testing.assert_array_equal(FeatureStore(tmp_path).read(hashes(2, 1)), rows(2, 1))
+    assert again.verify() == []
+
+
+def test_several_appends_share_a_shard_until_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_store, "SHARD", 4)
+    store = FeatureStore(tmp_path, ABOUT)
+    for first in range(0, 9, 3):
+        store.append(hashes(*range(first, first + 3)), rows(*range(first, first + 3)))
+    assert [path.stat().st_size for path in store.shards()] == [40, 40, 10]
+    np.testing.assert_array_equal(FeatureStore(tmp_path).read(hashes(*range(8, -1, -1))), rows(*range(8, -1, -1)))
+
+
+def test_a_shard_that_somebody_writes_to_is_left_to_them(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, ABOUT)
+    store.append(hashes(1), rows(1))
+    with open(tmp_path / "00000.features", "rb") as theirs:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        store.append(hashes(2), rows(2))
+    assert len(store.shards()) == 2
+    np.testing.assert_array_equal(FeatureStore(tmp_path).read(hashes(2, 1)), rows(2, 1))
+
+
+WRITER = """
+import sys
+from pathlib import Path
+import numpy as np
+from guie_train.feature_store import Bad, FeatureStore
+
+folder, part = Path(sys.argv[1]), int(sys.argv[2])
+store = FeatureStore(folder, {"dimension": 5, "dtype": "float16", "backbone": {"type": "timm/x"}})
+print("ready", flush=True)
+sys.stdin.readline()  # until all are
+for number in range(part, 120, 4):
+    values = np.array([[number + d / 8 for d in range(5)]], np.float32)
+    store.append([f"{number:032x}"], values)
+    if number % 40 == part:
+        store.add_bad([Bad(f"{1000 + number:032x}", "there", "damaged")])
+"""
+
+
+def test_several_processes_write_to_one_store_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [*command, str(part)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+                )
+            )
+            for part in range(4)
+        ]
+        for writer in writers:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "ready\n"
+        for writer in writers:
+            writer.communicate("\n")
+        assert [writer.returncode for writer in writers] == [0] * 4
+    store = FeatureStore(tmp_path)
+    everything = range(120)
+    assert len(store) == 120
+    np.testing.assert_array_equal(store.read(hashes(*everything)), rows(*everything))
+    assert store.verify() == []
+    assert {bad.hash for bad in store.bad} == {f"{1000 + n:032x}" for n in everything if n % 40 == n % 4}
+
+
+def test_views_of_an_image_lie_side_by_side(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, {**ABOUT, "views": 3})
+    seen = np.stack([rows(7, 8), -rows(7, 8), 2 * rows(7, 8)], 1)
+    store.append(hashes(7, 8), seen)
+    again = FeatureStore(tmp_path)
+    assert again.views == 3
+    np.testing.assert_array_equal(again.read_views(hashes(8, 7)), seen[::-1])
+    np.testing.assert_array_equal(again.read(hashes(8, 7)), rows(8, 7))
+    with pytest.raises(ValueError, match="3 x 5"):
+        store.append(hashes(1), rows(1))
+    with pytest.raises(GuieError, match="views was 3, is None"):
+        FeatureStore(tmp_path, ABOUT)
 
 
 def test_features_of_something_else_are_refused_with_the_difference(tmp_path: Path) -> None:
@@ -57,27 +143,70 @@ def test_features_of_something_else_are_refused_with_the_difference(tmp_path: Pa
         FeatureStore(tmp_path, ABOUT | {"backbone": {"type": "timm/y"}})
 
 
-def test_damage_is_named(tmp_path: Path) -> None:
+def test_damage_is_named_and_can_be_let_go_of(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, ABOUT)
+    store.append(hashes(*range(20)), rows(*range(20)))
+    assert store.verify() == []
+    path = tmp_path / "00000.features"
+    data = bytearray(path.read_bytes())
+    data[7 * 10 + 3] ^= 1  # a bit of row 7
+    path.write_bytes(data[: 18 * 10 + 4])  # and rows 18 and 19 are cut off
+    with pytest.raises(GuieError, match=r"00000.features is truncated: it has 184 bytes of 200; `guie features verify"):
+        FeatureStore(tmp_path).read(hashes(1))
+    with pytest.raises(GuieError, match="truncated"):
+        store.append(hashes(21), rows(21))
+    damaged = FeatureStore(tmp_path)
+    told: list[int] = []
+    found = damaged.verify(told.append)
+    assert [(each.file, each.rows) for each in found] == [(path, [7]), (path, [18, 19])]
+    assert "1 row differs from its checksum" in found[0].reason
+    assert told == [20]
+    damaged.forget(found)
+    again = FeatureStore(tmp_path, ABOUT)
+    assert again.verify() == []
+    assert len(again) == 17
+    assert again.missing(hashes(*range(20))).tolist() == [7, 18, 19]
+    again.append(hashes(7, 18, 19), rows(7, 18, 19))
+    np.testing.assert_array_equal(FeatureStore(tmp_path).read(hashes(*range(20))), rows(*range(20)))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY junk"])
+def test_a_damaged_list_of_rows_is_named(tmp_path: Path, content: bytes) -> None:
     store = FeatureStore(tmp_path, ABOUT)
     store.append(hashes(1, 2), rows(1, 2))
-    (tmp_path / "00000.features.npy").write_bytes(b"\x93NUMPY junk")
-    with pytest.raises(GuieError, match=r"00000\.features.npy is damaged.*run again"):
-        FeatureStore(tmp_path).read(hashes(1))
-    np.save(tmp_path / "00000.features.npy", rows(1))
-    with pytest.raises(GuieError, match=r"has shape \(1, 5\), expected \(2, 5\)"):
-        FeatureStore(tmp_path).read(hashes(1))
-    (tmp_path / "store.json").write_text("{")
-    with pytest.raises(GuieError, match=r"store\.json is damaged"):
-        FeatureStore(tmp_path)
+    (tmp_path / "00000.rows.npy").write_bytes(content)
+    damaged = FeatureStore(tmp_path, ABOUT)
+    with pytest.raises(GuieError, match=r"00000\.rows\.npy is damaged.*--repair"):
+        damaged.read(hashes(1))
+    found = damaged.verify()
+    assert [each.file.name for each in found] == ["00000.rows.npy"]
+    damaged.forget(found)
+    assert damaged.missing(hashes(1, 2)).tolist() == [0, 1]
+    damaged.append(hashes(2), rows(2))
+    np.testing.assert_array_equal(FeatureStore(tmp_path).read(hashes(2)), rows(2))
+
+
+def test_what_is_no_store_or_an_older_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GuieError, match="no features in"):
-        FeatureStore(tmp_path / "elsewhere")
+        FeatureStore(tmp_path)
+    for content, message in {
+        "{": r"store\.json is damaged",
+        "[]": "it says nothing of features",
+        '{"name": "a shop"}': "it says nothing of features",
+        '{"version": 2, "dtype": "float17", "dimension": 5}': r"store\.json is damaged",
+        '{"version": 1, "dtype": "float16", "dimension": 5}': "in format 1, and this guie-train reads format 2; delete",
+    }.items():
+        (tmp_path / "store.json").write_text(content)
+        for about in (None, ABOUT):
+            with pytest.raises(GuieError, match=message):
+                FeatureStore(tmp_path, about)
 
 
 def test_a_full_disk_is_told_as_that_and_loses_nothing(tmp_path: Path, small_files: None) -> None:
     store = FeatureStore(tmp_path, ABOUT)
     store.append(hashes(1), rows(1))
     many = range(100, 400)
-    with pytest.raises(GuieError, match=r"features\.npy could not be written"):
+    with pytest.raises(GuieError, match=r"00000\.features could not be written"):
         store.append(hashes(*many), rows(*many))
     np.testing.assert_array_equal(FeatureStore(tmp_path).read(hashes(1)), rows(1))
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
-from collections.abc import Iterable, Sequence
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guie_core import GuieError
-from guie_core.files import atomic_write
+from guie_core.files import atomic_write, explain_os_errors
+from guie_core.wording import shown
 from guie_datasets import Manifest
 
-SHARD = 4096  # images at most in a shard
-VERSION = 1
+SHARD = 8192  # images at most in a shard
+VERSION = 2  # of the layout
+_ROW = np.dtype([("hash", "S32"), ("checksum", "<u4")])
+_FORGOTTEN = b""  # stands for the hash of a row that doesn't count any more
 
 
 class Bad(NamedTuple):
@@ -29,12 +36,27 @@ class Bad(NamedTuple):
     reason: str
 
 
-class FeatureStore:
-    """Features [N, D] of one backbone through one view, found by the content hash of the image.
+class Damage(NamedTuple):
+    """What `FeatureStore.verify` finds: the file, the numbers of its rows that can't be used, what is wrong."""
 
-    The folder holds `store.json` (what made the features) and shards, each of two memory-mapped arrays:
-    `00000.features.npy` [n, D] and `00000.hashes.npy` [n]. Hashes are written last: a shard counts once they are there.
+    file: Path
+    rows: list[int]
+    reason: str
+
+
+class FeatureStore:
+    """Features [N, V, D] of one backbone through one view, found by the content hash of the image.
+
+    V is the number of times that each image was seen: 1, or more of a view that draws anew each time. The folder holds
+    `store.json` (what made the features) and shards of two files, which may grow until they have `SHARD` rows:
+
+    - `00000.features`: [n, V, D] in the store's dtype, little endian, without a header; memory-mapped when it is read.
+    - `00000.rows.npy`: [n] (hash S32, checksum uint32), the CRC-32 of a row's hash and features. It is replaced after
+      the features are on the disk, and a row counts once it is here. So whatever is killed, and whenever, the store
+      holds all that `append` has returned from, and nothing that is half written.
+
     Images that cannot be decoded are listed in `bad.csv` (hash, place, reason); `usable` takes them out of a manifest.
+    Several processes may add to one store at once: each writes to a shard that no other is writing to.
 
     A row depends on the image's bytes alone, so neither labels nor splits nor the order of a manifest matter: another
     split, or a manifest that shares images with an earlier one, finds its features here. (A key over the *ordered*
@@ -42,30 +64,29 @@ class FeatureStore:
 
     Args:
         folder: where the store is, or will be.
-        about: what makes the features; JSON-able. With it the store can be written, and an existing store whose own
-            record differs is refused.
+        about: what makes the features; JSON-able, with "dimension" D and "dtype", and "views" V unless it is 1. With it
+            the store can be written, and an existing store whose own record differs is refused.
 
     Raises:
-        GuieError: the folder holds features of something else, or is damaged.
+        GuieError: the folder holds features of something else or of another version, is damaged, or isn't a store.
     """
 
     def __init__(self, folder: Path, about: dict[str, Any] | None = None) -> None:
         self.folder = folder
+        self._room = 0  # number of the first shard that may have room
+        self.about: dict[str, Any]
         path = folder / "store.json"
         if path.exists():
-            try:
-                found = json.loads(path.read_text())
-            except ValueError as error:
-                raise GuieError(f"{path} is damaged ({error}); delete {folder} and run again") from None
+            self.about = _read_about(path)
             wanted = None if about is None else json.loads(json.dumps({"version": VERSION, **about}))
-            if wanted is not None and found != wanted:
+            if wanted is not None and self.about != wanted:
+                found = self.about
                 differ = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
                 raise GuieError(
                     f"{folder} holds features that were made differently: "
                     + "; ".join(f"{k} was {found.get(k)!r}, is {wanted.get(k)!r}" for k in differ)
                     + f". If that is intended, delete {folder}: its features are then computed again"
                 )
-            self.about: dict[str, Any] = found
         elif about is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self.about = {"version": VERSION, **about}
@@ -79,29 +100,44 @@ class FeatureStore:
         """D, the number of features of an image."""
         return int(self.about["dimension"])
 
+    @property
+    def views(self) -> int:
+        """V, how many rows of features an image has."""
+        return int(self.about.get("views", 1))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the features on disk."""
+        dtype: np.dtype[Any] = np.dtype(self.about["dtype"]).newbyteorder("<")
+        return dtype
+
+    @property
+    def row_bytes(self) -> int:
+        """What an image takes in a features file."""
+        return self.views * self.dimension * self.dtype.itemsize
+
+    def shards(self) -> list[Path]:
+        """The features files, in order."""
+        return sorted(self.folder.glob("[0-9]*.features"))
+
     @cached_property
-    def _shards(self) -> list[tuple[NDArray[Any], NDArray[np.bytes_]]]:
-        shards = []
-        for hashes in sorted(self.folder.glob("*.hashes.npy")):
-            features = hashes.with_name(hashes.name.replace(".hashes.", ".features."))
-            try:
-                pair = np.load(features, mmap_mode="r", allow_pickle=False), np.load(hashes, allow_pickle=False)
-            except (OSError, ValueError) as error:
-                raise GuieError(f"{features} is damaged ({error}); delete {hashes} and run again") from None
-            if pair[0].shape != (len(pair[1]), self.dimension):
-                raise GuieError(
-                    f"{features} has shape {pair[0].shape}, expected ({len(pair[1])}, {self.dimension}); "
-                    f"delete {hashes} and run again"
-                )
-            shards.append(pair)
-        return shards
+    def _mapped(self) -> list[tuple[NDArray[np.bytes_], NDArray[Any]]]:
+        """Hashes [n] and features [n, V, D] of each shard."""
+        mapped: list[tuple[NDArray[np.bytes_], NDArray[Any]]] = []
+        for path in self.shards():
+            if len(hashes := self._rows(path)["hash"]):
+                shape = (len(hashes), self.views, self.dimension)
+                mapped.append((hashes, np.memmap(path, self.dtype, "r", shape=shape)))
+        return mapped
 
     @cached_property
     def _lookup(self) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
         """All hashes in ascending order, and the row (counted over all shards) where each one's features are."""
-        hashes = np.concatenate([np.empty(0, "S32"), *(h for _, h in self._shards)])
-        order = np.argsort(hashes, kind="stable")
-        return hashes[order], order
+        known, row = np.unique(
+            np.concatenate([np.empty(0, "S32"), *(hashes for hashes, _ in self._mapped)]), return_index=True
+        )
+        there = known != _FORGOTTEN
+        return known[there], row[there]
 
     def __len__(self) -> int:
         return len(self._lookup[0])
@@ -150,44 +186,202 @@ class FeatureStore:
         return np.sort(first[~there])
 
     def read(self, hashes: NDArray[Any]) -> NDArray[np.float32]:
-        """Features [N, D] in the order of `hashes` [N].
+        """Features [N, D] in the order of `hashes` [N]; of several views of an image, those of the first.
 
         Raises:
             GuieError: an image is not in the store.
         """
+        return self._read(hashes, 1)[:, 0]
+
+    def read_views(self, hashes: NDArray[Any]) -> NDArray[np.float32]:
+        """As `read`, of all views: [N, V, D]."""
+        return self._read(hashes, self.views)
+
+    def _read(self, hashes: NDArray[Any], views: int) -> NDArray[np.float32]:
         if absent := len(self._absent(hashes)):
             raise GuieError(f"{absent} of {len(hashes)} images have no features in {self.folder} yet")
         known, rows = self._lookup
         row = rows[np.searchsorted(known, hashes.astype("S32"))]
-        out = np.empty((len(hashes), self.dimension), np.float32)
+        out = np.empty((len(hashes), views, self.dimension), np.float32)
         start = 0
-        for features, shard_hashes in self._shards:
+        for shard_hashes, features in self._mapped:
             here = np.flatnonzero((row >= start) & (row < start + len(shard_hashes)))
             # ascending rows read the mapped file front to back
             here = here[np.argsort(row[here], kind="stable")]
-            out[here] = features[row[here] - start]
+            out[here] = features[row[here] - start, :views]
             start += len(shard_hashes)
         return out
 
     def append(self, hashes: NDArray[Any] | Sequence[str], features: NDArray[Any]) -> None:
-        """Add a shard: `features` [n, D] of the images with `hashes` [n]; both are on disk when this returns."""
-        if features.shape != (len(hashes), self.dimension):
-            raise ValueError(f"features {features.shape} for {len(hashes)} images of dimension {self.dimension}")
-        number = 1 + max((int(p.name.split(".")[0]) for p in self.folder.glob("*.hashes.npy")), default=-1)
-        _save(self.folder / f"{number:05d}.features.npy", features.astype(self.about["dtype"], copy=False))
-        _save(self.folder / f"{number:05d}.hashes.npy", np.asarray(hashes).astype("S32"))
-        self.__dict__.pop("_shards", None)
-        self.__dict__.pop("_lookup", None)
+        """Add `features` [n, V, D], or [n, D] where V is 1, of the images with `hashes` [n].
+
+        All are on disk when this returns. They go to the shards that have room and that no other process writes to.
+        """
+        if features.ndim == 2:
+            features = features[:, None]
+        if features.shape != (len(hashes), self.views, self.dimension):
+            raise ValueError(f"features {features.shape} of {len(hashes)} images, {self.views} x {self.dimension} each")
+        rows = np.zeros(len(hashes), _ROW)
+        rows["hash"] = np.asarray(hashes).astype("S32")
+        features = np.ascontiguousarray(features.astype(self.dtype, copy=False))
+        rows["checksum"] = [_checksum(row["hash"], each) for row, each in zip(rows, features, strict=True)]
+        done = 0
+        while done < len(rows):
+            with self._shard_with_room() as (file, path, before):
+                end = done + SHARD - len(before)
+                _write_at(file, path, len(before) * self.row_bytes, features[done:end].data.cast("B"))
+                _save(_rows_of(path), np.concatenate([before, rows[done:end]]))
+            done = end
+        self._changed()
+
+    @contextmanager
+    def _shard_with_room(self) -> Iterator[tuple[int, Path, NDArray[Any]]]:
+        """A features file that is open for writing and locked, its path, and the rows that it has."""
+        while True:
+            path = self.folder / f"{self._room:05d}.features"
+            with explain_os_errors(path):
+                file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                rows = self._rows(path) if _locked(file) else None
+                if rows is not None and len(rows) < SHARD:
+                    yield file, path, rows
+                    return
+            finally:
+                os.close(file)  # which lets go of the lock, as the kernel does if this process is killed
+            self._room += 1  # a shard never gets room again
+
+    def _rows(self, path: Path) -> NDArray[Any]:
+        """The rows [n] of a features file, which is at least as long."""
+        rows = _read_rows(path)
+        if path.stat().st_size < len(rows) * self.row_bytes:
+            raise GuieError(f"{path} is {_truncated(path, rows, self.row_bytes)}{_remedy(self.folder)}")
+        return rows
 
     def add_bad(self, images: Iterable[Bad]) -> None:
         """Add images that cannot be decoded; the list is on disk when this returns."""
-        if rows := [*self.bad, *images]:
+        if not (images := list(images)):
+            return
+        with open(self.folder / ".bad.lock", "a") as lock:  # another process may add to the list as well
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.__dict__.pop("bad", None)
+            listed = {bad.hash: bad for bad in (*self.bad, *images)}
             with atomic_write(self.folder / "bad.csv", "w") as file:
                 table = csv.writer(file, lineterminator="\n")
                 table.writerow(Bad._fields)
                 # names of files that are no text are told as well as can be
-                table.writerows([value.encode("utf-8", "backslashreplace").decode() for value in row] for row in rows)
-            self.__dict__.pop("bad", None)
+                table.writerows(
+                    [value.encode("utf-8", "backslashreplace").decode() for value in row] for row in listed.values()
+                )
+        self.__dict__.pop("bad", None)
+
+    def verify(self, on_rows: Callable[[int], object] = lambda rows: None) -> list[Damage]:
+        """Read everything and compare it with its checksums; `on_rows` is told how many more rows have been read."""
+        found = []
+        for path in self.shards():
+            try:
+                rows = _read_rows(path)
+            except GuieError as error:
+                found.append(Damage(_rows_of(path), [], str(error).removeprefix(f"{_rows_of(path)} ")))
+                continue
+            whole = min(len(rows), path.stat().st_size // self.row_bytes)
+            wrong = []
+            if whole:
+                features = np.memmap(path, self.dtype, "r", shape=(whole, self.views, self.dimension))
+                for number, (row, each) in enumerate(zip(rows, features, strict=False)):
+                    if row["hash"] != _FORGOTTEN and _checksum(row["hash"], each) != row["checksum"]:
+                        wrong.append(number)
+            if wrong:
+                differ = "1 row differs from its checksum" if len(wrong) == 1 else None
+                found.append(Damage(path, wrong, differ or f"{len(wrong):,} rows differ from their checksums"))
+            if whole < len(rows):
+                lost = list(range(whole, len(rows)))
+                found.append(Damage(path, lost, _truncated(path, rows, self.row_bytes)))
+            on_rows(len(rows))
+        return found
+
+    def forget(self, damage: Iterable[Damage]) -> None:
+        """Let go of the rows that are damaged: their images then count as missing."""
+        for file, numbers, _ in damage:
+            if not numbers:  # nobody knows what the shard holds
+                file.unlink()
+                continue
+            with open(file, "r+b") as shard:
+                fcntl.flock(shard, fcntl.LOCK_EX)
+                rows = _read_rows(file)
+                rows["hash"][numbers] = _FORGOTTEN
+                _save(_rows_of(file), rows)
+                if file.stat().st_size < len(rows) * self.row_bytes:
+                    os.ftruncate(shard.fileno(), len(rows) * self.row_bytes)
+        self._changed()
+
+    def _changed(self) -> None:
+        self.__dict__.pop("_mapped", None)
+        self.__dict__.pop("_lookup", None)
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict) or "version" not in found:
+            raise ValueError("it says nothing of features")
+        if found["version"] == VERSION:
+            np.dtype(found["dtype"]), int(found["dimension"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise GuieError(f"{path} is damaged ({error}); delete {path.parent} and run again") from None
+    if found["version"] != VERSION:
+        raise GuieError(
+            f"{path.parent} holds features in format {found['version']}, and this guie-train reads format {VERSION}; "
+            f"delete {path.parent}: its features are then computed again"
+        )
+    return found
+
+
+def _rows_of(path: Path) -> Path:
+    """The file that says which rows a features file has."""
+    return path.with_suffix(".rows.npy")
+
+
+def _read_rows(path: Path) -> NDArray[Any]:
+    """The rows [n] that count of a features file."""
+    try:
+        rows: NDArray[Any] = np.load(_rows_of(path), allow_pickle=False)
+        if rows.dtype != _ROW or rows.ndim != 1:
+            raise ValueError(f"it has {rows.dtype} {rows.shape}")
+    except FileNotFoundError:
+        return np.empty(0, _ROW)  # what was killed ahead of its first row
+    except (OSError, ValueError, EOFError) as error:
+        raise GuieError(f"{_rows_of(path)} is damaged ({error}){_remedy(path.parent)}") from None
+    return rows
+
+
+def _remedy(folder: Path) -> str:
+    return f"; `guie features verify {shown(folder)} --repair` lets go of what is damaged, and it is computed again"
+
+
+def _truncated(path: Path, rows: NDArray[Any], row_bytes: int) -> str:
+    return f"truncated: it has {path.stat().st_size:,} bytes of {len(rows) * row_bytes:,}"
+
+
+def _checksum(hash_: bytes, features: NDArray[Any]) -> int:
+    return zlib.crc32(features.data, zlib.crc32(hash_))
+
+
+def _locked(file: int) -> bool:
+    """Whether nobody else was writing to the file; nobody can then until it is closed."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _write_at(file: int, path: Path, offset: int, data: memoryview) -> None:
+    # not through a mapping: a full disk would end the process by SIGBUS
+    with explain_os_errors(path):
+        while data:
+            written = os.pwrite(file, data, offset)
+            data, offset = data[written:], offset + written
+        os.fsync(file)
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:
