@@ -28,6 +28,9 @@ class Selection:
         every: epochs between two evaluations; the last epoch is always evaluated.
         normalise: whether embeddings are L2-normalised first; the original compares them as they are.
         keep: "best" by the metric, or simply the "last" epoch.
+        patience: training ends early after so many evaluations in a row without a better figure; 0: never.
+        top_k: checkpoints of so many epochs with the best figures are kept, as `top-<epoch>.safetensors`; 0: none
+            besides the chosen one.
     """
 
     protocol: Annotated[Config, Slot("protocols")]
@@ -35,17 +38,28 @@ class Selection:
     every: int = 10
     normalise: bool = False
     keep: Literal["best", "last"] = "best"
+    patience: int = 0
+    top_k: int = 0
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"every is {self.every}; it is 1 or more.")
+        for name, least in {"every": 1, "patience": 0, "top_k": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is {least} or more.")
+
+    def ranked(self, curves: list[Curve]) -> list[Curve]:
+        """Those of the epochs that were evaluated, the best first, the earlier of equals before the later."""
+        return sorted((c for c in curves if self.metric in c), key=lambda curve: -curve[self.metric])
+
+    def enough(self, curves: list[Curve]) -> bool:
+        """Whether patience has come to its end."""
+        scores = [curve[self.metric] for curve in curves if self.metric in curve]
+        return 0 < self.patience < len(scores) - scores.index(max(scores))
 
     def chosen(self, curves: list[Curve]) -> int:
         """The epoch of the published checkpoint: the earliest with the best score, or the last."""
         if self.keep == "last":
             return int(curves[-1]["epoch"])
-        best = max(curves, key=lambda curve: curve.get(self.metric, -1.0))
-        return int(best["epoch"])
+        return int(self.ranked(curves)[0]["epoch"])
 
     def figure(self, curves: list[Curve], epoch: int) -> dict[str, Any]:
         """What `Stage.selected` tells of the chosen epoch."""
@@ -95,8 +109,7 @@ class Selector:
 
     def __call__(self, epoch: int) -> Curve:
         selection, fit = self.selection, self.fit
-        last = epoch == fit.training.epochs
-        if epoch % selection.every and not last:
+        if epoch % selection.every and epoch != fit.training.epochs:
             return {}
         embedding = self.embed(self.asked).float()
         if selection.normalise:
@@ -108,10 +121,21 @@ class Selector:
             for name, sign in (("valid loss", -1), ("valid accuracy", 1)):
                 if all(sign * curve[name] > sign * c[name] for c in fit.curves if name in c):
                     fit.write_checkpoint(f"best-{name.replace(' ', '-')}")
-        best = max((c.get(selection.metric, -1.0) for c in fit.curves), default=-1.0)
-        if last if selection.keep == "last" else curve[selection.metric] > best:
+        curves = [*fit.curves, {"epoch": epoch, **curve}]
+        last = epoch == fit.training.epochs or selection.enough(curves)
+        if last if selection.keep == "last" else selection.chosen(curves) == epoch:
             fit.write_checkpoint("chosen")
+        self._keep_top([int(best["epoch"]) for best in selection.ranked(curves)[: selection.top_k]], epoch)
         return curve
+
+    def _keep_top(self, epochs: list[int], epoch: int) -> None:
+        """Write a checkpoint of `epoch` if it is among the best, and remove those that no longer are."""
+        if epoch in epochs:
+            self.fit.write_checkpoint(f"top-{epoch:04d}")
+        kept = {f"top-{best:04d}.safetensors" for best in epochs}
+        for path in self.fit.folder.glob("top-*.safetensors"):
+            if path.name not in kept:
+                path.unlink()
 
 
 def _validate(loss: Any, embedding: Tensor, labels: Tensor, batch_size: int) -> Curve:
