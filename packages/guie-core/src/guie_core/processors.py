@@ -15,6 +15,16 @@ def processors() -> int:
         return os.cpu_count() or 1
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether these have instructions for products in bfloat16 (AVX-512 BF16, AMX, ARM's), as far as Linux says."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags.split())
+
+
 def threads(asked: int | None = None, *, most: int = 8) -> int:
     """How many threads to work with: as many as asked for; by default one a processor, at most `most`.
 

@@ -185,30 +185,23 @@ class FeatureStore:
         there[inside] = known[at[inside]] == wanted[inside]
         return np.sort(first[~there])
 
-    def read(self, hashes: NDArray[Any]) -> NDArray[np.float32]:
-        """Features [N, D] in the order of `hashes` [N]; of several views of an image, those of the first.
+    def read(self, hashes: NDArray[Any], view: int = 0) -> NDArray[np.float32]:
+        """Features [N, D] of one of the views, 0..V-1, in the order of `hashes` [N].
 
         Raises:
             GuieError: an image is not in the store.
         """
-        return self._read(hashes, 1)[:, 0]
-
-    def read_views(self, hashes: NDArray[Any]) -> NDArray[np.float32]:
-        """As `read`, of all views: [N, V, D]."""
-        return self._read(hashes, self.views)
-
-    def _read(self, hashes: NDArray[Any], views: int) -> NDArray[np.float32]:
         if absent := len(self._absent(hashes)):
             raise GuieError(f"{absent} of {len(hashes)} images have no features in {self.folder} yet")
         known, rows = self._lookup
         row = rows[np.searchsorted(known, hashes.astype("S32"))]
-        out = np.empty((len(hashes), views, self.dimension), np.float32)
+        out = np.empty((len(hashes), self.dimension), np.float32)
         start = 0
         for shard_hashes, features in self._mapped:
             here = np.flatnonzero((row >= start) & (row < start + len(shard_hashes)))
             # ascending rows read the mapped file front to back
             here = here[np.argsort(row[here], kind="stable")]
-            out[here] = features[row[here] - start, :views]
+            out[here] = features[row[here] - start, view]
             start += len(shard_hashes)
         return out
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,21 +33,37 @@ class Examples(ABC):
 
 
 class Resident(Examples):
-    """Features [N, D] that stay on the device, and labels [N] int64: a batch is an index-select."""
+    """Features [N, D] that stay on the device, and labels [N] int64: a batch is an index-select.
 
-    def __init__(self, features: Tensor, labels: Tensor) -> None:
+    Of images that were seen V times, features are [V * N, D], view after view; each epoch takes one of the views of
+    each image, which follows from the seed and the epoch.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor, seed: int = 0) -> None:
         self.features = features
         self.labels = labels
+        self.seed = seed
         self.device = features.device
 
     def __len__(self) -> int:
-        return len(self.features)
+        return len(self.labels)
+
+    @property
+    def views(self) -> int:
+        """V."""
+        return len(self.features) // len(self.labels)
 
     def batches(self, epoch: int, rows: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        drawn = None
+        if self.views > 1:
+            views = np.random.default_rng([self.seed, epoch]).integers(self.views, size=len(self))
+            drawn = torch.from_numpy(views * len(self) + np.arange(len(self))).to(self.device)
         for batch in rows:
             at = batch.to(self.device)
-            yield self.features.index_select(0, at), self.labels.index_select(0, at)
+            seen = at if drawn is None else drawn.index_select(0, at)
+            yield self.features.index_select(0, seen), self.labels.index_select(0, at)
 
     def not_finite(self, rows: Tensor) -> Tensor:
-        finite = self.features.index_select(0, rows.to(self.device)).isfinite().all(1).cpu()
+        by_view = self.features.unflatten(0, (self.views, len(self)))
+        finite = by_view.index_select(1, rows.to(self.device)).isfinite().all(2).all(0).cpu()
         return rows[~finite]
