@@ -15,7 +15,7 @@ from guie_core import Config, GuieError, Interrupted, Slot, UsageError
 from guie_core.interrupt import Stop
 from guie_core.profiles import profile
 from guie_train.fitting import Training
-from guie_train.runner import _plan
+from guie_train.runner import _chosen
 from guie_train.stage import NOT_IN_KEY, Stage, StageRecord, Workspace, _components
 
 RUNS: list[str] = []
@@ -138,10 +138,10 @@ def test_again_runs_from_the_start_and_an_interruption_of_it_goes_on(tmp_path: P
 def test_again_means_a_stage_and_what_depends_on_it() -> None:
     stage = three()
     stages = [stage.one, *stage.others.values(), stage]
-    assert _plan(stages, None, "two") == (stages, frozenset([stage.others["two"].key, stage.key]))
-    assert _plan(stages, "one", None) == ([stage.one], frozenset())
+    assert _chosen(stages, None, "two") == (stages, [stage.others["two"], stage])
+    assert _chosen(stages, "one", None) == ([stage.one], [])
     with pytest.raises(UsageError, match=r"no stage 'three'\. Its stages are: 'one', 'two', 'sum'"):
-        _plan(stages, "one", "three")
+        _chosen(stages, "one", "three")
 
 
 def test_ctrl_c_between_stages_is_heard(tmp_path: Path) -> None:

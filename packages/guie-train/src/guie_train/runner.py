@@ -27,7 +27,9 @@ from guie_core.registry import build
 from guie_core.run import Run, versions
 from guie_core.wording import did_you_mean, shown, size
 from guie_datasets import Manifest
-from guie_train.device import device_of
+from guie_train.device import device_of, free_memory
+from guie_train.planning.page import page
+from guie_train.planning.plan import make_plan
 from guie_train.report import Report, StageLine, render
 from guie_train.runs.outputs import LINKS, store_of
 from guie_train.stage import Stage, StageRecord, Workspace
@@ -67,7 +69,7 @@ def train(
     """
     folder = (work_dir or default_folder(experiment)).absolute()
     recipe = build("recipes", experiment.recipe, where="recipe")
-    stages, again = _plan(recipe.stages(experiment.profile), stage, start)
+    stages, again = _chosen(recipe.stages(experiment.profile), stage, start)
     device_of(experiment.profile)  # before anything is done for it
     begin = time.monotonic()
     options = [("--work-dir", work_dir), ("--stage", stage)]
@@ -75,8 +77,10 @@ def train(
     with Run.open(folder, experiment, fresh=fresh) as run, _resumable(go_on), interruptible() as stop:
         click.echo(f"{experiment.name} on {experiment.profile.name} -> {shown(folder)}")
         show = partial(_show, run, [each.name for each in stages])
-        workspace = Workspace(store_of(folder), experiment.profile, stop, again, fresh, on_record=show)
         _check_sources(stages)
+        keys = frozenset(each.key for each in again)
+        workspace = Workspace(store_of(folder), experiment.profile, stop, keys, fresh, on_record=show)
+        _check_memory(stages, again, workspace)
         # what is unfinished in the store is this run's as well
         run.record(planned=[{"name": each.name, "key": each.key} for each in stages])
         checked = False
@@ -105,8 +109,8 @@ def train(
                 seconds=time.monotonic() - begin,
             )
             run.record(scores=_scores(report))
-            page = render(report, folder / "report.html")
-            click.echo(f"\n{_table(report)}\n\nreport: {shown(page)}")
+            written = render(report, folder / "report.html")
+            click.echo(f"\n{_table(report)}\n\nreport: {shown(written)}")
             for export in report.exports:
                 path = shown(folder / "stages" / "export" / export.path.name)
                 click.echo(f"model:  {path}  {size(export.bytes)}, {export.images_per_second:.0f} images/s on the CPU")
@@ -163,37 +167,47 @@ def _show(run: Run, names: list[str], record: StageRecord) -> None:
 def show_plan(
     experiment: Experiment, *, work_dir: Path | None = None, stage: str | None = None, start: str | None = None
 ) -> None:
-    """Print the stages that `train` would go through and which of them are done already; runs none."""
+    """Print the stages that `train` would go through, what each takes and what is missing; nothing is run or written.
+
+    Neither data nor weights nor a GPU are needed.
+
+    Raises:
+        UsageError: no stage has that name, or components refuse their settings.
+        GuieError: a stage does not fit into the memory of the profile's GPU.
+    """
     folder = (work_dir or default_folder(experiment)).absolute()
     recipe = build("recipes", experiment.recipe, where="recipe")
-    stages, again = _plan(recipe.stages(experiment.profile), stage, start)
-    click.echo(f"{experiment.name} on {experiment.profile.name} -> {shown(folder)} (dry run)")
+    stages, again = _chosen(recipe.stages(experiment.profile), stage, start)
     with interruptible() as stop:
-        workspace = Workspace(store_of(folder), experiment.profile, stop)
-        width = max(len(s.name) for s in stages)
-        done: set[str] = set()
-        for number, each in enumerate(stages, 1):
-            # looked at in order: whether a stage's outputs are there is only known once its inputs' are
-            there = all(source.key in done for source in each.inputs()) and workspace.complete(each)
-            if there and each.key not in again:
-                done.add(each.key)
-            state = "done before" if each.key in done else "again" if there else "to do"
-            click.echo(f" {number:2}/{len(stages)} {each.name:{width}}  {state:11}  {shown(workspace.folder(each))}")
+        plan = make_plan(stages, again, Workspace(store_of(folder), experiment.profile, stop))
+    click.echo(f"{experiment.name} on {experiment.profile.name} -> {shown(folder)} (dry run: nothing is written)")
+    click.echo(f"{experiment.profile.summary}\n\n{page(plan, store_of(folder))}")
+    if experiment.profile.device == "cuda" and (refusal := plan.refusal(plan.memory, f"profile {plan.profile.name}")):
+        raise GuieError(refusal)
 
 
-def _plan(stages: list[Stage[Any]], last: str | None, start: str | None) -> tuple[list[Stage[Any]], frozenset[str]]:
-    """The stages up to `last`, and the keys of those to run again: `start` and what depends on it.
+def _check_memory(stages: list[Stage[Any]], again: list[Stage[Any]], workspace: Workspace) -> None:
+    """Raise GuieError if a stage that is to do does not fit into the GPU's memory: hours may be saved."""
+    if workspace.profile.device == "cuda":
+        where, memory = free_memory()
+        if refusal := make_plan(stages, again, workspace).refusal(memory, where):
+            raise GuieError(refusal)
 
-    Features are found by the image's content, so they are computed again only if `start` names them.
+
+def _chosen(stages: list[Stage[Any]], last: str | None, start: str | None) -> tuple[list[Stage[Any]], list[Stage[Any]]]:
+    """The stages up to `last`, and those to run again: `start` and what depends on it.
+
+    Features are found by the image's content, so they are computed again only if `start` names them, or the fine-tuning
+    of their backbone is run again.
     """
     chosen = stages if last is None else stages[: _position(stages, last) + 1]
-    again: set[str] = set()
+    again: list[Stage[Any]] = []
     if start is not None:
-        again.add(stages[_position(stages, start)].key)
+        again.append(stages[_position(stages, start)])
         for each in stages:
-            if not each.incremental and any(source.key in again for source in each.inputs()):
-                again.add(each.key)
-    return chosen, frozenset(again)
+            if any(source in again for source in each.inputs(keyed=True)):
+                again.append(each)
+    return chosen, again
 
 
 def _command(experiment: Experiment) -> list[str]:

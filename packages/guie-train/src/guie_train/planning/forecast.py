@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from guie_core import GuieError
 from guie_core.profiles import Profile
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from guie_train.planning.meta import Traced
     from guie_train.stage import Stage, Workspace
 
+T = TypeVar("T")
 LIBRARIES = 0.6e9
 """Bytes of the machine's memory that torch and guie take before they work (`guie bench` measures them)."""
 LAUNCH = 5e-6
@@ -28,7 +29,7 @@ class Missing:
 
     what: str
     where: str  #: where it is to be had, or what is wrong with what is there
-    command: str  #: what to type
+    command: str = ""  #: what to type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,8 @@ class Forecast:
         host: bytes of the machine's memory at its peak.
         seconds: how long it takes; with `at_least` nothing can be faster.
         basis: what that rests on, or why there is none.
-        gives: what other stages can know of its outputs: `Images` of a manifest, `Features` of a store.
+        gives: what other stages can know of its outputs: `Images` of a manifest, `Features` of a store, a
+            `Trained` part.
         missing: what it reads and isn't there.
         lighter: gives, for so many bytes of the device's memory, what to put on the command line to stay within them.
     """
@@ -95,6 +97,13 @@ class Features:
     image_size: int
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A trained part of the model: how many numbers it has when it is exported."""
+
+    parameters: int
+
+
 class NotKnown(Exception):  # noqa: N818  no error: it ends a forecast, and the plan goes on
     """Why a stage can't say what it takes."""
 
@@ -106,6 +115,7 @@ class Outlook:
     workspace: Workspace
     ready: Callable[[Stage[Any]], bool] = lambda stage: False  # whether the outputs are there
     _forecasts: dict[str, Forecast] = field(default_factory=dict)  # by the stage's name
+    _made: dict[object, Any] = field(default_factory=dict)
 
     @property
     def profile(self) -> Profile:
@@ -122,6 +132,12 @@ class Outlook:
             self._forecasts[stage.name] = found
         return self._forecasts[stage.name]
 
+    def once(self, key: object, make: Callable[[], T]) -> T:
+        """What `make` gives, made once for this key."""
+        if key not in self._made:
+            self._made[key] = make()
+        return cast(T, self._made[key])
+
     def manifest(self, stage: Stage[Manifest]) -> Manifest | None:
         """The manifest that `stage` makes, if it is there."""
         return self.workspace.get(stage) if self.ready(stage) else None
@@ -133,16 +149,13 @@ class Outlook:
         """
         if (manifest := self.manifest(stage)) is not None:
             return Images.counted(manifest)
-        gives = self.forecast(stage).gives
-        if not isinstance(gives, Images):
-            raise NotKnown(f"not known until {stage.name!r} is done")
-        return gives
+        return self.given(stage, Images)
 
-    def features(self, stage: Stage[Any]) -> Features:
-        """What `stage` says of the features it computes. Raises NotKnown where it doesn't."""
+    def given(self, stage: Stage[Any], what: type[T]) -> T:
+        """What `stage` says of its outputs. Raises NotKnown where it doesn't."""
         gives = self.forecast(stage).gives
-        if not isinstance(gives, Features):
-            raise NotKnown(f"not known until {stage.name!r} is done")
+        if not isinstance(gives, what):
+            raise NotKnown(f"known when {stage.name!r} is done")
         return gives
 
     def speed(self, dtype: str) -> Speed:
@@ -161,14 +174,13 @@ class Outlook:
         launching = times * traced.kernels * LAUNCH if self.profile.device == "cuda" else 0.0
         if launching > least:
             each = f"{traced.kernels:,} kernels a step, {LAUNCH * 1e6:.0f} us each"
-            return launching, False, f"if launching is what limits: {each}"
+            return launching, False, f"if launching kernels is what limits: {each}"
         return least, True, speed.basis
 
 
-def about(extent: Extent, what: str = "image") -> str:
-    """ "1,034 images", or "about 364,800 images"."""
-    count = f"{extent.images:,} {what}{'' if extent.images == 1 else 's'}"
-    return count if extent.exact else f"about {count}"
+def about(extent: Extent) -> str:
+    """How many images: "1,034", or "about 364,805" where they aren't counted."""
+    return f"{'' if extent.exact else 'about '}{extent.images:,}"
 
 
 def known(function: Callable[[], Any]) -> Any:

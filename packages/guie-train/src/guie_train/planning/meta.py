@@ -21,6 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from guie_core import GuieError
+from guie_train.planning.forecast import NotKnown
+
 aten = torch.ops.aten
 T = TypeVar("T")
 
@@ -96,20 +99,34 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def on_meta(make: Callable[[], T]) -> T:
-    """What `make` builds, without numbers."""
-    with torch.device("meta"), _as_on_a_device():
+    """What `make` builds, without numbers. Raises NotKnown if it needs them."""
+    with _counting(), torch.device("meta"), _as_on_a_device():
         return make()
 
 
 def trace(work: Callable[[], Any], *held: nn.Module | Tensor) -> Traced:
-    """Run `work` on the meta device and count what it takes; `held` is what it is given, and lives all the while."""
+    """Run `work` on the meta device and count what it takes; `held` is what it is given, and lives all the while.
+
+    Raises NotKnown if it needs numbers.
+    """
     tracer = _Tracer()
     for each in held:
         for tensor in [each] if isinstance(each, Tensor) else [*each.parameters(), *each.buffers()]:
             tracer.hold(tensor)
-    with _as_on_a_device(), tracer:
+    with _counting(), _as_on_a_device(), tracer:
         work()
     return tracer.found
+
+
+@contextmanager
+def _counting() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:  # what torch raises where a network looks at numbers
+        if isinstance(error, GuieError):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise NotKnown(f"it can't be counted without numbers: {reason}") from error
 
 
 @contextmanager

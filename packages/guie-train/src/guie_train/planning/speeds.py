@@ -79,19 +79,20 @@ def published(profile: Profile, backbone: str, image_size: int, dtype: str) -> t
 def speed_of(profile: Profile, dtype: str) -> Speed:
     """That of the profile's device: of the CPU as a probe finds it, of a GPU its maker's peak."""
     if profile.device == "cpu":
-        operations, bandwidth = probe()
-        return Speed(operations, bandwidth, f"at {operations / 1e9:.0f} GFLOP/s, measured here")
+        operations, bandwidth = probe(dtype)
+        return Speed(operations, bandwidth, f"at {operations / 1e9:.0f} GFLOP/s in {dtype}, measured here")
     peak = PEAKS.get(profile.name)
     if peak is None:
         return Speed(None, 1.0, f"not known: nothing is published of the profile {profile.name}")
     operations = peak.float32 if dtype == "float32" else peak.half
-    return Speed(operations, peak.bandwidth, f"at the maker's peak, {operations / 1e12:.1f} TFLOP/s in {dtype}")
+    limits = f"{operations / 1e12:.1f} TFLOP/s in {dtype} and {peak.bandwidth / 1e9:,.0f} GB/s"
+    return Speed(operations, peak.bandwidth, f"at the maker's peak, {limits}")
 
 
 @cache
-def probe() -> tuple[float, float]:
-    """Operations and bytes a second of this machine's CPU: the best of some products, and copies, of 1024 x 1024."""
-    left = torch.ones(1024, 1024)
+def probe(dtype: str) -> tuple[float, float]:
+    """Operations and bytes a second of this machine's CPU: the best of some products of 1024 x 1024, and of copies."""
+    left = torch.ones(1024, 1024, dtype=getattr(torch, dtype))
     right, out = torch.ones_like(left), torch.empty_like(left)
     product = _best(lambda: torch.mm(left, right, out=out))
     large = torch.ones(8 << 20)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +20,9 @@ from guie_datasets import Manifest
 from guie_train.device import device_of
 from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Curve, Fit, Resident, Training, sampler_of
+from guie_train.planning.forecast import Features, Forecast, Outlook, Trained
+from guie_train.planning.meta import on_meta
+from guie_train.planning.training import forecast_training
 from guie_train.stage import NOT_IN_KEY, Stage, Workspace
 from guie_train.stages.augmentation import Switched
 
@@ -109,6 +112,19 @@ class FitClassifier(Stage[TrainedClassifier]):
         """Row numbers of the images that it learns from."""
         split = manifest.column("split")
         return np.flatnonzero(np.ones(len(split), bool) if self.reported is None else split != self.reported)
+
+    def forecast(self, outlook: Outlook) -> Forecast:
+        """Steps on features that stay on the device, counted on a batch of them."""
+        images, dimension = outlook.images(self.manifest), outlook.given(self.features, Features).dimension
+        categories = len(images.all.categories)
+        count = images.all.images - (images.of(self.reported).images if self.reported else 0)
+        train = count * (self.folds - 1) // self.folds
+        model = on_meta(lambda: LinearClassifier(dimension, categories))
+        found = forecast_training(
+            outlook, model, self.training, images=train, others=count - train, width=dimension, files=1
+        )
+        shapes = f"[about {train:,}, {dimension:,}] -> [{categories}]"
+        return replace(found, does=f"{shapes}; {found.does}", gives=Trained(found.parameters))
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write the weights of the last epoch, the curves, and the state from which an interrupted run goes on."""

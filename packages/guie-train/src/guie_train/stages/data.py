@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -15,8 +16,15 @@ from guie_core.registry import build, lookup
 from guie_core.signature import signature
 from guie_core.spelling import told_as
 from guie_core.wording import listing
-from guie_datasets import Dataset, Manifest, apply_filters, prepare, split
+from guie_datasets import Dataset, Extent, Manifest, apply_filters, prepare, split
+from guie_datasets.extent import united
+from guie_datasets.places import NotThere
+from guie_datasets.splits import TRAIN
+from guie_train.planning.forecast import LIBRARIES, Forecast, Images, Missing, NotKnown, Outlook, about, known
 from guie_train.stage import NOT_IN_KEY, Stage, Workspace
+
+ROW = 100
+"""Bytes of an image in a manifest, its path included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +86,40 @@ class Prepare(Stage[Manifest]):
             whole.update(b"%b\0%d %d\0" % (os.fsencode(path), about.st_size, about.st_mtime_ns))
         return whole.hexdigest()
 
+    def forecast(self, outlook: Outlook) -> Forecast:
+        """As many images as the data sets say they have; those that aren't there are named."""
+        extents: list[Extent | None] = []
+        missing: list[Missing] = []
+        for name, dataset in self._datasets().items():
+            extent = known(dataset.expected)
+            extents.append(extent)
+            missing += self._missing(dataset, name, extent)
+        extent = None if None in extents else united(filter(None, extents))
+        for i, config in enumerate(self.filters):
+            one = build("filters", config, where=f"recipe.filters.{i}")
+            extent = extent and one.expected(extent)
+        if extent is None:
+            return Forecast(basis="how many images there are is known when it is done", missing=missing)
+        return Forecast(
+            does=f"{about(extent)} images of {extent.classes:,} classes, each read once, hashed and measured",
+            disk=ROW * extent.images,
+            host=LIBRARIES + 100 * extent.images,
+            basis="by your disk",
+            gives=Images(extent),
+            missing=missing,
+        )
+
+    def _missing(self, dataset: Dataset, name: str, extent: Extent | None) -> Iterator[Missing]:
+        """What keeps a data set from being read, if anything."""
+        size = f", {about(extent)} images of {extent.classes:,} classes" if extent else ""
+        try:
+            with told_as(self._keys()):
+                next(iter(dataset.sources()), None)
+        except NotThere as error:
+            yield Missing(f"data set {name}{size}", error.page, error.command)
+        except GuieError as error:
+            yield Missing(f"data set {name}{size}", str(error).partition("\n")[0])
+
     def _datasets(self) -> dict[str, Dataset]:
         """The data sets by name; one that comes again has its number in the name."""
         built: dict[str, Dataset] = {}
@@ -130,6 +172,26 @@ class Split(Stage[Manifest]):
         """Write `manifest.parquet` with its `split` column set."""
         splits = [build("splits", config, where=f"recipe.splits.{i}") for i, config in enumerate(self.splits)]
         split(workspace.get(self.manifest), splits).write(folder / "manifest.parquet")
+
+    def forecast(self, outlook: Outlook) -> Forecast:
+        """A share of what is left for each split, as it says itself; the rest is trained on."""
+        left = whole = outlook.images(self.manifest).all
+        parts: dict[str, Extent] = {}
+        for i, config in enumerate(self.splits):
+            one = build("splits", config, where=f"recipe.splits.{i}")
+            extent = one.expected(left)
+            if extent is None:
+                raise NotKnown(f"how many images {one.name!r} gets is known when it is done")
+            parts[one.name] = extent
+            left = left.less(extent, of_classes=one.whole_classes)
+        parts = {TRAIN: left, **parts}
+        return Forecast(
+            does=", ".join(f"{name} {about(extent)}" for name, extent in parts.items()),
+            disk=ROW * whole.images,
+            host=LIBRARIES + 100 * whole.images,
+            basis="seconds",
+            gives=Images(whole, parts),
+        )
 
     def load(self, folder: Path) -> Manifest:
         """The manifest with its `split` column set."""

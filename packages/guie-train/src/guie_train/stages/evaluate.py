@@ -17,6 +17,7 @@ from guie_datasets import Manifest
 from guie_datasets.splits import TRAIN
 from guie_models.heads import PCA
 from guie_train.feature_store import FeatureStore
+from guie_train.planning.forecast import LIBRARIES, Features, Forecast, Outlook, about
 from guie_train.report import System
 from guie_train.retrieval import Evaluation, Pairs, evaluate
 from guie_train.stage import Stage, Workspace
@@ -25,6 +26,7 @@ from guie_train.stages.classifier import TrainedClassifier
 from guie_train.stages.head import TrainedHead, head_inputs
 from guie_train.stages.selection import answerable_pairs
 
+FOUND = 200  # bytes that are kept of a query: its neighbours, and what it asks for
 RAW, TRAINED = "raw features", "trained"  # what all are compared with, and what is exported
 Embed = Callable[[FeatureStore, NDArray[np.int64]], Tensor]  # (features, rows [N]) to an embedding [N, E]
 
@@ -42,6 +44,7 @@ class Evaluate(Stage[list[System]]):
     valid: Stage[FeatureStore]
     head: Stage[TrainedHead]
     classifier: Stage[TrainedClassifier] | None
+    tuned: Stage[FeatureStore] | None  # features by the backbone that the head was trained with; None: `valid` are
     augmentation: Switched | None
     switched: Mapping[str, Stage[FeatureStore]]  # features of the augmentation's views, by name
     protocol: Annotated[Config, Slot("protocols")]
@@ -51,6 +54,20 @@ class Evaluate(Stage[list[System]]):
     def check(self, workspace: Workspace) -> None:
         """Raise GuieError if there is nothing to report on."""
         answerable_pairs(self.protocol, "recipe.evaluation.protocol", workspace.get(self.manifest))
+
+    def forecast(self, outlook: Outlook) -> Forecast:
+        """Features of what is reported on, in memory, and an exact search among them."""
+        images, dimension = outlook.images(self.manifest), outlook.given(self.valid, Features).dimension
+        reported = images.of(self.protocol.get("split", "test"))
+        baselines = 1 + bool(self.pca)
+        systems = baselines * (2 if self.switched and not self.tuned else 1) + (2 if self.switched else 1)
+        fitted = images.of(TRAIN).images if self.pca else 0
+        return Forecast(
+            does=f"{systems} systems on {about(reported)} images of {reported.classes:,} classes",
+            disk=systems * reported.images * (FOUND + 8 * len(self.metrics)),
+            host=LIBRARIES + (fitted + 2 * reported.images) * dimension * 4,
+            basis="seconds, on the CPU",
+        )
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write a numbered folder for each system."""
@@ -69,12 +86,15 @@ class Evaluate(Stage[list[System]]):
             systems[f"PCA-{self.pca}"] = lambda store, at: pca(systems[RAW](store, at))
         systems[TRAINED] = lambda store, at: head(head_inputs(head, store, manifest, at))
 
+        tuned = workspace.get(self.tuned) if self.tuned else store
         with torch.inference_mode():
             augmented = self._augmented(workspace, manifest, rows)
             number = 0
             for name, embed in systems.items():
-                for switched in (False, True) if augmented else (False,):
-                    space = augmented(embed) if augmented and switched else embed(store, rows)
+                # the views of the augmentation are the tuned backbone's, which is no baseline
+                for switched in (False, True) if augmented and (not self.tuned or name == TRAINED) else (False,):
+                    features = tuned if name == TRAINED else store
+                    space = augmented(embed) if augmented and switched else embed(features, rows)
                     found = evaluate(nn.functional.normalize(space), labels, categories, pairs, self.metrics)
                     found.in_rows(numbers[rows]).write(
                         folder / str(number), name=name, dimension=space.shape[1], augmented=switched

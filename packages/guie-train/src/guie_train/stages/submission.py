@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from guie_core.wording import size
 from guie_models import ExportReport
+from guie_train.planning.forecast import LIBRARIES, Forecast, Outlook
 from guie_train.prediction.models import MEMBER, find_model
 from guie_train.prediction.submission import build_submission
 from guie_train.stage import Stage, Workspace
@@ -25,6 +26,16 @@ class Submission(Stage[Path]):
         exports = workspace.get(self.export)
         model = next(report.path for report in exports if report.path.name == MEMBER)
         build_submission(find_model(model, ("TorchScript",)), folder / "submission.zip")
+
+    def forecast(self, outlook: Outlook) -> Forecast:
+        """A copy of the export, which doesn't shrink."""
+        export = outlook.forecast(self.export)
+        return Forecast(
+            does="saved_model.pt in a zip, not compressed",
+            disk=export.disk,
+            host=LIBRARIES,
+            basis="seconds",
+        )
 
     def load(self, folder: Path) -> Path:
         """The zip."""
