@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from guie_core import GuieError
+from guie_core.processors import multiplies_bfloat16
 from guie_core.profiles import Profile
+from guie_core.wording import size
 
 
 def device_of(profile: Profile) -> torch.device:
@@ -21,18 +23,42 @@ def device_of(profile: Profile) -> torch.device:
             f"profile {profile.name} needs a CUDA GPU and torch {torch.__version__} finds none; "
             "`--profile cpu` runs on the processor, `guie doctor` says what is here"
         )
-    capability = torch.cuda.get_device_capability()
-    # kernels of the same major version and a lower minor one run as well
-    built = [
-        divmod(int(arch.removeprefix("sm_").rstrip("a")), 10) for arch in torch.cuda.get_arch_list() if "sm_" in arch
-    ]
-    if not any(major == capability[0] and minor <= capability[1] for major, minor in built):
+    capability, built = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
+    if not any(_runs(arch, capability) for arch in built):
+        line = "cuda12" if capability < (7, 5) else "cuda13"  # of Volta and Pascal, CUDA 13 knows nothing any more
         raise GuieError(
-            f"torch {torch.__version__} has no kernels for {torch.cuda.get_device_name()} "
-            f"(compute capability {capability[0]}.{capability[1]}; it has {', '.join(torch.cuda.get_arch_list())}). "
-            "For Volta and Pascal install the lock of the CUDA 12 line, requirements/cuda12.txt"
+            f"torch {torch.__version__} has no kernels for {torch.cuda.get_device_name()} (compute capability "
+            f"{capability[0]}.{capability[1]}; it has {', '.join(built)}). Install the lock of the other line, "
+            f"requirements/{line}.txt: ./setup {line}"
         )
     return torch.device("cuda")
+
+
+def _runs(arch: str, capability: tuple[int, int]) -> bool:
+    """Whether what was compiled for `arch`, "sm_86" or "compute_90", runs on a GPU of this capability.
+
+    Kernels do on the same major version from their minor one on, those of an "a" or "f" only on their very own; PTX,
+    which the driver compiles, on all that are as new.
+    """
+    kind, _, version = arch.partition("_")
+    own = version.rstrip("af")
+    built = divmod(int(own), 10)
+    if kind == "compute":
+        return own == version and built <= capability
+    return built == capability if own != version else built[0] == capability[0] and built[1] <= capability[1]
+
+
+def free_memory() -> tuple[str, int]:
+    """The GPU, in words, and the bytes of its memory that are free."""
+    free, total = torch.cuda.mem_get_info()
+    return f"{torch.cuda.get_device_name()}, of whose {size(total)} {size(free)} are free,", free
+
+
+def compute_dtype(profile: Profile) -> str:
+    """What a frozen backbone computes in fastest: the profile's dtype, or bfloat16 where the processor multiplies it."""
+    if profile.device == "cpu" and profile.dtype == "float32" and multiplies_bfloat16():
+        return "bfloat16"
+    return profile.dtype
 
 
 def autocast(device: torch.device, dtype: str) -> torch.autocast:

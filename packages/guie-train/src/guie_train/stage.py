@@ -87,9 +87,10 @@ class Stage(ABC, Generic[T]):
 
         raise NotKnown("it doesn't say")
 
-    def inputs(self) -> list[Stage[Any]]:
-        """The stages in the fields."""
-        return [source for f in fields(self) for source in _stages(getattr(self, f.name))]
+    def inputs(self, keyed: bool = False) -> list[Stage[Any]]:
+        """The stages in the fields, or in those alone on which the outputs that are there already depend."""
+        chosen = [f for f in fields(self) if not keyed or f.metadata.get("key", True)]
+        return [source for f in chosen for source in _stages(getattr(self, f.name))]
 
     def summary(self, output: T) -> str:
         """What came out, in a few words."""
@@ -196,6 +197,7 @@ class Workspace:
     stop: Stop
     again: frozenset[str] = frozenset()  # keys of the stages to run although their outputs are there
     fresh: bool = False  # what unfinished runs of a stage have left is not gone on from
+    wait: bool = False  # for another process that makes the same outputs, instead of refusing
     on_record: Callable[[StageRecord], None] = lambda record: None
     records: dict[str, StageRecord] = field(default_factory=dict)  # by stage name
     _outputs: dict[tuple[str, str], Any] = field(default_factory=dict)
@@ -276,7 +278,7 @@ class Workspace:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with open(folder.with_name(f".{folder.name}.lock"), "w") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if self.wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise GuieError(
                     f"another process is making {folder} at this moment; "

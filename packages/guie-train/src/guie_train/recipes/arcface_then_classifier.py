@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from guie_core import Config, ExperimentError, Problem, Slot
@@ -11,6 +11,7 @@ from guie_core.wording import did_you_mean
 from guie_datasets import Manifest, decode
 from guie_datasets.images.decoding import Method
 from guie_datasets.splits import TRAIN
+from guie_train.device import compute_dtype
 from guie_train.fitting import Training
 from guie_train.report import Images, Report
 from guie_train.stage import Stage, Workspace
@@ -20,6 +21,7 @@ from guie_train.stages.data import Prepare, Split
 from guie_train.stages.evaluate import RAW, TRAINED, Evaluate
 from guie_train.stages.export import Export
 from guie_train.stages.features import Features, Part, Shape
+from guie_train.stages.finetune import FineTune, FineTuning
 from guie_train.stages.head import LOSS_PROVIDES, FitHead, TrainedHead
 from guie_train.stages.selection import Selection
 from guie_train.stages.submission import Submission
@@ -42,16 +44,24 @@ class Stored:
 
     Args:
         compute: dtype of the backbone's arithmetic; "profile" leaves it to the hardware, which is faster, and gives
-            features that differ in their last digits from one machine to another.
+            features that differ in their last digits from one machine to another: that of the profile, and bfloat16 on
+            CPUs that multiply it.
         dtype: on disk. The features of these backbones are of the order of 1, which float16 holds to three digits;
             training and evaluation compute in float32.
+        views: how often the train view sees each image, if it draws at random; head training then takes one of them at
+            random in each epoch. Computing, disk and memory grow with it. 1 is the original's: one draw for all epochs.
         decode: how images are decoded (`guie_datasets.decode`): "full"; "scaled", which is faster for large JPEGs and
             gives features that differ a little; "tensorflow", the pixels of the original.
     """
 
     compute: Literal["float32", "profile"] = "float32"
     dtype: Literal["float16", "float32"] = "float16"
+    views: int = 1
     decode: Method = "full"
+
+    def __post_init__(self) -> None:
+        if self.views < 1:
+            raise ValueError(f"views is {self.views}; it is 1 or more.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,19 +106,21 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class ArcFaceThenClassifier:
-    """Frozen backbone, margin head, classifier, switched augmentation, evaluation, export (arXiv 2210.09495).
+    """Frozen or tuned backbone, margin head, classifier, switched augmentation, evaluation, export (arXiv 2210.09495).
 
     Args:
         data: data sets, united in this order.
         without: those of them, by type, that are left out, for somebody who doesn't have them all.
         filters: which of their images are used at all, applied in this order; none means all.
         splits: who is set aside for what, in this order; what is left is trained on.
-        backbone: gives the features; it is not trained.
+        backbone: gives the features; it is not trained, but by `finetune`.
         views: how it sees images.
         head: features to embedding.
         loss: on the embedding.
         arcface: how head and loss are trained.
         selection: which checkpoint is kept.
+        finetune: how the backbone is trained as well, after the head or with a new one; what comes later, among it the
+            classifier, then works with the tuned backbone. None: it stays as it was pretrained.
         classifier: None leaves it out, and switched augmentation with it.
         augmentation: None evaluates and exports a single view.
         features: how they are computed and kept.
@@ -134,6 +146,7 @@ class ArcFaceThenClassifier:
     without: tuple[str, ...] = ()
     filters: list[Annotated[Config, Slot("filters")]] = field(default_factory=list)
     features: Stored = Stored()
+    finetune: FineTuning | None = None
     exports: list[Annotated[Config, Slot("exporters")]] = field(default_factory=list)
     submission: bool = False
     seed: int = 0
@@ -169,7 +182,13 @@ class ArcFaceThenClassifier:
         split = Split(name="split", manifest=prepare, splits=self.splits)
 
         def features(
-            name: str, view: Config, part: Part = "all", shape: Shape = "any", manifest: Stage[Manifest] = split
+            name: str,
+            view: Config,
+            part: Part = "all",
+            shape: Shape = "any",
+            manifest: Stage[Manifest] = split,
+            tuned: FineTune | None = None,
+            views: int = 1,
         ) -> Features:
             return Features(
                 name=f"features {name}",
@@ -179,27 +198,54 @@ class ArcFaceThenClassifier:
                 shape=shape,
                 backbone=self.backbone,
                 view=view,
+                tuned=tuned,
                 seed=self.seed,
-                compute=profile.dtype if self.features.compute == "profile" else self.features.compute,
+                views=views,
+                compute=compute_dtype(profile) if self.features.compute == "profile" else "float32",
                 dtype=self.features.dtype,
                 decode=self.features.decode,
                 max_bad=self.max_bad,
             )
 
-        train = features("train", self.views.train, "rest")
         valid = features("valid", self.views.valid)
-        head = FitHead(
-            name="head",
-            manifest=split,
-            train=train,
-            valid=valid,
-            head=self.head,
-            loss=self.loss,
-            training=self.arcface,
-            selection=self.selection,
-            seed=self.seed,
-        )
-        stages: list[Stage[Any]] = [prepare, split, train, valid, head]
+        stages: list[Stage[Any]] = [prepare, split]
+        trained: Stage[TrainedHead] | None = None
+        if self.finetune is None or self.finetune.start == "head":
+            train = features("train", self.views.train, "rest", views=self.features.views)
+            trained = FitHead(
+                name="head",
+                manifest=split,
+                train=train,
+                valid=valid,
+                head=self.head,
+                loss=self.loss,
+                training=self.arcface,
+                selection=self.selection,
+                seed=self.seed,
+            )
+            stages += [train, valid, trained]
+        else:
+            stages.append(valid)
+        tuned: FineTune | None = None
+        if self.finetune:
+            trained = tuned = FineTune(
+                name="finetune",
+                manifest=split,
+                valid=valid,
+                start=trained,
+                backbone=self.backbone,
+                train_view=self.views.train,
+                valid_view=self.views.valid,
+                head=self.head,
+                loss=self.finetune.loss or self.loss,
+                settings=self.finetune,
+                selection=replace(self.selection, every=self.finetune.every),
+                seed=self.seed,
+                decode=self.features.decode,
+                compute=profile.dtype if self.finetune.compute == "profile" else self.finetune.compute,
+            )
+            stages.append(tuned)
+        assert trained is not None
         classifier, switched = None, {}
         if self.classifier:
             kinds: Stage[Manifest] = split
@@ -207,7 +253,7 @@ class ArcFaceThenClassifier:
             if self.classifier.data:
                 kinds, part = self._classifiers_own(self.classifier.data), "all"
                 stages.insert(1, kinds)
-            whole = features("classifier", self.views.classifier, part, manifest=kinds)
+            whole = features("classifier", self.views.classifier, part, manifest=kinds, tuned=tuned)
             classifier = FitClassifier(
                 name="classifier",
                 manifest=kinds,
@@ -223,14 +269,20 @@ class ArcFaceThenClassifier:
             stages += [whole, classifier]
         if self.augmentation and classifier and self.evaluation:
             for name, view in self.augmentation.views().items():
-                switched[name] = features(f"test {name}", view, "reported", "square" if name == "square" else "other")
+                shape: Shape = "square" if name == "square" else "other"
+                switched[name] = features(f"test {name}", view, "reported", shape, tuned=tuned)
             stages += switched.values()
         if self.evaluation:
+            seen = None
+            if tuned:
+                seen = features("test whole", self.views.valid, "reported", tuned=tuned)
+                stages.append(seen)
             evaluate = Evaluate(
                 name="evaluate",
                 manifest=split,
                 valid=valid,
-                head=head,
+                head=trained,
+                tuned=seen,
                 classifier=classifier,
                 switched=switched,
                 augmentation=self.augmentation,
@@ -243,7 +295,7 @@ class ArcFaceThenClassifier:
             export = Export(
                 name="export",
                 manifest=split,
-                head=head,
+                head=trained,
                 classifier=classifier,
                 backbone=self.backbone,
                 view=self.views.valid,
@@ -273,7 +325,7 @@ class ArcFaceThenClassifier:
             return None
         stages = {stage.name: stage for stage in self.stages(workspace.profile)}
         manifest: Manifest = workspace.get(stages["split"])
-        head: TrainedHead = workspace.get(stages["head"])
+        head: TrainedHead = workspace.get(stages["finetune" if self.finetune else "head"])
         refs, names = manifest.images(), manifest.column("name")
         return Report(
             systems=workspace.get(stages["evaluate"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,8 +14,12 @@ from guie_core import Config, Interrupted, Slot
 from guie_core.files import atomic_write
 from guie_core.progress import bar
 from guie_core.registry import build
+from guie_core.wording import listing
 from guie_datasets import Manifest, read_images
 from guie_models import Embedder, ExportReport
+from guie_train.planning.backbones import Frozen
+from guie_train.planning.forecast import LIBRARIES, Forecast, Outlook, Trained
+from guie_train.planning.meta import parameters, state_bytes
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.augmentation import Switched
 from guie_train.stages.classifier import TrainedClassifier
@@ -44,20 +48,40 @@ class Export(Stage[list[ExportReport]]):
 
     def embedder(self, workspace: Workspace) -> Embedder:
         """The deployable model, with trained weights, on the CPU."""
-        backbone = build("backbones", self.backbone, where="recipe.backbone")
-        data = {"size": backbone.image_size, "mean": backbone.mean, "std": backbone.std}
+        trained = workspace.get(self.head)
+        backbone = trained.tune(build("backbones", self.backbone, where="recipe.backbone"))
+        data: dict[str, Any] = {"size": backbone.image_size, "mean": backbone.mean, "std": backbone.std}
         classifier = workspace.get(self.classifier) if self.classifier else None
         augmentation = None
         if self.augmentation and classifier:
             augmentation = self.augmentation.build(classifier.categories, **data)
         embedder = Embedder(
             backbone,
-            workspace.get(self.head).build(),
+            trained.build(),
             build("views", self.view, **data),
             augmentation,
             classifier.build() if classifier else None,
         )
         return embedder.eval()
+
+    def forecast(self, outlook: Outlook) -> Forecast:
+        """The embedder's weights, once in each format, and twice in memory: the model and what was written of it."""
+        backbone = Frozen.of(self.backbone, outlook).backbone
+        stages = [stage for stage in (self.head, self.classifier) if stage is not None]
+        parts = [outlook.given(stage, Trained).parameters for stage in stages]
+        count = parameters(backbone)[0] + sum(parts)
+        weights = state_bytes(backbone) + 4 * sum(parts)
+        exporters = [build("exporters", config, where=f"recipe.exports.{i}") for i, config in enumerate(self.exporters)]
+        smaller = {"float16": 1 / 2, "int8": 1 / 4}
+        files = [weights * smaller.get(getattr(each, "precision", ""), 1) for each in exporters]
+        return Forecast(
+            does=f"one raw image -> its embedding, as {listing(config['type'] for config in self.exporters)}; "
+            f"compared on {self.images} images",
+            parameters=count,
+            disk=sum(files),
+            host=LIBRARIES + 3 * weights,
+            basis="minutes, on the CPU",
+        )
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write each exporter's files and `exports.json` with what the comparison found."""

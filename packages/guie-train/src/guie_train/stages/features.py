@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from guie_core import Config, GuieError, Interrupted, Slot
-from guie_core.progress import bar
 from guie_core.registry import build, lookup
 from guie_core.signature import signature
 from guie_core.wording import plural
-from guie_datasets import BadImage, Manifest, read_images
+from guie_datasets import BadImage, Manifest
 from guie_datasets.images.decoding import Method
 from guie_datasets.images.tensorflow import import_tensorflow
 from guie_models.backbones import Backbone
 from guie_models.backbones.weights import fingerprint
-from guie_train.device import autocast, device_of
+from guie_train.device import device_of
+from guie_train.extraction import Extractor, extract
 from guie_train.feature_store import SHARD, Bad, FeatureStore
+from guie_train.planning.backbones import Frozen, powers_below
+from guie_train.planning.forecast import LIBRARIES, Forecast, NotKnown, Outlook, known
+from guie_train.planning.forecast import Features as StoredFeatures
+from guie_train.planning.meta import parameters
 from guie_train.stage import NOT_IN_KEY, Stage, Workspace
+from guie_train.stages.head import TrainedHead
 
-FLUSH_SECONDS = 30.0  # between two shards on disk; what a kill can cost
+FLUSH_SECONDS = 10.0  # between two writes to the disk; what a kill can cost
+HASH = 36  # bytes beside an image's features: its hash and a checksum
 Part = Literal["all", "reported", "rest"]
 Shape = Literal["any", "square", "other"]
 
@@ -48,8 +54,10 @@ class Features(Stage[FeatureStore]):
         reported: the name of that split.
         shape: only square images, or only others; as switched augmentation needs them.
         backbone: a component of kind "backbones".
+        tuned: fine-tuning of the backbone; None: as it was pretrained.
         view: a component of kind "views"; size, mean and std are the backbone's unless given.
         seed: of the view's random choices.
+        views: how often each image is seen by a view that draws at random; training then draws one of them an epoch.
         decode: how images are decoded, see `guie_datasets.decode`; "scaled" to suit the view's size.
         compute: dtype of the backbone's arithmetic, the profile's.
         dtype: of the features on disk. The rows of a recipe's backbone have values of about 1, which float16 holds to
@@ -67,7 +75,9 @@ class Features(Stage[FeatureStore]):
     shape: Shape = field(default="any", metadata=NOT_IN_KEY)
     backbone: Annotated[Config, Slot("backbones")]
     view: Annotated[Config, Slot("views", defaults=("size", "mean", "std"))]
+    tuned: Stage[TrainedHead] | None = None
     seed: int = 0
+    views: int = 1
     decode: Method = "full"
     dtype: Literal["float16", "float32"] = "float16"
     compute: str = "float32"
@@ -80,8 +90,10 @@ class Features(Stage[FeatureStore]):
         for name, kind in (("backbone", "backbones"), ("view", "views")):
             target = lookup(kind, plain[name]["type"]).load()
             plain[name] = signature(target).defaults | plain[name]
+        if self.tuned is None:
+            del plain["tuned"]
         if not getattr(target, "random", False):
-            plain["seed"] = 0  # of a view that draws nothing
+            plain["seed"], plain["views"] = 0, 1  # of a view that draws nothing
         return plain
 
     def fingerprint(self) -> str:
@@ -105,83 +117,111 @@ class Features(Stage[FeatureStore]):
 
     def complete(self, folder: Path, workspace: Workspace) -> bool:
         """Whether the store has every image, or all but those that may be left out."""
-        if not (folder / "store.json").exists():
+        if not super().complete(folder, workspace):
             return False
-        manifest, store = workspace.get(self.manifest), FeatureStore(folder)
-        hashes = manifest.column("hash")[self.rows(manifest)]
+        hashes, store = self._wanted(workspace), FeatureStore(folder)
         return not len(store.missing(hashes)) and not self._too_many(store.is_bad(hashes).sum(), len(hashes))
 
+    def _wanted(self, workspace: Workspace) -> NDArray[np.bytes_]:
+        manifest = workspace.get(self.manifest)
+        hashes: NDArray[np.bytes_] = manifest.column("hash")[self.rows(manifest)]
+        return hashes
+
     def run(self, folder: Path, workspace: Workspace) -> None:
-        """Add the images that the store lacks, batch by batch; an interruption loses no finished batch."""
+        """Add the images that the store lacks."""
+        self.add(folder, workspace)
+
+    def open(self, folder: Path, backbone: Backbone) -> FeatureStore:
+        """The store in `folder` for what this stage computes with `backbone`, made if it isn't there."""
+        about = {
+            "backbone": self.arguments["backbone"],
+            "weights": backbone.digest,
+            "licence": backbone.licence,
+            "view": self.arguments["view"],
+            "seed": self.arguments["seed"],
+            "decode": self.decode,
+            "dtype": self.dtype,
+            "compute": self.compute,
+            "image_size": backbone.image_size,
+            "dimension": backbone.features,
+        }
+        views = self.arguments["views"]
+        return FeatureStore(folder, about | ({"views": views} if views > 1 else {}))
+
+    def seen_by(self, backbone: Backbone) -> Any:
+        """The view of this stage, as it is for `backbone`."""
+        return build("views", self.view, where="view", size=backbone.image_size, mean=backbone.mean, std=backbone.std)
+
+    def add(self, folder: Path, workspace: Workspace, share: int = 0, shares: int = 1) -> None:
+        """Add the images that the store lacks, batch by batch; an interruption loses no finished batch.
+
+        Of `shares` processes that do this at once, each with a `share` of its own, from 0, each adds a part of the
+        images. The parts don't depend on what the store has already, and their ends are ends of batches: the features
+        are those of one process, bit for bit.
+
+        Raises:
+            Interrupted: the user asked to stop; what is done is kept.
+            GuieError: too many images cannot be decoded, or features that are not finite.
+        """
         manifest = workspace.get(self.manifest)
         rows = self.rows(manifest)
-        device = device_of(workspace.profile)
-        backbone: Backbone = build("backbones", self.backbone, where="recipe.backbone").to(device)
-        view = build("views", self.view, where="view", size=backbone.image_size, mean=backbone.mean, std=backbone.std)
-        store = FeatureStore(
-            folder,
-            {
-                "backbone": self.arguments["backbone"],
-                "weights": backbone.digest,
-                "licence": backbone.licence,
-                "view": self.arguments["view"],
-                "seed": self.seed,
-                "decode": self.decode,
-                "dtype": self.dtype,
-                "compute": self.compute,
-                "image_size": backbone.image_size,
-                "dimension": backbone.features,
-            },
-        )
-        wanted = manifest.column("hash")[rows]
+        wanted: NDArray[np.bytes_] = manifest.column("hash")[rows]
+        batch_size = workspace.profile.micro_batch("features", 64)
+        ours = _share(wanted, batch_size, share, shares)
+        rows, hashes = rows[ours], wanted[ours]
+        if (folder / "store.json").exists():
+            store = FeatureStore(folder)
+            if not len(store.missing(hashes)) and not self._too_many(store.is_bad(wanted).sum(), len(wanted)):
+                return  # before the backbone is built, which takes its time
+        backbone: Backbone = build("backbones", self.backbone, where="recipe.backbone")
+        if self.tuned is not None:
+            workspace.get(self.tuned).tune(backbone)
+        store = self.open(folder, backbone)
         known_bad = int(store.is_bad(wanted).sum())
         if self._too_many(known_bad, len(wanted)):
             raise self._refusal(store, wanted)
-        missing = store.missing(wanted)
-        rows, hashes = rows[missing], wanted[missing]
+        missing = store.missing(hashes)
+        rows, hashes = rows[missing], hashes[missing]
         refs = [manifest.images()[row] for row in rows]
-
-        def seen(image: NDArray[np.uint8]) -> Tensor:
-            # a random crop follows from the image's content, so that neither order nor interruptions matter
-            out: Tensor = view(torch.from_numpy(image), self.seed)
-            return out
-
-        batch_size = workspace.profile.micro_batch("features", 64)
         bad: list[Bad] = []
 
-        def on_bad(index: int, error: BadImage) -> None:
-            bad.append(Bad(hashes[index].decode(), error.place, error.reason))
+        def on_bad(position: int, error: BadImage) -> None:
+            bad.append(Bad(hashes[position].decode(), error.place, error.reason))
 
-        images = read_images(
+        view = self.seen_by(backbone)
+        target = getattr(view, "size", backbone.image_size)
+        device = device_of(workspace.profile)
+        extractor = Extractor(backbone, device, compute=self.compute, batch_size=batch_size, name=self.name)
+        batches = extract(
+            extractor,
             refs,
+            view,
+            target=target,
+            seed=self.seed,
+            views=store.views,
+            decode=self.decode,
             workers=workspace.profile.workers,
-            transform=seen,
-            method=self.decode,
-            target=getattr(view, "size", backbone.image_size),
             on_bad=on_bad,
         )
-        with bar(len(refs), self.name, unit="image") as progress, torch.inference_mode(), closing(images):
+        with closing(batches):
             pending: list[NDArray[Any]] = []
             good: list[int] = []  # positions of the pending rows
-            written, due = 0, time.monotonic() + FLUSH_SECONDS
-            for start in range(0, len(refs), batch_size):
-                with progress.waiting():
-                    batch = list(islice(images, batch_size))
-                there = [position for position, image in enumerate(batch, start) if image is not None]
-                if there:
-                    seen_images = [image for image in batch if image is not None]
-                    features = _embed(backbone, seen_images, batch_size, device, self.compute).astype(self.dtype)
-                    if not np.isfinite(features).all():
-                        worst = refs[there[int(np.flatnonzero(~np.isfinite(features).all(1))[0])]]
+            done = written = 0
+            due = time.monotonic() + FLUSH_SECONDS
+            for batch in batches:
+                done += batch.images
+                if batch.positions:
+                    features = batch.features.astype(self.dtype)
+                    finite = np.isfinite(features).all((1, 2))
+                    if not finite.all():
+                        worst = refs[batch.positions[int(np.argmin(finite))]]
                         raise GuieError(
                             f"{self.name}: the features of {worst} are not finite, computed in {self.compute} and kept "
                             f"in {self.dtype}; set recipe.features to dict(compute='float32', dtype='float32')"
                         )
                     pending.append(features)
-                    good += there
-                done = start + len(batch)
+                    good += batch.positions
                 too_many = self._too_many(known_bad + len(bad), len(wanted))
-                progress.advance(len(batch))
                 # whole batches only: the ones that follow are then the same whether or not this run goes on
                 full = done == len(refs) or done - written >= SHARD or time.monotonic() > due
                 if workspace.stop or too_many or full:
@@ -212,6 +252,57 @@ class Features(Stage[FeatureStore]):
             "remove them and run again, or raise recipe.max_bad; the features so far are kept"
         )
 
+    def forecast(self, outlook: Outlook) -> Forecast:
+        """The backbone on one batch, and as many images as are expected."""
+        frozen = Frozen.of(self.backbone, outlook)
+        backbone, batch = frozen.backbone, outlook.profile.micro_batch("features", 64)
+        dimension = backbone.features
+        image = tuple(self.seen_by(backbone)(torch.zeros(3, 8, 8, dtype=torch.uint8), self.seed).shape)
+        traced = frozen.traced(batch, self.compute, image)
+        wanted, todo, exact = known(lambda: self._expected(outlook)) or (None, None, False)
+        seconds, at_least, basis = frozen.time((todo or 0) * self.views, batch, self.compute, image)
+        count = "N" if wanted is None else f"{'' if exact else 'about '}{wanted:,}"
+        seen = f", {self.views} views" if self.views > 1 else ""
+        weights = sum(value.numel() * value.element_size() for value in backbone.state_dict().values())
+        return Forecast(
+            does=f"[{count}, {', '.join(map(str, image))}]{seen} -> [{dimension:,}] each, {self.dtype}; "
+            f"{backbone.name} on {batch} at once, in {self.compute}",
+            parameters=parameters(backbone)[0],
+            disk=None if wanted is None else wanted * (self.views * dimension * np.dtype(self.dtype).itemsize + HASH),
+            device=traced.peak,
+            host=LIBRARIES + (weights if outlook.profile.device == "cuda" else 0) + 2 * batch * 4 * math.prod(image),
+            seconds=None if wanted is None else seconds,
+            at_least=at_least,
+            basis=basis if wanted is not None else f"how many images is known when {self.manifest.name!r} is done",
+            gives=StoredFeatures(dimension, self.views),
+            missing=list(frozen.missing()),
+            lighter=lambda memory: self._lighter(frozen, batch, image, memory),
+        )
+
+    def _expected(self, outlook: Outlook) -> tuple[int, int, bool]:
+        """How many images there will be features of, how many of them are to compute, and whether that is counted."""
+        manifest = outlook.manifest(self.manifest)
+        if manifest is not None:
+            hashes = np.unique(manifest.column("hash")[self.rows(manifest)])
+            folder = outlook.workspace.folder(self)
+            there = (folder / "store.json").exists()
+            return len(hashes), len(FeatureStore(folder).missing(hashes)) if there else len(hashes), True
+        images = outlook.images(self.manifest)
+        if self.shape == "square":
+            raise NotKnown("how many images are square is not known")
+        reported = images.of(self.reported).images
+        count = {"all": images.all.images, "reported": reported, "rest": images.all.images - reported}[self.part]
+        return count, count, False
+
+    def _lighter(self, frozen: Frozen, batch: int, image: tuple[int, ...], memory: float) -> Iterator[str]:
+        profile = frozen.outlook.profile
+        if self.compute == "float32" != profile.dtype and frozen.traced(batch, profile.dtype, image).peak <= memory:
+            yield "--set recipe.features.compute=profile"
+        for count in powers_below(batch):
+            if frozen.traced(count, self.compute, image).peak <= memory:
+                yield f"--set \"profile={{'type': {profile.name!r}, 'batch': {{'features': {count}}}}}\""
+                return
+
     def load(self, folder: Path) -> FeatureStore:
         """The store, which may hold more images than this stage asked for."""
         return FeatureStore(folder)
@@ -219,16 +310,13 @@ class Features(Stage[FeatureStore]):
     def summary(self, output: FeatureStore) -> str:
         """What is in the store, which other stages may share."""
         bad = f"; {len(output.bad):,} that cannot be decoded are left out: bad.csv" if output.bad else ""
-        return f"{output.dimension} features an image; the store has {plural(len(output), 'image')}{bad}"
+        views = f" of {output.views} views" if output.views > 1 else ""
+        return f"{output.dimension} features{views} an image; the store has {plural(len(output), 'image')}{bad}"
 
 
-def _embed(
-    backbone: Backbone, batch: list[Tensor], batch_size: int, device: torch.device, compute: str
-) -> NDArray[np.float32]:
-    """Features [n, D] of n <= batch_size images; the batch is padded, so that a row never depends on n."""
-    images = torch.stack(batch + [torch.zeros_like(batch[0])] * (batch_size - len(batch)))
-    images = images.to(device, memory_format=torch.channels_last)
-    with autocast(device, compute):
-        features: Tensor = backbone(images)[: len(batch)]
-    result: NDArray[np.float32] = features.float().cpu().numpy()
-    return result
+def _share(hashes: NDArray[np.bytes_], batch_size: int, share: int, shares: int) -> NDArray[np.int64]:
+    """Positions in `hashes` of the distinct images of one of so many shares: whole batches, side by side."""
+    first = np.sort(np.unique(hashes, return_index=True)[1])
+    batches = -(-len(first) // batch_size)
+    start, end = (batch_size * (batches * each // shares) for each in (share, share + 1))
+    return first[start:end]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from guie_core import Config, GuieError, Slot
@@ -19,15 +18,34 @@ from guie_core.registry import build, load
 from guie_core.signature import signature
 from guie_datasets import Manifest
 from guie_datasets.splits import TRAIN
+from guie_models.backbones import Backbone
 from guie_models.views import size_values
 from guie_train.device import device_of
 from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Curve, Fit, Resident, Training, sampler_of
+from guie_train.planning.forecast import Features, Forecast, Outlook, Trained, about
+from guie_train.planning.meta import on_meta, parameters
+from guie_train.planning.training import forecast_training
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.selection import Selection, Selector, answerable_pairs
 
 LOSS_PROVIDES = ("embedding_size", "classes", "class_counts")
 """What a loss is given, as far as it takes it; `class_counts` [C] are the images of each class in training."""
+
+ROWS = 8192  # features that are read at once
+
+
+def build_loss(config: Config, embedding_size: int, class_counts: NDArray[np.int64], where: str) -> nn.Module:
+    """A loss on embeddings [B, E] over classes of so many training images each [C]."""
+    loss: nn.Module = build(
+        "losses",
+        config,
+        where=where,
+        embedding_size=embedding_size,
+        classes=len(class_counts),
+        class_counts=class_counts.tolist(),
+    )
+    return loss
 
 
 class HeadWithLoss(nn.Module):
@@ -57,18 +75,48 @@ class TrainedHead:
     def build(self) -> nn.Module:
         """The head with its chosen weights, in evaluation mode."""
         head: nn.Module = build("heads", self.config, in_features=self.in_features)
-        tensors = load_file(self.folder / "chosen.safetensors")
-        head.load_state_dict({k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")})
+        head.load_state_dict(self.part("head"))
         return head.eval()
 
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The chosen tensors of a part of what was trained, such as "head" or "loss", by their names in it."""
+        from safetensors import safe_open
 
-def head_inputs(head: nn.Module, store: FeatureStore, manifest: Manifest, rows: NDArray[np.int64]) -> Tensor:
-    """What `head` takes for these rows [N, D (+ 3)]: features, and size values if it asks for them (point 3)."""
-    features = torch.from_numpy(store.read(manifest.column("hash")[rows]))
-    if not getattr(head, "size_features", 0):
-        return features
+        start = f"{name}."
+        with safe_open(self.folder / "chosen.safetensors", "pt") as file:  # the others may be gigabytes
+            names = [name for name in list(file.keys()) if name.startswith(start)]  # it can't be iterated over
+            return {name.removeprefix(start): file.get_tensor(name) for name in names}
+
+    def tune(self, backbone: Backbone) -> Backbone:
+        """`backbone` as the head was trained with it: as it is."""
+        return backbone
+
+
+def with_sizes(head: nn.Module, features: Tensor, sizes: Tensor) -> Tensor:
+    """What `head` takes of features [N, D] and size values [N, 3]: both, if it asks for these (point 3)."""
+    return torch.cat([features, sizes], 1) if getattr(head, "size_features", 0) else features
+
+
+def head_inputs(
+    head: nn.Module, store: FeatureStore, manifest: Manifest, rows: NDArray[np.int64], views: int = 1
+) -> Tensor:
+    """What `head` takes for these rows [N, D (+ 3)]: features, and size values if it asks for them (point 3).
+
+    With several views they come view after view, [V * N, D (+ 3)].
+    """
+    hashes, sizes = manifest.column("hash")[rows], sizes_of(manifest, rows, store.about["image_size"])
+    inputs = torch.empty(views, len(rows), store.dimension + (3 if getattr(head, "size_features", 0) else 0))
+    for view in range(views):
+        for part in range(0, len(rows), ROWS):  # so that there is one copy of the features, not two
+            found = torch.from_numpy(store.read(hashes[part : part + ROWS], view))
+            inputs[view, part : part + ROWS] = with_sizes(head, found, sizes[part : part + ROWS])
+    return inputs.flatten(0, 1)
+
+
+def sizes_of(manifest: Manifest, rows: NDArray[np.int64], image_size: int) -> Tensor:
+    """Size values [N, 3] of the images in these rows, as a backbone of that side has them."""
     height, width = (torch.from_numpy(manifest.column(name)[rows].astype(np.float32)) for name in ("height", "width"))
-    return torch.cat([features, size_values(height, width, store.about["image_size"])], 1)
+    return size_values(height, width, image_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,15 +155,36 @@ class FitHead(Stage[TrainedHead]):
         self._loss(sizes.get("out_features", 64), np.unique(train, return_counts=True)[1])
 
     def _loss(self, embedding_size: int, class_counts: NDArray[np.int64]) -> nn.Module:
-        loss: nn.Module = build(
-            "losses",
-            self.loss,
-            where="recipe.loss",
-            embedding_size=embedding_size,
-            classes=len(class_counts),
-            class_counts=class_counts.tolist(),
+        return build_loss(self.loss, embedding_size, class_counts, "recipe.loss")
+
+    def forecast(self, outlook: Outlook) -> Forecast:
+        """Steps on features that stay on the device, counted on a batch of them."""
+        images, features = outlook.images(self.manifest), outlook.given(self.train, Features)
+        dimension = features.dimension
+        train = images.of(TRAIN)
+        counts = np.full(train.classes, max(1, train.images // train.classes))
+
+        def make() -> HeadWithLoss:
+            head = build("heads", self.head, where="recipe.head", in_features=dimension)
+            return HeadWithLoss(head, self._loss(head.out_features, counts))
+
+        model = on_meta(make)
+        head: Any = model.head
+        width = dimension + getattr(head, "size_features", 0)
+        found = forecast_training(
+            outlook,
+            model,
+            self.training,
+            images=train.images,
+            others=images.all.images - train.images + (features.views - 1) * train.images,
+            width=width,
+            files=4,  # chosen, last, and best by validation loss and accuracy
         )
-        return loss
+        does = (
+            f"[{about(train)}, {width:,}] -> [{head.out_features}], {self.loss['type']} over "
+            f"{train.classes:,} classes; {found.does}"
+        )
+        return replace(found, does=does, gives=Trained(parameters(head)[0]))
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write the chosen weights, checkpoints, the curves, and the state from which an interrupted run goes on."""
@@ -133,19 +202,25 @@ class FitHead(Stage[TrainedHead]):
         model = HeadWithLoss(head, loss).to(device)
         fit = Fit(
             model,
-            Resident(head_inputs(head, train, manifest, rows).to(device), torch.from_numpy(labels).to(device)),
+            Resident(
+                head_inputs(head, train, manifest, rows, train.views).to(device),
+                torch.from_numpy(labels).to(device),
+                self.seed,
+            ),
             self.training,
             seed=self.seed,
             folder=folder,
             name=self.name,
             sampler=sampler_of(self.training, manifest.select(rows), labels, self.seed),
+            example=lambda row: str(manifest.images()[rows[row]]),
         )
 
         def inputs(rows: NDArray[np.int64]) -> Tensor:
             return head_inputs(head, valid, manifest, rows).to(device)
 
-        selector = Selector(self.selection, fit, manifest, classes, loss, inputs, head)
-        curves = fit.run(workspace.stop, selector)
+        trained: Any = fit.evaluated
+        selector = Selector(self.selection, fit, manifest, classes, trained.loss, inputs, trained.head)
+        curves = fit.run(workspace.stop, selector, self.selection.enough)
         fit.write_checkpoint("last")
         with atomic_write(folder / "curves.json", "w") as file:
             about = {"in_features": train.dimension, "chosen": self.selection.chosen(curves), "curves": curves}

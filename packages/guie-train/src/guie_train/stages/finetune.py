@@ -1,0 +1,332 @@
+"""The stage that trains the backbone as well: FineTune."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from guie_core import Config, ExperimentError, GuieError, Problem, Slot
+from guie_core.files import atomic_write
+from guie_core.profiles import Profile
+from guie_core.registry import build
+from guie_datasets import Manifest
+from guie_datasets.images.decoding import Method
+from guie_datasets.splits import TRAIN
+from guie_models.backbones import Backbone
+from guie_models.backbones.weights import fingerprint
+from guie_train.device import autocast, device_of
+from guie_train.extraction import out_of_memory
+from guie_train.feature_store import FeatureStore
+from guie_train.fitting import Fit, Training, sampler_of
+from guie_train.fitting.images import Images, Seen
+from guie_train.fitting.micro_batches import MicroBatches
+from guie_train.planning.meta import on_meta
+from guie_train.stage import Stage, Workspace
+from guie_train.stages.head import LOSS_PROVIDES, HeadWithLoss, TrainedHead, build_loss, sizes_of, with_sizes
+from guie_train.stages.selection import Selection, Selector, answerable_pairs
+
+SAVE_SECONDS = 600.0  # a state of ViT-H-14 has 7.6 GB: weights and two moments
+ViewConfig = Annotated[Config, Slot("views", defaults=("size", "mean", "std"))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning:
+    """How the backbone is trained together with head and loss.
+
+    Args:
+        training: how. Its optimizer's rate is that of the backbone's last block; `lr_min` and `warmup_lr` are of the
+            same scale, and other rates follow the schedule in proportion.
+        blocks: the last so many blocks of the backbone are trained, see `Backbone.blocks`; None: all of it.
+        head_lr: rate of the head; None: the optimizer's.
+        centres_lr: rate of what the loss learns, its class centres; None: the optimizer's.
+        layer_decay: the rate of a block is so many times that of the block after it (4th place: 0.5).
+        start: from the "head" that was trained on frozen features, and its class centres where this loss has such;
+            "afresh" with random ones, and no head is trained before.
+        loss: another one than the recipe's.
+        every: epochs between two evaluations; the selection is the recipe's else.
+        compute: dtype of the backbone's arithmetic: "profile" leaves it to the hardware. Weights, their gradients'
+            sums and the optimiser are float32 in any case, as are head and loss.
+    """
+
+    training: Training
+    blocks: int | None = None
+    head_lr: float | None = None
+    centres_lr: float | None = None
+    layer_decay: float = 1.0
+    start: Literal["head", "afresh"] = "head"
+    loss: Annotated[Config, Slot("losses", provides=LOSS_PROVIDES)] | None = None
+    every: int = 1
+    compute: Literal["float32", "profile"] = "profile"
+
+    def __post_init__(self) -> None:
+        for name, least in {"blocks": 1, "every": 1}.items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name} is {value}; it is {least} or more.")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay is {self.layer_decay}; it is above 0 and up to 1.")
+
+    def open(self, backbone: Backbone) -> list[list[nn.Parameter]]:
+        """Opens the backbone's last blocks to training; their parameters by block.
+
+        Raises UsageError: it has fewer blocks.
+        """
+        blocks = backbone.blocks()
+        chosen = len(blocks) if self.blocks is None else self.blocks
+        backbone.unfreeze(chosen)
+        parameters = dict(backbone.network.named_parameters())
+        return [[parameters[name] for name in block] for block in blocks[len(blocks) - chosen :]]
+
+    def groups(self, blocks: list[list[nn.Parameter]], head: nn.Module, loss: nn.Module) -> list[dict[str, Any]]:
+        """Groups for the optimizer, each with its rate in proportion to the optimizer's own."""
+        probe = build("optimizers", self.training.optimizer, params=[nn.Parameter(torch.zeros(1))])
+        rate = probe.param_groups[0]["lr"]
+        parts: list[tuple[Any, float]] = [
+            (block, self.layer_decay**depth) for depth, block in enumerate(reversed(blocks))
+        ]
+        for module, own in ((head, self.head_lr), (loss, self.centres_lr)):
+            parts.append((list(module.parameters()), 1.0 if own is None else own / rate))
+        return [{"params": params, "lr_scale": scale} for params, scale in parts if params]
+
+
+class Tuned(HeadWithLoss):
+    """A backbone, its head and their loss: what is trained together.
+
+    The backbone computes in `compute` under autocast, with its weights in float32; head and loss are float32. Batch
+    norms in the backbone keep their pretrained statistics, which would otherwise depend on how many images fit into the
+    memory at once. Its state dictionary has what is trained: of the backbone, the open parameters.
+    """
+
+    def __init__(self, backbone: Backbone, head: nn.Module, loss: nn.Module, compute: str = "float32") -> None:
+        super().__init__(head, loss)
+        self.backbone = backbone
+        self.compute = compute
+        self.register_state_dict_post_hook(_without_frozen)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_frozen_may_be_missing)  # type: ignore[no-untyped-call]
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Features [B, D] of images [B, 3, h, w], in float32."""
+        # a context of its own each time: the casts of weights that autocast keeps for it belong to one graph
+        with autocast(pixels.device, self.compute):
+            features: Tensor = self.backbone(pixels)
+        return features.float()
+
+    def criterion(self, features: Tensor, sizes: Tensor, labels: Tensor) -> Tensor:
+        """The loss, a scalar, of features [B, D], size values [B, 3] and labels [B]."""
+        return super().forward(with_sizes(self.head, features, sizes), labels)
+
+    def forward(self, inputs: Seen, labels: Tensor) -> Tensor:  # type: ignore[override]
+        return self.criterion(self.features(inputs.pixels), inputs.sizes, labels)
+
+    def embed(self, inputs: Seen) -> Tensor:
+        """Embeddings [B, E]."""
+        embedding: Tensor = self.head(with_sizes(self.head, self.features(inputs.pixels), inputs.sizes))
+        return embedding
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        for module in self.backbone.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
+
+
+def _frozen(model: Tuned) -> set[str]:
+    network = model.backbone.network
+    every = network.state_dict(keep_vars=True)
+    return {f"backbone.network.{name}" for name, value in every.items() if not value.requires_grad}
+
+
+def _without_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    assert isinstance(module, Tuned)
+    for name in _frozen(module):
+        del state[prefix + name]
+
+
+def _frozen_may_be_missing(module: nn.Module, keys: Any) -> None:
+    assert isinstance(module, Tuned)
+    frozen = _frozen(module)
+    # behind the names of what the module is in, such as an average of it
+    keys.missing_keys[:] = [
+        key for key in keys.missing_keys if key[max(key.find("backbone.network."), 0) :] not in frozen
+    ]
+
+
+@dataclass(frozen=True)
+class TunedHead(TrainedHead):
+    """A head on disk, and what was trained of its backbone."""
+
+    def tune(self, backbone: Backbone) -> Backbone:
+        """`backbone` as the head was trained with it."""
+        backbone.load_opened(self.part("backbone.network"))
+        return backbone
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTune(Stage[TrainedHead]):
+    """Train backbone, head and margin loss together, on images.
+
+    The frozen features of the recipe stay as they are; those of stages that come after this one are of the tuned
+    backbone.
+
+    Args:
+        valid: frozen features, of which only those images are taken that could be decoded.
+        start: the head to begin with; None: a random one.
+        train_view, valid_view: how images are seen in training, anew each epoch, and in selection.
+        where: the key of `settings` in the experiment, for messages.
+    """
+
+    slug: ClassVar[str] = "finetune"
+    needs: ClassVar[tuple[str, ...]] = ("guie-datasets",)
+    manifest: Stage[Manifest]
+    valid: Stage[FeatureStore]
+    start: Stage[TrainedHead] | None
+    backbone: Annotated[Config, Slot("backbones")]
+    train_view: ViewConfig
+    valid_view: ViewConfig
+    head: Annotated[Config, Slot("heads", provides=("in_features",))]
+    loss: Annotated[Config, Slot("losses", provides=LOSS_PROVIDES)]
+    settings: FineTuning
+    selection: Selection
+    seed: int = 0
+    decode: Method = "full"
+    compute: str = "float32"
+
+    def fingerprint(self) -> str:
+        """What the weights are, as far as it shows without loading them."""
+        return fingerprint(self.backbone.get("weights", "hub"))
+
+    def check(self, workspace: Workspace) -> None:
+        """Raise what would stop the training before hours go into features: batches, blocks, optimizer, loss."""
+        manifest = workspace.get(self.manifest)
+        train = manifest.select(manifest.column("split") == TRAIN)
+        labels, training = train.column("label"), self.settings.training
+        if len(labels) < training.batch_size * training.epoch_parts:
+            parts = f" in each of {training.epoch_parts} parts" if training.epoch_parts > 1 else ""
+            raise GuieError(
+                f"recipe.finetune.training: {len(labels):,} training images do not fill one batch of "
+                f"{training.batch_size}{parts}; lower its batch_size{' or epoch_parts' if parts else ''}, or add images"
+            )
+        sampler_of(training, train, labels, self.seed, "recipe.finetune.training.sampler")
+        answerable_pairs(self.selection.protocol, "recipe.selection.protocol", manifest)
+        on_meta(lambda: self._model(np.unique(labels, return_counts=True)[1], weights="none"))
+
+    def _model(self, class_counts: NDArray[np.int64], **weights: Any) -> tuple[Tuned, list[dict[str, Any]]]:
+        """What is trained, random but for the backbone, and the optimizer's groups."""
+        backbone: Backbone = build("backbones", {**self.backbone, **weights}, where="recipe.backbone")
+        try:
+            blocks = self.settings.open(backbone)
+        except GuieError as error:
+            raise ExperimentError([Problem("recipe.finetune.blocks", str(error))]) from None
+        head = build("heads", self.head, where="recipe.head", in_features=backbone.features)
+        loss = build_loss(self.loss, head.out_features, class_counts, "recipe.finetune.loss")
+        return Tuned(backbone, head, loss, self.compute), self.settings.groups(blocks, head, loss)
+
+    def run(self, folder: Path, workspace: Workspace) -> None:
+        """Write the chosen weights, checkpoints, the curves, and the state from which an interrupted run goes on."""
+        valid = workspace.get(self.valid)
+        manifest, _ = valid.usable(workspace.get(self.manifest))
+        profile, training = workspace.profile, self.settings.training
+        device = device_of(profile)
+        rows = np.flatnonzero(manifest.column("split") == TRAIN)
+        classes, labels, counts = np.unique(manifest.column("label")[rows], return_inverse=True, return_counts=True)
+        refs, sampler = manifest.images(), sampler_of(training, manifest.select(rows), labels, self.seed)
+
+        torch.manual_seed(self.seed)
+        model, groups = self._model(counts)
+        if self.start is not None:
+            begin_with(model, workspace.get(self.start))
+        backbone = model.backbone
+        backbone.set_grad_checkpointing(profile.checkpointing)
+        model.to(device).to(memory_format=torch.channels_last)
+
+        def images(rows: NDArray[np.int64], labels: NDArray[Any], view: Config) -> Images:
+            pixels = {"size": backbone.image_size, "mean": backbone.mean, "std": backbone.std}
+            seen = build("views", view, where="view", **pixels)
+            return Images(
+                [refs[row] for row in rows],
+                torch.from_numpy(labels),
+                sizes_of(manifest, rows, backbone.image_size),
+                seen,
+                device,
+                target=getattr(seen, "size", backbone.image_size),
+                decode=self.decode,
+                workers=profile.workers,
+                seed=self.seed,
+            )
+
+        size = profile.micro_batch("finetune", training.batch_size)
+        fit = Fit(
+            model,
+            images(rows, labels, self.train_view),
+            training,
+            seed=self.seed,
+            folder=folder,
+            name=self.name,
+            sampler=sampler,
+            parameters=groups,
+            backward=MicroBatches(size),
+            float16=self.compute == "float16",
+            example=lambda row: str(refs[rows[row]]),
+            save_seconds=SAVE_SECONDS,
+        )
+
+        def selected(rows: NDArray[np.int64]) -> Images:
+            return images(rows, np.zeros(len(rows), np.int64), self.valid_view)
+
+        def embed(examples: Images) -> Tensor:
+            network: Any = fit.evaluated
+            parts = torch.arange(len(examples)).split(size)
+            return torch.cat([network.embed(seen) for seen, _ in examples.batches(0, parts)])
+
+        selector = Selector(self.selection, fit, manifest, classes, fit.evaluated.loss, selected, embed)
+        try:
+            curves = fit.run(workspace.stop, selector, self.selection.enough)
+        except RuntimeError as error:  # what torch raises for want of memory is a kind of it
+            if not out_of_memory(error):
+                raise
+            raise GuieError(self._too_large(profile, size, str(error).partition("\n")[0])) from error
+        with atomic_write(folder / "curves.json", "w") as file:
+            about = {"in_features": backbone.features, "chosen": self.selection.chosen(curves), "curves": curves}
+            json.dump(about, file, indent=1)
+        (folder / "state.pt").unlink(missing_ok=True)  # three times the weights, of which nothing is needed any more
+
+    def _too_large(self, profile: Profile, size: int, reason: str) -> str:
+        ways = [f"--set profile.batch.finetune={size // 2}"] if size > 1 else []
+        ways += [] if profile.checkpointing else ["--set profile.checkpointing=True"]
+        if ways:
+            way = f"Either of these changes no result: {' or '.join(ways)}"
+        else:
+            way = "Train fewer blocks with --set recipe.finetune.blocks=N, or choose a smaller backbone"
+        return f"{self.name}: the memory is too small to train on {size} images at once ({reason}). {way}"
+
+    def load(self, folder: Path) -> TrainedHead:
+        """The chosen head, what was trained of the backbone, and the curves."""
+        about: dict[str, Any] = json.loads((folder / "curves.json").read_text())
+        return TunedHead(folder, self.head, about["in_features"], about["chosen"], about["curves"])
+
+    def selected(self, output: TrainedHead) -> dict[str, Any]:
+        """The score of the chosen epoch."""
+        return self.selection.figure(output.curves, output.epoch)
+
+    def summary(self, output: TrainedHead) -> str:
+        """Which epoch was chosen, and its score."""
+        metric, curve = self.selection.metric, output.curves[output.epoch - 1]
+        return f"epoch {output.epoch} of {len(output.curves)} chosen: {metric} {curve[metric]:.3f} in selection"
+
+
+def begin_with(model: Tuned, trained: TrainedHead) -> None:
+    """Gives `model` the weights of a head that was trained before, and its class centres where the loss has such."""
+    model.head.load_state_dict(trained.part("head"))
+    before = trained.part("loss")
+    with torch.no_grad():
+        for name, value in model.loss.named_parameters():
+            if name in before and before[name].shape == value.shape:
+                value.copy_(before[name])
