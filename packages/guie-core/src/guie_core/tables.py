@@ -23,7 +23,7 @@ def table(rows: Sequence[Sequence[str]], *, indent: str = "  ", wrap: int = -1, 
     widths[wrap] = min(widths[wrap], max(24, (width or terminal_width()) - others))
     lines = []
     for row in rows:
-        pieces = textwrap.wrap(row[wrap], widths[wrap], break_long_words=False, break_on_hyphens=False) or [""]
+        pieces = textwrap.wrap(row[wrap], max(widths[wrap], 1), break_long_words=False, break_on_hyphens=False) or [""]
         for number, piece in enumerate(pieces):
             cells = ["" if number else cell for cell in row]
             cells[wrap] = piece
