@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import io
 import os
 import platform
 import sys
@@ -35,7 +34,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # workers are what runs side by side
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_image, read_file
 from torchvision.transforms import InterpolationMode
@@ -43,38 +42,10 @@ from torchvision.transforms import functional as legacy
 from torchvision.transforms.v2 import functional as v2
 
 from guie_datasets import ImageRef, decode, read_images
+from guie_datasets.images.photos import HEIGHT, WIDTH, photo
 from guie_models.views import Squash
 
-WIDTH, HEIGHT = 1024, 768
 MEAN = STD = torch.full((3, 1, 1), 0.5)
-
-
-def photo(number: int) -> bytes:
-    """Noise whose amplitude falls with the frequency as a photo's does, and a few soft-edged things in colour."""
-    random = np.random.default_rng(number)
-    down, across = np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH)[None]
-    frequency = np.maximum(np.hypot(down, across), 1 / WIDTH)
-
-    def noise(power: float) -> np.ndarray:
-        spectrum = random.standard_normal((2, HEIGHT, WIDTH // 2 + 1)) * frequency**-power
-        values = np.fft.irfft2(spectrum[0] + 1j * spectrum[1], (HEIGHT, WIDTH))
-        return (values - values.mean()) / values.std()
-
-    light, warmth = noise(random.uniform(1.2, 1.5)), noise(1.8)
-    colour = random.uniform(70, 180, 3)
-    ground = colour + 40 * light[..., None] + 12 * warmth[..., None] * np.array([1, 0, -1])
-    image = Image.fromarray(ground.clip(0, 255).astype(np.uint8))
-    things = Image.new("RGBA", image.size)
-    draw = ImageDraw.Draw(things)
-    for _ in range(random.integers(3, 9)):
-        x, y = random.integers(0, WIDTH), random.integers(0, HEIGHT)
-        w, h = random.integers(60, 420, 2)
-        shape = random.choice([draw.ellipse, draw.rectangle, draw.rounded_rectangle])
-        shape([x - w // 2, y - h // 2, x + w // 2, y + h // 2], fill=(*random.integers(0, 256, 3).tolist(), 200))
-    image.paste(things, mask=things.filter(ImageFilter.GaussianBlur(1)).getchannel("A"))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=88)
-    return buffer.getvalue()
 
 
 # --- the ways, each a path or an image to normalised float32

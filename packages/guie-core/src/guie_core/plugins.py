@@ -215,6 +215,11 @@ def load_plugin_files(paths: Iterable[str | os.PathLike[str]]) -> None:
             raise UsageError(f"--plugin {shown(path)}: {failed[0].reason if failed else clashes[0]}")
 
 
+def local_files() -> tuple[Path, ...]:
+    """The files loaded so, for a process that is started to work with the same plugins."""
+    return tuple(_local_files)
+
+
 _local_files: list[Path] = []
 
 

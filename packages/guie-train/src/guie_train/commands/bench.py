@@ -1,0 +1,117 @@
+"""``guie bench``: what this machine does in a second, and two measurements beside each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from click.core import ParameterSource
+
+from guie_core import UsageError
+from guie_core.files import folder_option
+from guie_core.wording import shown
+from guie_datasets.commands.outputs import check_output, force_option
+from guie_train.bench import PARTS
+
+
+def _parts(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    named = [name.strip() for name in value.split(",")]
+    if unknown := [name for name in named if name not in PARTS]:
+        raise click.BadParameter(f"{unknown[0]!r} is no part; they are {', '.join(PARTS)}")
+    return tuple(name for name in PARTS if name in named)
+
+
+@click.group(invoke_without_command=True)
+@click.option("--profile", "profile_name", default="auto", show_default=True, metavar="NAME", help="What to run on.")
+@click.option(
+    "--backbone",
+    default="timm/vit_small_patch16_224",
+    show_default=True,
+    metavar="NAME",
+    help="Whose features are computed; with random weights, which take as long as trained ones.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="Of the backbone's arithmetic [default: the profile's].",
+)
+@click.option(
+    "--images",
+    metavar="PATH|NAME",
+    help="A folder, table, manifest, shards or data set, whose first images are read [default: made-up photos].",
+)
+@click.option(
+    "--only", default=",".join(PARTS), callback=_parts, metavar="PART,...", help="Parts to measure [default: all]."
+)
+@click.option(
+    "--seconds", type=click.FloatRange(0.1, 600), default=3.0, show_default=True, help="How long a part is measured."
+)
+@click.option(
+    "--output",
+    "-o",
+    "--out",
+    "output",
+    type=click.Path(path_type=Path),
+    default=Path("bench.json"),
+    show_default=True,
+    metavar="FILE",
+    help="Where the figures go, for guie bench compare.",
+)
+@force_option
+@click.pass_context
+def bench(
+    ctx: click.Context,
+    profile_name: str,
+    backbone: str,
+    dtype: str | None,
+    images: str | None,
+    only: tuple[str, ...],
+    seconds: float,
+    output: Path,
+    force: bool,
+) -> None:
+    """Measure what this machine does in a second, with the code that trains.
+
+    \b
+    decode      image files to pixels
+    backbone    images that lie ready to features
+    extraction  image files to features
+    head        steps of training at the 5th place's size: 15,003 classes, batches of 256
+    search      nearest neighbours of 5,000 queries among 20,000 images
+
+    Each part has a process of its own. Rates are medians of rounds; memory is the peak above what was held before.
+    """
+    if ctx.invoked_subcommand:
+        given = [name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
+        if given:
+            raise UsageError(f"guie bench {ctx.invoked_subcommand} measures nothing: leave out --{given[0]}")
+        return
+    from guie_core.profiles import profile
+    from guie_core.registry import lookup
+    from guie_train.bench.results import is_bench
+    from guie_train.bench.running import bench as bench_
+    from guie_train.bench.words import report
+
+    inputs = [] if images is None else [Path(images).expanduser()]
+    check_output(output, {".json": is_bench}, inputs=inputs, example="bench.json", force=force)
+    lookup("backbones", backbone)
+    chosen = profile(profile_name, "--profile")
+    found = bench_(only, profile=chosen, backbone=backbone, dtype=dtype or chosen.dtype, images=images, seconds=seconds)
+    with folder_option("--output"):
+        found.write(output)
+    click.echo(report(found))
+    click.echo(f"Wrote {shown(output)}.")
+
+
+@bench.command()
+@click.argument("a", type=click.Path(path_type=Path), metavar="A.json")
+@click.argument("b", type=click.Path(path_type=Path), metavar="B.json")
+def compare(a: Path, b: Path) -> None:
+    """Set the figures of B beside those of A: ratios, and whether a difference is beyond the spread of the rounds.
+
+    What differs between machines, versions and settings is named. Parts that did other work aren't compared.
+    """
+    from guie_train.bench.results import Bench
+    from guie_train.bench.words import comparison
+
+    click.echo(comparison((shown(a), Bench.read(a)), (shown(b), Bench.read(b))))

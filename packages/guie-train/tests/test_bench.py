@@ -1,0 +1,475 @@
+"""Measuring: counted work over measured time, memory above the start, files, and the words of a comparison."""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from guie_core import GuieError, UsageError
+from guie_core.cli import main
+from guie_core.profiles import CPU
+from guie_datasets import ImageRef
+from guie_train.bench import PARTS, parts, running
+from guie_train.bench.machine import Machine
+from guie_train.bench.memory import Memory, peak
+from guie_train.bench.meter import Meter, Rate
+from guie_train.bench.results import Bench, Part, is_bench
+from guie_train.bench.words import comparison, report
+
+MACHINE = Machine("Abacus 3000", 2, 8, 16_000_000_000, [], "Linux-6.1", 0.1)
+SMALL = parts.Sizes(rows=512, features=12, classes=7, queries=30, index=50, dimension=8, k=3)
+
+
+def clock(*times: float) -> Callable[[], float]:
+    """Tells these times, one after the other."""
+    return functools.partial(next, iter(times))
+
+
+def part(*rates: float, unit: str = "image", machine: int | None = 1_000_000, **work: Any) -> Part:
+    median, least, most = rates
+    settings = {"device": "cpu", "threads": 2}
+    return Part(unit, Rate(median, least, most, 8), Memory(machine), {"size": 224, **work}, settings)
+
+
+def made(**found: Part) -> Bench:
+    return Bench("2026-01-02T03:04:05+00:00", MACHINE, {"torch": "2.7.0"}, "cpu", found)
+
+
+# --- rates
+
+
+def test_a_rate_is_units_over_seconds_of_each_round() -> None:
+    meter = Meter(8, clock=clock(100, 101, 102.5, 103.5, 110))
+    assert [meter(count) for count in (99, 10, 30, 4, 13)] == [False, False, False, False, True]
+    # the first report starts the clock; then 10 in 1 s, 30 in 1.5 s, 4 in 1 s, 13 in 6.5 s
+    assert meter.rate == Rate(median=7.0, least=2.0, most=20.0, rounds=4)
+
+
+def test_a_round_lasts_an_eighth_of_the_time_or_more() -> None:
+    meter = Meter(8, clock=clock(0, 0.25, 0.5, 0.75, 1.25, 2.25))
+    for count in (1, 1, 2, 3, 4, 10):
+        meter(count)
+    assert meter.rate == Rate(median=9.0, least=8.0, most=10.0, rounds=2)  # 10 units in 1.25 s, 10 in 1 s
+
+
+def test_what_is_done_while_it_is_warming_up_is_not_counted() -> None:
+    meter = Meter(1, warm=5, clock=clock(0, 1, 50, 51))
+    for count in (3, 2, 1, 7):
+        meter(count)
+    assert meter.rate == Rate(7.0, 7.0, 7.0, 1)
+
+
+def test_three_rounds_at_least() -> None:
+    meter = Meter(1, clock=clock(0, 30, 60, 90))
+    assert [meter(60) for _ in range(4)] == [False, False, False, True]
+    assert meter.rate == Rate(2.0, 2.0, 2.0, 3)
+
+
+def test_a_clock_that_stands_still_divides_by_nothing() -> None:
+    meter = Meter(1, clock=clock(5, 5, 5, 7))
+    for _ in range(4):
+        meter(1)
+    assert meter.rate == Rate(1.5, 1.5, 1.5, 1)
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> parts.Task:
+    """Work of toy size, for a profile whose micro-batch is 4."""
+    refs = []
+    for number in range(3):
+        values = np.random.default_rng(number).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(values).save(tmp_path / f"{number}.png")
+        refs.append(ImageRef(str(tmp_path / f"{number}.png")))
+    profile = replace(CPU, batch={"features": 4})
+    backbone = {"type": "timm/test_vit", "image_size": 32}
+    return parts.Task(profile, backbone, "float32", refs, {"images": "3 PNGs"}, 8.0, SMALL)
+
+
+# an image, a batch, a batch, a step and a search take a second of a clock that goes on by one whenever it is asked
+@pytest.mark.parametrize(
+    ("name", "rate"), {"decode": 1, "backbone": 4, "extraction": 4, "head": 1, "search": 30}.items()
+)
+def test_parts_count_what_they_do(name: str, rate: float, task: parts.Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count().__next__
+    monkeypatch.setattr(parts, "Meter", functools.partial(Meter, clock=ticks))
+    found = parts.measure(name, task)
+    assert found.rate == Rate(rate, rate, rate, 8)
+    assert found.unit == {"head": "step", "search": "query"}.get(name, "image")
+    assert found.memory.machine is not None
+    assert found.memory.device is None
+    assert Part.from_dict(json.loads(json.dumps(asdict(found)))) == found
+
+
+def test_every_part_can_be_measured() -> None:
+    assert tuple(parts._MEASURES) == PARTS
+
+
+def test_operations_of_a_backbone_are_those_of_its_layers(task: parts.Task) -> None:
+    backbone = parts._built(task)
+    network: Any = backbone.network
+    tokens, width = network.pos_embed.shape[1], network.embed_dim
+    expected = 2 * (tokens - network.num_prefix_tokens) * network.patch_embed.proj.weight.numel()
+    for block in network.blocks:
+        linear = [layer.weight.numel() for layer in block.modules() if isinstance(layer, torch.nn.Linear)]
+        expected += 2 * tokens * sum(linear) + 2 * 2 * tokens * tokens * width  # scores, and the sum of values
+    assert parts._flops(backbone) == expected
+
+
+# --- memory
+
+
+def test_memory_is_the_peak_above_the_start() -> None:
+    before = np.ones(20_000_000)  # 160 MB, gone before the block begins
+    del before
+    with peak() as found:
+        inside = np.ones(5_000_000)
+        del inside
+        after = np.ones(1_000_000)
+    assert after.any()
+    assert found.memory.machine is not None
+    assert 38e6 < found.memory.machine < 60e6
+
+
+# --- files
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    assert not is_bench(path)
+    bench = made(search=part(1.0, 0.5, 2.0, unit="query"), decode=part(3.0, 2.0, 4.0, machine=None))
+    bench.write(path)
+    assert Bench.read(path) == bench
+    assert is_bench(path)
+    # in the order of PARTS, whatever that of the file
+    assert list(Bench.read(path).parts) == ["decode", "search"]
+    path.write_text("{}")
+    assert not is_bench(path)
+
+
+def _changed(**changes: Any) -> str:
+    values = {"format": "guie bench", "schema": 1} | asdict(made(decode=part(3.0, 2.0, 4.0)))
+    for key, value in changes.items():
+        *where, last = key.split("__")
+        functools.reduce(lambda inner, name: inner[name], where, values)[last] = value
+    return json.dumps(values)
+
+
+DAMAGED = {
+    "": "is damaged, or was not written by guie bench",
+    "[" * 100_000: "is damaged, or was not written by guie bench",
+    _changed()[:-30]: "is damaged, or was not written by guie bench",
+    "[1]": "was not written by guie bench",
+    '{"format": "other"}': "was not written by guie bench",
+    _changed(schema=2): "is of format 2; this guie knows format 1",
+    _changed(parts=7): "is damaged (TypeError",
+    _changed(made="yesterday\x1b[31m"): "is damaged (ValueError",
+    _changed(machine__load="much"): "is damaged (ValueError",
+    _changed(parts__decode__unit="\x1b[31m"): "is damaged (ValueError: nothing is counted in '\\x1b[31m'",
+    _changed(parts__decode__rate__median=0): "is damaged (ValueError: a rate is a number above 0",
+    _changed(parts__decode__rate__most=math.nan): "is damaged (ValueError: a rate is a number above 0",
+    _changed(parts__decode__rate={"median": 1}): "is damaged (TypeError",
+    _changed(parts__decode__memory__machine=-1): "is damaged (ValueError: memory is a number of bytes",
+    _changed(parts__decode__memory__machine="1 GB"): "is damaged (TypeError",
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_file_that_cannot_be_used_is_told(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made(decode=part(3.0, 2.0, 4.0)).write(Path("a.json"))
+    Path("b.json").write_text(text)
+    code, out, err = guie(capsys, "compare", "a.json", "b.json")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: b.json {DAMAGED[text]}")
+    assert "\x1b" not in err
+
+
+def test_files_that_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    assert guie(capsys, "compare", "a.json", "b.json")[::2] == (
+        2,
+        "error: a.json cannot be read: No such file or directory\n",
+    )
+    assert guie(capsys, "compare", "folder", "b.json")[::2] == (2, "error: folder cannot be read: Is a directory\n")
+    Path("bytes").write_bytes(b"\xff\xfe\x00")
+    assert guie(capsys, "compare", "bytes", "b.json")[2].startswith("error: bytes is damaged, or was not written")
+
+
+# --- words
+
+
+def test_a_report() -> None:
+    bench = made(
+        backbone=part(12.5, 11.0, 13.25, flops_per_image=2_000_000_000), search=part(1500, 1400, 1600, unit="query")
+    )
+    assert report(replace(bench, machine=replace(MACHINE, load=3.5, gpus=["H9, 80 GB, driver 1"]))) == (
+        "Abacus 3000, 2 of 8 cores, 16.0 GB, H9, 80 GB, driver 1; profile cpu; torch 2.7.0\n"
+        "            rate             slowest - fastest  memory\n"
+        "  backbone  12.5 images/s    11.0 - 13.2        1.0 MB\n"
+        "  search    1,500 queries/s  1,400 - 1,600      1.0 MB\n"
+        "  backbone  size 224, cpu, threads 2, 25 GFLOP/s\n"
+        "  search    size 224, cpu, threads 2\n"
+        "The machine was busy before this began: a load of 3.5 on 8 cores. Measure again when it is quiet."
+    )
+
+
+def test_a_comparison_says_what_is_beyond_the_spread() -> None:
+    a = made(
+        decode=part(100, 90, 110),
+        backbone=part(10, 9, 11),
+        extraction=part(10, 9, 11),
+        head=part(8, 7, 9, unit="step", machine=None),
+        search=part(5, 4, 6, unit="query"),
+    )
+    b = made(
+        decode=part(120.5, 110, 130),
+        backbone=replace(part(20, 11.5, 25), memory=Memory(1_500_000, 3_000_000)),
+        extraction=replace(part(5, 3, 8.9), settings={"device": "cpu", "threads": 8}),
+        head=part(8, 7, 9, unit="step", size=448),
+    )
+    assert comparison(("a.json", a), ("b.json", b)) == (
+        "A is a.json, of 2026-01-02T03:04:05+00:00\n"
+        "B is b.json, of 2026-01-02T03:04:05+00:00\n"
+        "                A               B               B / A\n"
+        "  decode        100.0 images/s  120.5 images/s  1.21   no difference beyond the spread\n"
+        "    memory      1.0 MB          1.0 MB          1.00\n"
+        "  backbone      10.0 images/s   20.0 images/s   2.00   B is faster, beyond the spread\n"
+        "    memory      1.0 MB          1.5 MB          1.50\n"
+        "    GPU memory  -               3.0 MB\n"
+        "  extraction    10.0 images/s   5.00 images/s   0.50   B is slower, beyond the spread; other\n"
+        "                                                       settings: threads 2 in A, 8 in B\n"
+        "    memory      1.0 MB          1.0 MB          1.00\n"
+        "  head          8.00 steps/s    8.00 steps/s           not compared, since the work differs: size\n"
+        "                                                       224 in A, 448 in B\n"
+        "  search        5.00 queries/s  -                      only in A\n"
+        "Machine, versions and profile are the same."
+    )
+
+
+def test_a_comparison_says_what_differs_around_it() -> None:
+    a = made(decode=part(100, 90, 110))
+    other = replace(MACHINE, cores=4, gpus=["H9, 80 GB, driver 1"], load=1.5)
+    b = replace(a, machine=other, versions={"torch": "2.8.0", "timm": "1.0"}, profile="h100-80g")
+    *_, machine, versions, profile, busy = comparison(("a", a), ("b", b)).splitlines()
+    assert machine == "  machine   cores 8 in A, 4 in B; gpus missing in A, H9, 80 GB, driver 1 in B"
+    assert versions == "  versions  torch 2.7.0 in A, 2.8.0 in B; timm missing in A, 1.0 in B"
+    assert profile == "  profile   cpu in A, h100-80g in B"
+    assert busy == "B was measured on a busy machine: a load of 1.5 on 4 cores."
+
+
+# --- the command
+
+
+def guie(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    """Exit code, and what was printed."""
+    with pytest.raises(SystemExit) as exit_:
+        main(["bench", *args])
+    out, err = capsys.readouterr()
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code, out, err
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """What the command asks for; every part is answered at once."""
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def answer(name: str, task: dict[str, Any], folder: Path) -> Part:
+        asked.append((name, task | {"readable": [Path(image[0]).read_bytes()[:3] for image in task["images"]]}))
+        return part(3.0, 2.0, 4.0)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(running, "in_a_process", answer)
+    return asked
+
+
+def test_parts_are_measured_in_their_order_and_written(
+    measured: list[tuple[str, dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = guie(capsys, "--only", "search, head", "--profile", "t4-16g", "--seconds", "2", "--out", "x.json")
+    assert code == 0
+    assert out.endswith("Wrote x.json.\n")
+    assert [name for name, _ in measured] == ["head", "search"]
+    task = measured[0][1]
+    assert (task["profile"], task["dtype"], task["seconds"], task["images"]) == ("t4-16g", "float16", 2.0, [])
+    bench = Bench.read(Path("x.json"))
+    assert list(bench.parts) == ["head", "search"]
+    assert bench.profile == "t4-16g"
+    assert bench.versions["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert bench.machine.memory == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_images_are_made_up_or_given(
+    measured: list[tuple[str, dict[str, Any]]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "PHOTOS", 2)
+    monkeypatch.setattr(running, "MOST_IMAGES", 3)
+    assert guie(capsys, "--only", "decode")[0] == 0
+    assert measured[-1][1]["readable"] == [b"\xff\xd8\xff"] * 2  # of JPEGs, there while it is measured
+    assert not any(Path(image[0]).exists() for image in measured[-1][1]["images"])
+    assert measured[-1][1]["images_told"] == {"images": "2 made-up JPEGs of 1024 x 768"}
+
+    Path("own").mkdir()
+    for number in range(4):
+        Path(f"own/{number}.png").write_bytes(b"\x89PNG" + bytes([number]))
+    told = []
+    for content in (b"a", b"b"):
+        Path("own/1.png").write_bytes(content)
+        assert guie(capsys, "--only", "decode", "--images", "own")[0] == 0
+        told.append(measured[-1][1]["images_told"])
+    assert [Path(image[0]).name for image in measured[-1][1]["images"]] == ["0.png", "1.png", "2.png"]
+    assert [each["images"] for each in told] == ["3 images of own"] * 2
+    assert told[0]["digest"] != told[1]["digest"]
+
+
+WRONG = {
+    ("--only", "decode,serch"): "'serch' is no part; they are decode, backbone, extraction, head, search",
+    ("--profile", "cpux"): "--profile: 'cpux' is not among the profiles. Did you mean cpu (guie-core 0.1.0)?",
+    ("--backbone", "tim/x"): "'tim/x' is not among the backbones",
+    ("--images", "nothing-here"): "'nothing-here' is neither a data set nor a file or folder here",
+    ("--images", "empty"): "--images empty: there is no image in it",
+    ("--seconds", "0"): "is not in the range",
+    ("--out", "bench.txt"): "--output bench.txt: it must end in .json",
+    ("--out", "other.json"): "other.json is there already, and was not made by this command",
+    ("--seconds", "2", "compare", "a.json", "b.json"): "guie bench compare measures nothing: leave out --seconds",
+    ("compar",): "No such command 'compar'",
+}
+
+
+@pytest.mark.parametrize("args", WRONG)
+def test_mistakes_are_told_before_anything_is_measured(
+    args: tuple[str, ...], measured: list[tuple[str, dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("empty").mkdir()
+    Path("other.json").write_text("{}")
+    code, out, err = guie(capsys, *args)
+    assert (code, out) == (2, "")
+    assert WRONG[args] in err
+    assert measured == []
+    assert Path("other.json").read_text() == "{}"
+
+
+def test_its_own_file_is_replaced_and_others_by_force(
+    measured: list[tuple[str, dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(decode=part(1.0, 1.0, 1.0)).write(Path("bench.json"))
+    assert guie(capsys, "--only", "search")[0] == 0
+    assert list(Bench.read(Path("bench.json")).parts) == ["search"]
+    Path("bench.json").write_text("[]")
+    assert guie(capsys, "--only", "head", "--force")[0] == 0
+    assert list(Bench.read(Path("bench.json")).parts) == ["head"]
+
+
+def test_a_part_that_fails_is_told(tmp_path: Path) -> None:
+    """In the process's own words, if they are for people; else with what it said last."""
+    dies = tmp_path / "dies.py"
+    dies.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    leaves = tmp_path / "leaves.py"
+    leaves.write_text("import os, sys\nprint('the roof is on fire', file=sys.stderr, flush=True)\nos._exit(3)\n")
+    for plugin, message in {
+        "missing.py": "search: --plugin missing.py: there is no such file.",
+        str(
+            dies
+        ): "search: the process that was measuring it was ended by signal SIGKILL. Most often that means that the "
+        "memory was full. --only measures the parts without search",
+        str(leaves): "search: the process that was measuring it failed: the roof is on fire\n"
+        "--only measures the parts without search",
+    }.items():
+        with pytest.raises(GuieError) as error:
+            running.in_a_process("search", {"plugins": [plugin]}, tmp_path)
+        assert str(error.value) == message
+        assert isinstance(error.value, UsageError) == (plugin == "missing.py")
+
+
+def _children(pid: int, what: str) -> list[str]:
+    """The processes that a process has started and that say `what` on their command line."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [child for child in children if what in Path(f"/proc/{child}/cmdline").read_text()]
+    except OSError:  # one has ended meanwhile
+        return []
+
+
+def test_ctrl_c_ends_the_process_that_measures_and_writes_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "guie_core.cli", "bench", "--only", "search", "--seconds", "600"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while process.poll() is None and not (measuring := _children(process.pid, "guie_train.bench")):
+            pass
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert process.returncode == 130, err
+    assert (out, err.splitlines()[-1]) == ("", "stopped: nothing was written")
+    assert "Traceback" not in err
+    assert not Path(f"/proc/{measuring[0]}").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_is_quick_because_it_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, guie_core.cli as cli\n"
+        "try: cli.main(sys.argv[1:])\n"
+        "except SystemExit as e: assert not e.code\n"
+        "heavy = {'torch', 'numpy', 'timm', 'mmengine'} & {name.partition('.')[0] for name in sys.modules}\n"
+        "print(*heavy, file=sys.stderr)"
+    )
+    for args in (["bench", "--help"], ["bench", "compare", "--help"]):
+        done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
+        assert done.stdout.startswith("Usage: ")
+        assert done.stderr == "\n"
+
+
+def test_a_real_run_and_its_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], task: parts.Task
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    measuring = ["--only", "decode", "--seconds", "0.1", "--profile", "cpu", "--images"]
+    code, _, err = guie(capsys, *measuring, str(tmp_path), "--out", "a.json")
+    assert code == 0, err
+    found = Bench.read(Path("a.json")).parts["decode"]
+    assert found.settings == {"workers": 2}
+    assert found.work["images"] == f"3 images of {tmp_path.name}"
+    assert found.memory.machine is not None
+    assert found.rate.least <= found.rate.median <= found.rate.most
+    assert guie(capsys, "compare", "a.json", "a.json")[1].count("1.00   no difference") == 1
+
+    Path("1.png").write_bytes(Path("1.png").read_bytes()[:99])
+    code, out, err = guie(capsys, *measuring, str(tmp_path), "--out", "b.json")
+    assert (code, out) == (1, "")
+    assert f"error: decode: {tmp_path / '1.png'}: " in err
+    assert "guie data prepare makes a manifest of the images that can be used" in err
+    assert not Path("b.json").exists()
+
+
+def test_photos_are_jpegs_that_differ() -> None:
+    from guie_datasets.images.photos import photo
+
+    first, again, second = photo(0), photo(0), photo(1)
+    assert first == again != second
+    with Image.open(io.BytesIO(first)) as image:
+        assert (image.format, image.size, image.mode) == ("JPEG", (1024, 768), "RGB")
+        assert np.asarray(image).std() > 10
