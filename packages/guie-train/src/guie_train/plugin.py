@@ -38,6 +38,7 @@ def guie_stages() -> Iterable[Entry]:
         Entry("Split", "guie_train.stages.data:Split", "Who may be used for what"),
         Entry("Features", "guie_train.stages.features:Features", "Features of images through one view"),
         Entry("FitHead", "guie_train.stages.head:FitHead", "Train head and margin loss on features"),
+        Entry("FineTune", "guie_train.stages.finetune:FineTune", "Train the backbone, too, on images"),
         Entry("FitClassifier", "guie_train.stages.classifier:FitClassifier", "Train the classifier of categories"),
         Entry("Evaluate", "guie_train.stages.evaluate:Evaluate", "Retrieval of raw, PCA and trained embeddings"),
         Entry("Export", "guie_train.stages.export:Export", "Formats that run elsewhere, proven equal"),
