@@ -1,0 +1,259 @@
+"""Sweeps of a small experiment: stopped, gone on with, ranked by what runs choose by; and the room they take."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo  # loads triton, which crashes when TensorFlow was loaded before it
+from PIL import Image
+
+from guie_core.cli import main, run_command
+from guie_core.run import acquire
+from guie_datasets import decode
+from guie_emoji import Emoji
+from guie_train import runner
+from guie_train.cli import train
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["recipe.backbone.type=timm/test_resnet", "recipe.backbone.weights=none", "recipe.backbone.image_size=32"]
+SMALL += ["recipe.exports=[]", "recipe.selection.every=1"]
+GRID = ["--grid", "recipe.loss.margin=0.3,0.5", "--grid", "recipe.arcface.epochs=2,4"]
+FOLDER = Path("runs/sweep")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve classes of six images, and the repository's experiments."""
+    home = tmp_path_factory.mktemp("home")
+    for row in Emoji().rows():
+        if row.label < 12:
+            folder = home / "photos" / row.name
+            folder.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(decode(row.image.read()).transpose(1, 2, 0))
+            image.save(folder / f"{len(list(folder.iterdir()))}.png")
+    shutil.copytree(ROOT / "experiments", home / "experiments")
+    return home
+
+
+@pytest.fixture
+def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of `home` to work in; one thread, for the same bits."""
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def guie(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def call(command: str, *args: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit_:
+            run_command(train, command, args) if command == "guie-train" else main([command, *args])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        assert isinstance(exit_.value.code, int)
+        return exit_.value.code, out, err
+
+    return call
+
+
+def sweep(*args: str) -> list[str]:
+    overrides = [part for override in SMALL for part in ("--set", override)]
+    return ["sweep", "experiments/own_images.py", "--profile", "cpu", "--work-dir", str(FOLDER), *overrides, *args]
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Press Ctrl-C when so many points have begun."""
+
+    def at(number: int) -> None:
+        begun: list[int] = []
+
+        def pressed(*args: Any, **kwargs: Any) -> Path:
+            begun.append(1)
+            if len(begun) == number:
+                os.kill(os.getpid(), signal.SIGINT)
+            return runner.train(*args, **kwargs)
+
+        monkeypatch.setattr("guie_train.sweeping.sweep.train", pressed)
+
+    return at
+
+
+def go_on_with(err: str) -> list[str]:
+    """The command that an interrupted sweep tells."""
+    (line,) = re.findall(r"Go on with: guie (.*)$", err, re.MULTILINE)
+    return shlex.split(line)
+
+
+def runs() -> dict[str, dict[str, Any]]:
+    """The records of the points, by folder."""
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*/run.json"))}
+
+
+def values(record: dict[str, Any]) -> tuple[float, int]:
+    recipe = record["experiment"]["resolved"]["recipe"]
+    return recipe["loss"]["margin"], recipe["arcface"]["epochs"]
+
+
+def best_of_curves(folder: str) -> float:
+    """What the head stage wrote down, epoch by epoch."""
+    curves = json.loads((FOLDER / folder / "stages" / "head" / "curves.json").read_text())["curves"]
+    return max(float(curve["mP@5"]) for curve in curves)
+
+
+def table(out: str) -> list[tuple[float, str]]:
+    """Score and folder of the ranked points."""
+    rows = re.findall(r"^ +\d+ +(\d\.\d{4}) .* (\S+)$", out, re.MULTILINE)
+    return [(float(score), folder) for score, folder in rows]
+
+
+def test_a_grid_is_gone_on_with_and_ranked_by_selection(
+    guie: Callable[..., tuple[int, str, str]], ctrl_c: Callable[[int], None]
+) -> None:
+    ctrl_c(3)
+    code, out, err = guie(*sweep(*GRID))
+    assert code == 130, err
+    assert "4 points of own_images on cpu -> runs/sweep, each to stage 'head'" in out
+    assert [record["executions"][-1]["status"] for record in runs().values()].count("finished") == 2
+
+    code, out, err = guie(*go_on_with(err))
+    assert code == 0, err
+    assert out.count(" was done before: ") == 2
+    found = runs()
+    assert sorted(map(values, found.values())) == [(0.3, 2), (0.3, 4), (0.5, 2), (0.5, 4)]
+    ranked = table(out)
+    assert {folder: score for score, folder in ranked} == pytest.approx(
+        {folder: best_of_curves(folder) for folder in found}, abs=1e-4
+    )
+    assert [score for score, _ in ranked] == sorted((score for score, _ in ranked), reverse=True)
+
+    # what is reported on has been looked at by no point, and what they share was computed once
+    assert not Path("runs/store/evaluate").exists()
+    assert not any("scores" in record["records"] for record in found.values())
+    assert sum("reused" in s and s["reused"] for r in found.values() for s in r["records"]["stages"]) >= 12
+    assert len(list(Path("runs/store/features").glob("*/store.json"))) == 1
+
+    # the command at the end reports on the best, whose head is there
+    (command,) = re.findall(r"^To report on the best: guie-train (.*)$", out, re.MULTILINE)
+    code, out, err = guie("guie-train", *shlex.split(command))
+    assert code == 0, err
+    best = ranked[0][1]
+    assert (FOLDER / best / "report.html").is_file()
+    record = runs()[best]
+    assert {s["name"]: s["reused"] for s in record["records"]["stages"]}["head"]
+    assert [score["system"] for score in record["records"]["scores"]] == ["raw features", "PCA-64", "trained"]
+
+    # without the others, only their heads go
+    others = [f"sweep/{folder}" for _, folder in ranked[1:]]
+    code, out, err = guie("runs", "clean", *others, "--yes")
+    assert (code, err) == (0, "")
+    assert len(list(Path("runs/store/head").glob("*/stage.json"))) == 1
+    assert guie("runs", "clean")[1] == "There is nothing to remove below runs.\n"
+    code, out, err = guie("guie-train", *shlex.split(command))
+    assert all(stage["reused"] for stage in runs()[best]["records"]["stages"])
+
+
+def test_trials_are_the_same_whether_or_not_interrupted(
+    guie: Callable[..., tuple[int, str, str]], ctrl_c: Callable[[int], None]
+) -> None:
+    asked = ["--suggest", "recipe.loss.margin=0.2..0.6", "--suggest", "recipe.arcface.epochs=1..3", "--seed", "3"]
+    code, out, err = guie(*sweep("--trials", "3", *asked))
+    assert code == 0, err
+    whole = {values(record): best_of_curves(folder) for folder, record in runs().items()}
+    assert len(whole) == 3
+    FOLDER.rename("runs/whole")
+
+    ctrl_c(2)
+    code, out, err = guie(*sweep("--trials", "3", *asked))
+    assert code == 130, err
+    code, out, err = guie(*go_on_with(err))
+    assert code == 0, err
+    assert {values(record): best_of_curves(folder) for folder, record in runs().items()} == whole
+    assert len(table(out)) == 3
+
+    code, out, err = guie(*sweep("--trials", "4", *asked))
+    assert code == 0, err
+    assert out.count("trial 4/4: ") == 1
+    assert len(table(out)) == 4
+    assert whole.items() <= {values(record): best_of_curves(folder) for folder, record in runs().items()}.items()
+
+    code, out, err = guie(*sweep("--trials", "4", *asked[:-1], "4"))
+    assert code == 2
+    assert "runs/sweep has trials of another --seed." in err
+
+
+def test_a_point_that_fails_is_told_and_tried_again_when_asked(guie: Callable[..., tuple[int, str, str]]) -> None:
+    grid = ["--grid", "recipe.arcface.batch_size=5000,32", "--set", "recipe.arcface.epochs=1"]
+
+    def failures() -> int:
+        (failed,) = [
+            r for r in runs().values() if r["experiment"]["resolved"]["recipe"]["arcface"]["batch_size"] == 5000
+        ]
+        return [each["status"] for each in failed["executions"]].count("failed")
+
+    code, out, err = guie(*sweep(*grid))
+    assert code == 1
+    assert "training images do not fill one batch of 5000" in err
+    assert err.splitlines()[-1] == "error: 1 of 2 points failed; --retry tries them again."
+    assert len(table(out)) == 1
+    assert re.search(r"^ +- +failed +5000 ", out, re.MULTILINE)
+    assert failures() == 1
+    code, out, err = guie(*sweep(*grid))
+    assert code == 1
+    assert "point 1/2: batch_size=5000 failed before: " in err
+    assert failures() == 1
+    code, out, err = guie(*sweep(*grid, "--retry"))
+    assert code == 1
+    assert failures() == 2
+
+
+def test_what_is_wrong_with_the_points_is_told_before_the_first(guie: Callable[..., tuple[int, str, str]]) -> None:
+    code, _, err = guie(*sweep("--grid", "recipe.loss.margn=0.3,0.5", "--grid", "recipe.arcface.epochs=ten,3,0"))
+    assert code == 2
+    assert err.startswith("error: 3 problems in experiments/own_images.py\n")
+    for text in ("Did you mean 'margin'?", "got the text 'ten'", "epochs is 0"):
+        assert text in err
+    code, _, err = guie(*sweep("--trials", "3", "--suggest", "recipe.arcface.epochs=0..3"))
+    assert code == 2
+    assert "epochs is 0" in err
+    code, _, err = guie(*sweep("--grid", "recipe.seed", "--grid", "profile=cpu,auto"))
+    assert code == 2
+    assert err.startswith("error: 2 problems in the points\n")
+    for wrong in ([], ["--trials", "3"], ["--suggest", "recipe.seed=1..2"], [*GRID, "--trials", "3"]):
+        code, _, err = guie(*sweep(*wrong))
+        assert (code, err) == (2, "error: name the points: with --grid, or with --trials and --suggest.\n")
+    assert not Path("runs").exists()
+
+
+def test_folders_that_no_sweep_can_have(guie: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = guie(*sweep(*GRID, "--dry-run"))
+    assert code == 0
+    assert out.count("runs/sweep/margin=") == 4
+    assert not Path("runs").exists()
+    FOLDER.mkdir(parents=True)
+    (FOLDER / "cat.jpg").touch()
+    code, _, err = guie(*sweep(*GRID))
+    assert code == 2
+    assert err.startswith("error: runs/sweep is not a sweep: it holds cat.jpg.\n")
+    (FOLDER / "cat.jpg").rename(FOLDER / "run.json")
+    code, _, err = guie(*sweep(*GRID))
+    assert (code, err.startswith("error: runs/sweep is a run; ")) == (2, True)
+    (FOLDER / "run.json").unlink()
+    lock = acquire(FOLDER)
+    code, _, err = guie(*sweep(*GRID))
+    os.close(lock)
+    assert code == 2
+    assert f"runs/sweep is in use by process {os.getpid()} " in err
