@@ -98,7 +98,7 @@ def task(tmp_path: Path) -> parts.Task:
         refs.append(ImageRef(str(tmp_path / f"{number}.png")))
     profile = replace(CPU, batch={"features": 4})
     backbone = {"type": "timm/test_vit", "image_size": 32}
-    return parts.Task(profile, backbone, "float32", refs, {"images": "3 PNGs"}, 8.0, SMALL)
+    return parts.Task(profile, backbone, refs, {"images": "3 PNGs"}, 8.0, SMALL)
 
 
 # an image, a batch, a batch, a step and a search take a second of a clock that goes on by one whenever it is asked
@@ -128,7 +128,7 @@ def test_operations_of_a_backbone_are_those_of_its_layers(task: parts.Task) -> N
     for block in network.blocks:
         linear = [layer.weight.numel() for layer in block.modules() if isinstance(layer, torch.nn.Linear)]
         expected += 2 * tokens * sum(linear) + 2 * 2 * tokens * tokens * width  # scores, and the sum of values
-    assert parts._flops(backbone) == expected
+    assert parts._flops(task) == {"flops_per_image": expected}
 
 
 # --- memory
@@ -230,7 +230,7 @@ def test_a_report() -> None:
         "  search    1,500 queries/s  1,400 - 1,600      1.0 MB\n"
         "  backbone  size 224, cpu, threads 2, 25 GFLOP/s\n"
         "  search    size 224, cpu, threads 2\n"
-        "The machine was busy before this began: a load of 3.5 on 8 cores. Measure again when it is quiet."
+        "The machine was busy in the minute before: a load of 3.5 on 8 cores. Measure again when it is quiet."
     )
 
 
@@ -312,7 +312,8 @@ def test_parts_are_measured_in_their_order_and_written(
     assert out.endswith("Wrote x.json.\n")
     assert [name for name, _ in measured] == ["head", "search"]
     task = measured[0][1]
-    assert (task["profile"], task["dtype"], task["seconds"], task["images"]) == ("t4-16g", "float16", 2.0, [])
+    assert task["profile"] == {"type": "t4-16g", "dtype": "float16"}
+    assert (task["seconds"], task["images"]) == (2.0, [])
     bench = Bench.read(Path("x.json"))
     assert list(bench.parts) == ["head", "search"]
     assert bench.profile == "t4-16g"
@@ -347,13 +348,14 @@ def test_images_are_made_up_or_given(
 WRONG = {
     ("--only", "decode,serch"): "'serch' is no part; they are decode, backbone, extraction, head, search",
     ("--profile", "cpux"): "--profile: 'cpux' is not among the profiles. Did you mean cpu (guie-core 0.1.0)?",
+    ("--profile", "cpu", "--dtype", "float16"): "--profile: float16 is for GPUs: use float32 or bfloat16 on the CPU",
     ("--backbone", "tim/x"): "'tim/x' is not among the backbones",
     ("--images", "nothing-here"): "'nothing-here' is neither a data set nor a file or folder here",
     ("--images", "empty"): "--images empty: there is no image in it",
     ("--seconds", "0"): "is not in the range",
     ("--out", "bench.txt"): "--output bench.txt: it must end in .json",
     ("--out", "other.json"): "other.json is there already, and was not made by this command",
-    ("--seconds", "2", "compare", "a.json", "b.json"): "guie bench compare measures nothing: leave out --seconds",
+    ("--profile", "cpu", "compare", "a.json", "b.json"): "guie bench compare measures nothing: leave out --profile\n",
     ("compar",): "No such command 'compar'",
 }
 

@@ -26,7 +26,6 @@ def main(question: Path, answer: Path) -> None:
             Task(
                 profile=profile(task["profile"]),
                 backbone=task["backbone"],
-                dtype=task["dtype"],
                 images=[ImageRef(*each) for each in task["images"]],
                 images_told=task["images_told"],
                 seconds=task["seconds"],

@@ -63,13 +63,12 @@ class Sizes:
 class Task:
     """What to measure.
 
-    backbone: of the parts "backbone" and "extraction"; dtype: of its arithmetic. images: files to read, again and
-    again; images_told: what tells them from others.
+    backbone: of the parts "backbone" and "extraction". images: files to read, again and again; images_told: what tells
+    them from others.
     """
 
     profile: Profile
     backbone: Config
-    dtype: str
     images: Sequence[ImageRef]
     images_told: Mapping[str, Any]
     seconds: float
@@ -109,12 +108,11 @@ def _backbone(task: Task) -> Part:
     meter = Meter(task.seconds)
     with peak(device) as found:
         backbone = _built(task)
-        flops = _flops(backbone)
         extractor = _extractor(task, backbone, device)
         images = torch.rand(extractor.batch_size, 3, backbone.image_size, backbone.image_size)
         while not meter(len(extractor(images).cpu())):
             pass
-    work = _work(backbone) | {"flops_per_image": flops}
+    work = _work(backbone) | _flops(task)
     return Part("image", meter.rate, found.memory, work, _settings(task, extractor))
 
 
@@ -254,27 +252,30 @@ def _work(backbone: Backbone) -> dict[str, Any]:
     return {"backbone": backbone.name, "image_size": backbone.image_size, "features": backbone.features}
 
 
-def _flops(backbone: Backbone) -> int:
-    """Operations for an image."""
+def _flops(task: Task) -> dict[str, int]:
+    """Operations for an image, as a plan counts them; nothing where they can't be counted."""
     import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
 
-    image = torch.zeros(1, 3, backbone.image_size, backbone.image_size)
-    # attention as plain products, since not every fused kind of it is counted
-    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
-        backbone(image)
-    return int(counted.get_total_flops())
+    from guie_train.planning.forecast import NotKnown
+    from guie_train.planning.meta import on_meta, trace
+
+    try:
+        backbone = on_meta(lambda: _built(task))
+        image = torch.empty(1, 3, backbone.image_size, backbone.image_size, device="meta")
+        with torch.inference_mode():
+            return {"flops_per_image": trace(lambda: backbone(image)).operations}
+    except NotKnown:
+        return {}
 
 
 def _extractor(task: Task, backbone: Backbone, device: torch.device) -> Extractor:
     from guie_train.extraction import Extractor
 
     batch = task.profile.micro_batch("features", 64)
-    return Extractor(backbone, device, compute=task.dtype, batch_size=batch, name="features")
+    return Extractor(backbone, device, compute=task.profile.dtype, batch_size=batch, name="features")
 
 
 def _settings(task: Task, extractor: Extractor) -> dict[str, Any]:
     """How a backbone was run; its batch is smaller than the profile's if the memory was."""
-    about = {"device": extractor.device.type, "dtype": task.dtype, "batch": extractor.batch_size}
+    about = {"device": extractor.device.type, "dtype": task.profile.dtype, "batch": extractor.batch_size}
     return about | _threads(extractor.device)

@@ -44,7 +44,6 @@ def bench(
     *,
     profile: Profile,
     backbone: str,
-    dtype: str,
     images: str | None = None,
     seconds: float = 3.0,
 ) -> Bench:
@@ -53,7 +52,7 @@ def bench(
     Args:
         parts: names of `results.PARTS`.
         profile: what to run on, and how.
-        backbone: the name of one of kind "backbones", which is given random weights; dtype: of its arithmetic.
+        backbone: the name of one of kind "backbones", which is given random weights.
         images: a folder, table, manifest, shards or data set whose first images are read; None: photos that are made
             up, the same everywhere.
         seconds: how long a part is measured.
@@ -68,9 +67,8 @@ def bench(
         if set(parts) & set(READS):
             read = _given(images) if images is not None else _made_up(Path(folder))
         task = {
-            "profile": profile.name,
+            "profile": {"type": profile.name, "dtype": profile.dtype},
             "backbone": {"type": backbone},
-            "dtype": dtype,
             "images": [[ref.path, ref.offset, ref.length, ref.compression] for ref in read.refs],
             "images_told": read.told,
             "seconds": seconds,

@@ -29,7 +29,7 @@ def report(bench: Bench) -> str:
         table([(name, _facts(part)) for name, part in bench.parts.items()], width=WIDTH),
     ]
     if machine.busy:
-        lines.append(f"The machine was busy before this began: {_load(bench)}. Measure again when it is quiet.")
+        lines.append(f"The machine was busy in the minute before: {_load(bench)}. Measure again when it is quiet.")
     return "\n".join(lines)
 
 

@@ -82,9 +82,9 @@ def bench(
     Each part has a process of its own. Rates are medians of rounds; memory is the peak above what was held before.
     """
     if ctx.invoked_subcommand:
-        given = [name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
-        if given:
-            raise UsageError(f"guie bench {ctx.invoked_subcommand} measures nothing: leave out --{given[0]}")
+        for option in ctx.command.params:
+            if option.name in ctx.params and ctx.get_parameter_source(option.name) is not ParameterSource.DEFAULT:
+                raise UsageError(f"guie bench {ctx.invoked_subcommand} measures nothing: leave out {option.opts[0]}")
         return
     from guie_core.profiles import profile
     from guie_core.registry import lookup
@@ -95,8 +95,8 @@ def bench(
     inputs = [] if images is None else [Path(images).expanduser()]
     check_output(output, {".json": is_bench}, inputs=inputs, example="bench.json", force=force)
     lookup("backbones", backbone)
-    chosen = profile(profile_name, "--profile")
-    found = bench_(only, profile=chosen, backbone=backbone, dtype=dtype or chosen.dtype, images=images, seconds=seconds)
+    chosen = profile({"type": profile_name, **({"dtype": dtype} if dtype else {})}, "--profile")
+    found = bench_(only, profile=chosen, backbone=backbone, images=images, seconds=seconds)
     with folder_option("--output"):
         found.write(output)
     click.echo(report(found))
