@@ -412,11 +412,20 @@ def test_clean_below_a_sweep_keeps_what_other_runs_use(capsys: pytest.CaptureFix
 def test_clean_named_runs_and_what_only_they_used(capsys: pytest.CaptureFixture[str]) -> None:
     run("a", stages={"prepare": "p0", "head": "aa"})
     run("b", stages={"prepare": "p0", "head": "bb"})
-    rows = [line.split()[:2] for line in ok(capsys, "clean", "b", "--yes").splitlines()]
+    rows = [line.split()[:2] for line in ok(capsys, "clean", "b", "runs/b", "--yes").splitlines()]
     assert rows[:2] == [["run", "runs/b"], ["outputs", "runs/store/head/bb"]]
     assert sorted(os.listdir("runs")) == ["a", "store"]
     assert in_store() == {"prepare/p0", "head/aa"}
     assert guie(capsys, "clean", "b", "--yes")[0] == 2
+
+
+def test_clean_through_a_link_and_a_path_with_dots(capsys: pytest.CaptureFixture[str]) -> None:
+    run("a", stages={"head": "aa"})
+    run("b", stages={"head": "bb"})
+    Path("elsewhere").symlink_to("runs")
+    assert ok(capsys, "clean", "--folder", "elsewhere") == "There is nothing to remove below elsewhere.\n"
+    ok(capsys, "clean", "elsewhere/../runs/b", "--folder", "elsewhere", "--yes")
+    assert in_store() == {"head/aa"}
 
 
 def test_clean_what_failed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -432,6 +441,12 @@ def test_clean_a_whole_sweep(capsys: pytest.CaptureFixture[str]) -> None:
     run("c", stages={"head": "bb"})
     Path("runs/sweep/sweep.json").write_text("{}")
     Path("runs/sweep/study.db").touch()
+    assert [line.split()[0] for line in ok(capsys, "clean", "sweep").splitlines()[:4]] == [
+        "run",
+        "run",
+        "sweep",
+        "outputs",
+    ]
     ok(capsys, "clean", "sweep", "--yes")
     assert sorted(os.listdir("runs")) == ["c", "store"]
     assert in_store() == {"head/bb"}
@@ -444,6 +459,10 @@ def test_clean_leaves_what_is_in_use(capsys: pytest.CaptureFixture[str]) -> None
         code, out, err = guie(capsys, "clean", "a", "--yes")
         assert (code, out) == (2, "")
         assert err == "error: runs/a is in use by process 9 on here.\nNothing was removed.\n"
+    run("sweep/one")
+    Path("runs/sweep/sweep.json").write_text("{}")
+    with locked(Path("runs/sweep/run.lock")):
+        assert guie(capsys, "clean", "sweep", "--yes")[2].startswith("error: runs/sweep is in use by process 9")
     with locked(Path("runs/store/head/.bb.lock")):
         lines = ok(capsys, "clean", "--yes").splitlines()
         assert lines[-2:] == ["runs/store/head/bb stays: a process is making it at this moment.", "0 bytes removed."]

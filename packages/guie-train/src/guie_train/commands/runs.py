@@ -160,25 +160,24 @@ def clean(names: tuple[str, ...], failed: bool, features: bool, yes: bool, folde
     chosen, sweeps = _chosen(names, folder)
     if failed:
         chosen += [r.path for r in _find(folder)[0] if r.status == "failed" and r.path not in chosen]
-    for path in chosen:
+    for path in (*chosen, *sweeps):
         if who := holder(path):
             raise UsageError(f"{shown(path)} is in use by {who}.\nNothing was removed.")
 
-    absolute = {path.absolute() for path in chosen}
-    stores = {outputs.store_of(path.absolute()) for path in run_folders(folder.absolute())}
-    stores |= {folder.absolute() / outputs.STORE}
-    found = [output for store in sorted(stores) for output in outputs.unused(store, absolute)]
+    going = {path.resolve() for path in chosen}
+    stores = {outputs.store_of(path) for path in (*going, *run_folders(folder.resolve()))}
+    stores.add(folder.resolve() / outputs.STORE)
+    found = [output for store in sorted(stores) for output in outputs.unused(store, going)]
     left = outputs.left_behind(folder)
     kept = [] if features else [output for output in found if output.stage == outputs.FEATURES]
     found = [output for output in found if output not in kept]
-    sizes = [outputs.bytes_in(path) for path in (*chosen, *left, *(output.path for output in found))]
-
-    rows = [("run", shown(path)) for path in chosen]
-    rows += [("rest of a run", shown(path)) for path in left]
-    rows += [("outputs" if output.whole else "unfinished outputs", shown(output.path)) for output in found]
+    rows = [("run", path, outputs.bytes_in(path)) for path in (*chosen, *left)]
+    rows += [("sweep", path, sum(file.stat().st_size for file in path.iterdir() if file.is_file())) for path in sweeps]
+    for output in found:
+        rows.append(("outputs" if output.whole else "unfinished outputs", output.path, outputs.bytes_in(output.path)))
     if rows:
-        texts = [f"{size(count):>9}" for count in sizes]
-        click.echo(table([(*row, text) for row, text in zip(rows, texts, strict=True)], wrap=1, width=1000))
+        cells = [(what, shown(path), f"{size(count):>9}") for what, path, count in rows]
+        click.echo(table(cells, wrap=1, width=1000))
     if kept:
         total = size(sum(outputs.bytes_in(output.path) for output in kept))
         click.echo(f"Features that no run refers to: {plural(len(kept), 'store')}, {total}. --features removes them.")
@@ -186,17 +185,16 @@ def clean(names: tuple[str, ...], failed: bool, features: bool, yes: bool, folde
         click.echo(f"There is nothing to remove below {shown(folder)}.")
         return
     if not yes:
-        click.echo(f"{size(sum(sizes))} in all. Nothing was removed: --yes does it.")
+        click.echo(f"{size(sum(count for *_, count in rows))} in all. Nothing was removed: --yes does it.")
         return
     for path in chosen:
         outputs.remove_run(path)
     for path in (*left, *sweeps):
         outputs.discard(path)
-    busy = outputs.remove_outputs(found)
-    for output in busy:
-        click.echo(f"{shown(output.path)} stays: a process is making it at this moment.")
-    freed = sum(sizes) - sum(outputs.bytes_in(output.path) for output in busy)
-    click.echo(f"{size(freed)} removed.")
+    busy = {output.path for output in outputs.remove_outputs(found)}
+    for path in sorted(busy):
+        click.echo(f"{shown(path)} stays: a process is making it at this moment.")
+    click.echo(f"{size(sum(count for _, path, count in rows if path not in busy))} removed.")
 
 
 def _chosen(names: tuple[str, ...], folder: Path) -> tuple[list[Path], list[Path]]:
@@ -210,4 +208,4 @@ def _chosen(names: tuple[str, ...], folder: Path) -> tuple[list[Path], list[Path
         else:
             sweeps.append(sweep)
             chosen += run_folders(sweep)
-    return list(dict.fromkeys(chosen)), sweeps
+    return list({path.resolve(): path for path in chosen}.values()), sweeps
