@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -144,6 +145,35 @@ def test_memory_is_the_peak_above_the_start() -> None:
     assert after.any()
     assert found.memory.machine is not None
     assert 38e6 < found.memory.machine < 60e6
+
+
+def test_memory_of_a_gpu_is_what_torch_allocates_above_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", asked.append)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 350)
+    with peak(torch.device("cuda")) as found:
+        assert asked == [torch.device("cuda")]
+    assert found.memory.device == 250
+
+
+def test_a_gpu_is_waited_for_before_the_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that were only launched aren't done; and to wait after each would slow them down."""
+    calls: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: calls.append(device.type))
+
+    def meter(count: int) -> bool:
+        calls.append(count)
+        return len(calls) == 6
+
+    fit: Any = SimpleNamespace(epoch=0, step=0, steps=10)
+    enough = parts._Enough(fit, meter, torch.device("cuda"))  # type: ignore[arg-type]
+    done = 0
+    while not enough:
+        done += 1
+        fit.epoch, fit.step = divmod(done, fit.steps)
+    assert done == 3 * parts.STEPS_ON_GPU
+    assert calls == ["cuda", parts.STEPS_ON_GPU] * 3
 
 
 # --- files
