@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,16 +14,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from guie_core import Interrupted, UsageError
+from guie_core import GuieError, Interrupted, UsageError
 from guie_core.interrupt import Stop
 from guie_core.profiles import profile
 from guie_core.registry import check
 from guie_datasets import Manifest
+from guie_models.heads import BatchNormLinear
 from guie_models.losses import ArcFace
 from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Training
 from guie_train.stage import Stage, Workspace
-from guie_train.stages.head import LOSS_PROVIDES, FitHead
+from guie_train.stages import head as stages_head
+from guie_train.stages import selection as selecting
+from guie_train.stages.head import LOSS_PROVIDES, FitHead, head_inputs
 from guie_train.stages.selection import Selection
 
 COUNTS = {3: 12, 5: 6, 8: 24}  # training images by label; labels have gaps, as after a split
@@ -74,7 +78,7 @@ class Random(Stage[FeatureStore]):
         return FeatureStore(folder)
 
 
-def stage(loss: Mapping[str, Any], **training: Any) -> FitHead:
+def stage(loss: Mapping[str, Any], selection: Mapping[str, Any] | None = None, **training: Any) -> FitHead:
     images = Images(name="images")
     features = Random(name="features", manifest=images)
     settings = {"epochs": 4, "batch_size": 14, "optimizer": SAM, "warmup_epochs": 0, "keep_every": 1, **training}
@@ -86,7 +90,7 @@ def stage(loss: Mapping[str, Any], **training: Any) -> FitHead:
         head={"type": "BatchNormLinear", "out_features": 4, "dropout": 0.2},
         loss=loss,
         training=Training(**settings),
-        selection=Selection(protocol={"type": "LeaveOneOut", "split": "select"}, every=2),
+        selection=Selection(protocol={"type": "LeaveOneOut", "split": "select"}, **{"every": 2, **(selection or {})}),
     )
 
 
@@ -263,3 +267,136 @@ def test_sparse_gradients_need_an_optimiser_that_takes_them(tmp_path: Path) -> N
     loss = {"type": "ArcFace", "softmax": {"sample": 0.6, "sparse": True}}
     with pytest.raises(UsageError, match="head: the loss gives sparse gradients, and SAM doesn't take those"):
         workspace(tmp_path).get(stage(loss))
+
+
+def scores(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
+    """Selection finds these, one after the other."""
+    evaluated, rest = selecting.evaluate, list(values)
+
+    def fake(*arguments: Any, **keywords: Any) -> Any:
+        return SimpleNamespace(overall={**evaluated(*arguments, **keywords).overall, "mP@5": rest.pop(0)})
+
+    monkeypatch.setattr(selecting, "evaluate", fake)
+
+
+@pytest.mark.parametrize(
+    ("patience", "values", "epochs", "chosen"),
+    [
+        (2, [0.1, 0.3, 0.2, 0.3], 4, 2),  # an equal one is not better
+        (2, [0.1, 0.3, 0.2, 0.4, 0.1, 0.2], 6, 4),
+        (1, [0.3, 0.2], 2, 1),
+        (3, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 6, 6),
+        (0, [0.5, 0.1, 0.1, 0.1, 0.1, 0.1], 6, 1),
+    ],
+)
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_training_ends_when_patience_does(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    patience: int,
+    values: list[float],
+    epochs: int,
+    chosen: int,
+    keep: str,
+) -> None:
+    scores(monkeypatch, values)
+    selection = {"every": 1, "patience": patience, "keep": keep}
+    trained = workspace(tmp_path).get(stage({"type": "ArcFace"}, selection, epochs=6))
+    assert [curve["mP@5"] for curve in trained.curves] == values
+    assert len(trained.curves) == epochs
+    assert trained.epoch == (chosen if keep == "best" else epochs)
+    kept, wanted = (load_file(trained.folder / f"{n}.safetensors") for n in ("chosen", f"epoch-{trained.epoch:04d}"))
+    assert all(torch.equal(value, kept[name]) for name, value in wanted.items())
+
+
+def test_an_early_end_is_where_it_would_be_without_an_interruption(
+    tmp_path: Path, stop_after: Callable[[int], Stop]
+) -> None:
+    def patient() -> FitHead:
+        return stage({"type": "ArcFace"}, {"every": 1, "patience": 2, "top_k": 2}, epochs=12, ema_decay=0.6)
+
+    whole = workspace(tmp_path / "whole").get(patient())
+    assert len(whole.curves) < 12
+    workspace(tmp_path / "parts").get(patient().train)
+    for _ in range(3 * len(whole.curves)):
+        with pytest.raises(Interrupted, match="saved at"):
+            workspace(tmp_path / "parts", stop_after(1)).get(patient())
+    parts = workspace(tmp_path / "parts").get(patient())
+    assert parts.curves == whole.curves
+    names = sorted(path.name for path in whole.folder.glob("*.safetensors"))
+    assert names == sorted(path.name for path in parts.folder.glob("*.safetensors"))
+    for name in names:
+        one, other = (load_file(trained.folder / name) for trained in (whole, parts))
+        assert all(torch.equal(value, other[key]) for key, value in one.items()), name
+
+
+@pytest.mark.parametrize(("top_k", "kept"), [(0, []), (1, [2]), (2, [2, 4]), (3, [2, 4, 6]), (9, [1, 2, 3, 4, 5, 6])])
+def test_the_best_checkpoints_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top_k: int, kept: list[int]
+) -> None:
+    scores(monkeypatch, [0.2, 0.5, 0.1, 0.5, 0.3, 0.4])
+    trained = workspace(tmp_path).get(stage({"type": "ArcFace"}, {"every": 1, "top_k": top_k}, epochs=6))
+    found = sorted(trained.folder.glob("top-*"))
+    assert [path.name for path in found] == [f"top-{epoch:04d}.safetensors" for epoch in kept]
+    for path, epoch in zip(found, kept, strict=True):
+        wanted = load_file(trained.folder / f"epoch-{epoch:04d}.safetensors")
+        assert all(torch.equal(value, wanted[name]) for name, value in load_file(path).items())
+
+
+def test_the_average_is_selected_and_exported(tmp_path: Path) -> None:
+    """Every figure is that of the averaged head, which is what `build` gives."""
+    plain = workspace(tmp_path).get(stage({"type": "ArcFace"}))
+    averaged = workspace(tmp_path).get(stage({"type": "ArcFace"}, ema_decay=0.9))
+    assert [curve["loss"] for curve in averaged.curves] == [curve["loss"] for curve in plain.curves]
+    assert averaged.curves[-1]["valid loss"] != plain.curves[-1]["valid loss"]
+
+    made = stage({"type": "ArcFace"}, ema_decay=0.9)
+    images = workspace(tmp_path).get(made.manifest)
+    rows = np.flatnonzero(images.column("split") == "valid")
+    saved = load_file(averaged.folder / "last.safetensors")
+    head = averaged.build()
+    head.load_state_dict({key[5:]: value for key, value in saved.items() if key.startswith("head.")})
+    loss = ArcFace(4, len(COUNTS))
+    loss.load_state_dict({key[5:]: value for key, value in saved.items() if key.startswith("loss.")})
+    labels = torch.from_numpy(np.searchsorted(sorted(COUNTS), images.column("label")[rows]))
+    with torch.inference_mode():
+        embedding = head(head_inputs(head, workspace(tmp_path).get(made.valid), images, rows))
+        logits = loss.margin_logits(embedding, labels)
+        wanted = torch.nn.functional.cross_entropy(logits, labels)
+    assert averaged.curves[-1]["valid loss"] == pytest.approx(float(wanted), rel=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_features_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    made = stage({"type": "ArcFace"})
+    images, store = workspace(tmp_path).get(made.manifest), workspace(tmp_path).get(made.train)
+    head = BatchNormLinear(10, 4)
+    chosen = np.array([40, 3, 3, 0, 17, 5, 8, 30])
+    monkeypatch.setattr(stages_head, "ROWS", rows)
+    found = head_inputs(head, store, images, chosen).numpy()
+    np.testing.assert_array_equal(found[:, :10], store.read(images.column("hash"))[chosen])
+    np.testing.assert_allclose(found[:, 10:], [[6 / 8, 6 / 16, 8 / 16]] * 8)  # H/W, H/16, W/16
+
+
+def test_a_loss_that_is_not_finite_names_the_images(tmp_path: Path) -> None:
+    made = stage({"type": "ArcFace"})
+    store = workspace(tmp_path).get(made.train)
+    hashes = workspace(tmp_path).get(made.manifest).column("hash")
+    features = store.read(hashes)
+    features[11] = np.nan
+    for path in store.folder.iterdir():
+        path.unlink()
+    again = FeatureStore(store.folder, {"dimension": 10, "dtype": "float32", "image_size": 16})
+    again.append(hashes, features)
+    (store.folder / "stage.json").write_text('{"seconds": 0}')
+    text = (
+        r"head: the loss is not finite in epoch 1, batch \d of 3; [^\n]*\n1 of its 14 examples have [^\n]*: 11\.png\."
+    )
+    with pytest.raises(GuieError, match=text):
+        workspace(tmp_path).get(made)
+
+
+@pytest.mark.parametrize(("name", "value"), [("patience", -1), ("top_k", -2), ("every", 0)])
+def test_settings_of_selection_that_cannot_be(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value}; it is [01] or more"):
+        Selection(protocol={"type": "LeaveOneOut"}, **{name: value})  # type: ignore[arg-type]

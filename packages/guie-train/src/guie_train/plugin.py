@@ -15,6 +15,7 @@ def guie_kinds() -> Iterable[Kind]:
         Kind("stages", "the steps of a recipe"),
         Kind("metrics", "figures of retrieval"),
         Kind("protocols", "which images ask and which answer"),
+        Kind("trackers", "where curves are shown while a run trains"),
     ]
 
 
@@ -75,6 +76,17 @@ def guie_protocols() -> Iterable[Entry]:
 
 
 @hookimpl
+def guie_trackers() -> Iterable[Entry]:
+    """The trackers of guie-train."""
+    trackers = "guie_train.trackers"
+    return [
+        Entry("TensorBoard", f"{trackers}:TensorBoard", "Event files for TensorBoard in the run's folder"),
+        Entry("MLflow", f"{trackers}:MLflow", "A run of MLflow, on a server or in a file"),
+        Entry("WandB", f"{trackers}:WandB", "A run of Weights & Biases"),
+    ]
+
+
+@hookimpl
 def guie_commands() -> Iterable[Entry]:
     """The commands of guie-train."""
     commands = "guie_train.commands"
@@ -83,6 +95,7 @@ def guie_commands() -> Iterable[Entry]:
         Entry("sweep", f"{commands}.sweep:sweep", "Train an experiment with several values of its settings"),
         Entry("runs", f"{commands}.runs:runs", "List, show, compare, rank and clean up runs"),
         Entry("bench", f"{commands}.bench:bench", "Measure what this machine does in a second, and compare"),
+        Entry("features", f"{commands}.features:features", "Compute features ahead, check and exchange them"),
         Entry("predict", f"{commands}.predict:predict", "Embed images with a trained model, to Parquet or NumPy"),
         Entry("submit", f"{commands}.submit:submit", "Build, check and score a submission to the contest"),
     ]

@@ -8,7 +8,7 @@ import platform
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -31,8 +31,9 @@ from guie_train.device import device_of, free_memory
 from guie_train.planning.page import page
 from guie_train.planning.plan import make_plan
 from guie_train.report import Report, StageLine, render
-from guie_train.runs.outputs import LINKS, store_of
+from guie_train.runs.outputs import LINKS, SWEEP, store_of
 from guie_train.stage import Stage, StageRecord, Workspace
+from guie_train.trackers import Tracking
 
 
 def default_folder(experiment: Experiment) -> Path:
@@ -71,15 +72,22 @@ def train(
     recipe = build("recipes", experiment.recipe, where="recipe")
     stages, again = _chosen(recipe.stages(experiment.profile), stage, start)
     device_of(experiment.profile)  # before anything is done for it
+    if (folder / SWEEP).exists():
+        raise UsageError(f"{shown(folder)} is the folder of a sweep. Choose another with --work-dir.")
     begin = time.monotonic()
     options = [("--work-dir", work_dir), ("--stage", stage)]
     go_on = command or [*_command(experiment), *(str(part) for each in options if each[1] for part in each)]
-    with Run.open(folder, experiment, fresh=fresh) as run, _resumable(go_on), interruptible() as stop:
+    with (
+        Run.open(folder, experiment, fresh=fresh) as run,
+        _resumable(go_on),
+        interruptible() as stop,
+        closing(Tracking(folder / "trackers", getattr(recipe, "trackers", ()))) as track,
+    ):
         click.echo(f"{experiment.name} on {experiment.profile.name} -> {shown(folder)}")
         show = partial(_show, run, [each.name for each in stages])
         _check_sources(stages)
         keys = frozenset(each.key for each in again)
-        workspace = Workspace(store_of(folder), experiment.profile, stop, keys, fresh, on_record=show)
+        workspace = Workspace(store_of(folder), experiment.profile, stop, keys, fresh, on_record=show, on_epoch=track)
         _check_memory(stages, again, workspace)
         # what is unfinished in the store is this run's as well
         run.record(planned=[{"name": each.name, "key": each.key} for each in stages])
@@ -90,6 +98,7 @@ def train(
                     later.check(workspace)
                 checked = True
             output = workspace.get(each)
+            track(each.name, getattr(output, "curves", ()))  # also of a stage that another run has trained
             if isinstance(output, Manifest):
                 run.record(manifest=output.digest)
             if (selected := each.selected(output)) is not None:

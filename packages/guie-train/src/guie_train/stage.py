@@ -199,6 +199,7 @@ class Workspace:
     fresh: bool = False  # what unfinished runs of a stage have left is not gone on from
     wait: bool = False  # for another process that makes the same outputs, instead of refusing
     on_record: Callable[[StageRecord], None] = lambda record: None
+    on_epoch: Callable[[str, Sequence[Mapping[str, float]]], None] = lambda name, curves: None  # of a stage that trains
     records: dict[str, StageRecord] = field(default_factory=dict)  # by stage name
     _outputs: dict[tuple[str, str], Any] = field(default_factory=dict)
     _made: set[str] = field(default_factory=set)  # keys that were run in this workspace

@@ -128,6 +128,7 @@ class ArcFaceThenClassifier:
         exports: formats to write.
         submission: whether the TorchScript export is also packed as the contest's submission.zip.
         seed: of initialisation, order, dropout and random crops.
+        trackers: where curves are shown while it trains; nothing depends on them.
         keep_duplicates: keep images that are there more than once in a class.
         max_bad: the share of images that may be left out as unreadable, in preparation and again in decoding.
     """
@@ -150,6 +151,7 @@ class ArcFaceThenClassifier:
     exports: list[Annotated[Config, Slot("exporters")]] = field(default_factory=list)
     submission: bool = False
     seed: int = 0
+    trackers: list[Annotated[Config, Slot("trackers", provides=("folder",))]] = field(default_factory=list)
     keep_duplicates: bool = False
     max_bad: float = 0.001
 

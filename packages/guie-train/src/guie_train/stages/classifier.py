@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -149,6 +150,7 @@ class FitClassifier(Stage[TrainedClassifier]):
             seed=self.seed,
             folder=folder,
             name=self.name,
+            on_epoch=partial(workspace.on_epoch, self.name),
             sampler=sampler_of(self.training, manifest.select(rows[train]), labels[train], self.seed),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -270,6 +271,7 @@ class FineTune(Stage[TrainedHead]):
             seed=self.seed,
             folder=folder,
             name=self.name,
+            on_epoch=partial(workspace.on_epoch, self.name),
             sampler=sampler,
             parameters=groups,
             backward=MicroBatches(size),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -211,6 +212,7 @@ class FitHead(Stage[TrainedHead]):
             seed=self.seed,
             folder=folder,
             name=self.name,
+            on_epoch=partial(workspace.on_epoch, self.name),
             sampler=sampler_of(self.training, manifest.select(rows), labels, self.seed),
             example=lambda row: str(manifest.images()[rows[row]]),
         )

@@ -53,7 +53,7 @@ class Selection:
     def enough(self, curves: list[Curve]) -> bool:
         """Whether patience has come to its end."""
         scores = [curve[self.metric] for curve in curves if self.metric in curve]
-        return 0 < self.patience < len(scores) - scores.index(max(scores))
+        return bool(scores) and 0 < self.patience < len(scores) - scores.index(max(scores))
 
     def chosen(self, curves: list[Curve]) -> int:
         """The epoch of the published checkpoint: the earliest with the best score, or the last."""
