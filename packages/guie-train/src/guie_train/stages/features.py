@@ -116,16 +116,16 @@ class Features(Stage[FeatureStore]):
             import_tensorflow()
 
     def complete(self, folder: Path, workspace: Workspace) -> bool:
-        """Whether the store has every image, or all but those that may be left out."""
-        if not super().complete(folder, workspace):
-            return False
-        hashes, store = self._wanted(workspace), FeatureStore(folder)
-        return not len(store.missing(hashes)) and not self._too_many(store.is_bad(hashes).sum(), len(hashes))
+        """Whether the stage was done, and the store has every image, or all but those that may be left out."""
+        return super().complete(folder, workspace) and self.has_all(folder, workspace)
 
-    def _wanted(self, workspace: Workspace) -> NDArray[np.bytes_]:
-        manifest = workspace.get(self.manifest)
-        hashes: NDArray[np.bytes_] = manifest.column("hash")[self.rows(manifest)]
-        return hashes
+    def has_all(self, folder: Path, workspace: Workspace) -> bool:
+        """Whether the store has every image, whoever has added them."""
+        if not (folder / "store.json").exists():
+            return False
+        manifest, store = workspace.get(self.manifest), FeatureStore(folder)
+        hashes = manifest.column("hash")[self.rows(manifest)]
+        return not len(store.missing(hashes)) and not self._too_many(store.is_bad(hashes).sum(), len(hashes))
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Add the images that the store lacks."""
@@ -258,23 +258,25 @@ class Features(Stage[FeatureStore]):
         backbone, batch = frozen.backbone, outlook.profile.micro_batch("features", 64)
         dimension = backbone.features
         image = tuple(self.seen_by(backbone)(torch.zeros(3, 8, 8, dtype=torch.uint8), self.seed).shape)
+        views = self.arguments["views"]
         traced = frozen.traced(batch, self.compute, image)
         wanted, todo, exact = known(lambda: self._expected(outlook)) or (None, None, False)
-        seconds, at_least, basis = frozen.time((todo or 0) * self.views, batch, self.compute, image)
+        seconds, at_least, basis = frozen.time((todo or 0) * views, batch, self.compute, image)
         count = "N" if wanted is None else f"{'' if exact else 'about '}{wanted:,}"
-        seen = f", {self.views} views" if self.views > 1 else ""
+        seen = f", {views} views" if views > 1 else ""
         weights = sum(value.numel() * value.element_size() for value in backbone.state_dict().values())
         return Forecast(
             does=f"[{count}, {', '.join(map(str, image))}]{seen} -> [{dimension:,}] each, {self.dtype}; "
             f"{backbone.name} on {batch} at once, in {self.compute}",
             parameters=parameters(backbone)[0],
-            disk=None if wanted is None else wanted * (self.views * dimension * np.dtype(self.dtype).itemsize + HASH),
+            trained=0,
+            disk=None if wanted is None else wanted * (views * dimension * np.dtype(self.dtype).itemsize + HASH),
             device=traced.peak,
             host=LIBRARIES + (weights if outlook.profile.device == "cuda" else 0) + 2 * batch * 4 * math.prod(image),
             seconds=None if wanted is None else seconds,
             at_least=at_least,
             basis=basis if wanted is not None else f"how many images is known when {self.manifest.name!r} is done",
-            gives=StoredFeatures(dimension, self.views),
+            gives=StoredFeatures(dimension, views),
             missing=list(frozen.missing()),
             lighter=lambda memory: self._lighter(frozen, batch, image, memory),
         )
