@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,41 +13,12 @@ import pytest
 import torch
 
 from guie_core import GuieError, Interrupted, UsageError
-from guie_train.processes import ALONE, ElsewhereError, Processes, joined, launched
+from guie_train.processes import ALONE, ElsewhereError, Processes, launched
+
+InProcesses = Callable[[int, Callable[[Processes], Any]], list[Any]]
 
 
-def _one(rank: int, count: int, port: int, do: Callable[[Processes], Any], found: Any) -> None:
-    torch.set_num_threads(1)  # a forked process has none of the threads that its parent had
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    try:
-        with joined() as processes:
-            found.put((rank, do(processes)))
-    except GuieError as error:
-        found.put((rank, error))
-
-
-def together(count: int, do: Callable[[Processes], Any]) -> list[Any]:
-    """What `do` gives, or the GuieError that it raises, in each of `count` processes; None of one that was killed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    found = context.SimpleQueue()
-    started = [context.Process(target=_one, args=(rank, count, port, do, found)) for rank in range(count)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(60)
-        assert not process.is_alive()
-    results: dict[int, Any] = {}
-    while not found.empty():
-        rank, result = found.get()
-        results[rank] = result
-    return [results.get(rank) for rank in range(count)]
-
-
-def test_sums_are_those_of_all_and_the_same_everywhere() -> None:
+def test_sums_are_those_of_all_and_the_same_everywhere(in_processes: InProcesses) -> None:
     def add_up(processes: Processes) -> list[Any]:
         tensors = [
             torch.full((2, 3), 1.0 + processes.rank),
@@ -61,37 +30,37 @@ def test_sums_are_those_of_all_and_the_same_everywhere() -> None:
         return [tensor.tolist() for tensor in tensors]
 
     expected = [[[6.0] * 3] * 2, [0, 6, 12, 18], 1.5, [111.0] * 5]
-    assert together(3, add_up) == [expected] * 3
+    assert in_processes(3, add_up) == [expected] * 3
 
 
-def test_the_first_answers_for_all() -> None:
-    assert together(2, lambda processes: processes.told(lambda: f"of {processes.rank}")) == ["of 0", "of 0"]
-    assert together(2, lambda processes: processes.any(processes.rank == 1)) == [True, True]
-    assert together(2, lambda processes: processes.any(False)) == [False, False]
+def test_the_first_answers_for_all(in_processes: InProcesses) -> None:
+    assert in_processes(2, lambda processes: processes.told(lambda: f"of {processes.rank}")) == ["of 0", "of 0"]
+    assert in_processes(2, lambda processes: processes.any(processes.rank == 1)) == [True, True]
+    assert in_processes(2, lambda processes: processes.any(False)) == [False, False]
 
 
 @pytest.mark.parametrize(("error", "code"), [(GuieError("no space"), 1), (Interrupted("stopped"), 130)])
-def test_the_failure_of_the_first_ends_all(error: GuieError, code: int) -> None:
+def test_the_failure_of_the_first_ends_all(error: GuieError, code: int, in_processes: InProcesses) -> None:
     def fail(processes: Processes) -> None:
         def answer() -> None:
             raise error
 
         processes.told(answer)
 
-    first, second = together(2, fail)
+    first, second = in_processes(2, fail)
     assert type(first) is type(error)
     assert isinstance(second, ElsewhereError)
     assert (str(second), second.exit_code) == (str(error), code)
 
 
-def test_a_process_that_dies_is_noticed() -> None:
+def test_a_process_that_dies_is_noticed(in_processes: InProcesses) -> None:
     def die(processes: Processes) -> None:
         processes.wait()
         if processes.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         processes.wait()
 
-    survivor, killed = together(2, die)
+    survivor, killed = in_processes(2, die)
     assert killed is None
     assert isinstance(survivor, GuieError)
     assert "another process of this run has ended" in str(survivor)

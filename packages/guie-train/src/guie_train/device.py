@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from guie_core import GuieError
+from guie_core.commands.doctor import has_kernels
 from guie_core.processors import multiplies_bfloat16
 from guie_core.profiles import Profile
 from guie_core.wording import size
@@ -24,7 +25,7 @@ def device_of(profile: Profile) -> torch.device:
             "`--profile cpu` runs on the processor, `guie doctor` says what is here"
         )
     capability, built = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
-    if not any(_runs(arch, capability) for arch in built):
+    if not has_kernels(built, capability):
         line = "cuda12" if capability < (7, 5) else "cuda13"  # of Volta and Pascal, CUDA 13 knows nothing any more
         raise GuieError(
             f"torch {torch.__version__} has no kernels for {torch.cuda.get_device_name()} (compute capability "
@@ -32,20 +33,6 @@ def device_of(profile: Profile) -> torch.device:
             f"requirements/{line}.txt: ./setup {line}"
         )
     return torch.device("cuda")
-
-
-def _runs(arch: str, capability: tuple[int, int]) -> bool:
-    """Whether what was compiled for `arch`, "sm_86" or "compute_90", runs on a GPU of this capability.
-
-    Kernels do on the same major version from their minor one on, those of an "a" or "f" only on their very own; PTX,
-    which the driver compiles, on all that are as new.
-    """
-    kind, _, version = arch.partition("_")
-    own = version.rstrip("af")
-    built = divmod(int(own), 10)
-    if kind == "compute":
-        return own == version and built <= capability
-    return built == capability if own != version else built[0] == capability[0] and built[1] <= capability[1]
 
 
 def free_memory() -> tuple[str, int]:
@@ -64,3 +51,16 @@ def compute_dtype(profile: Profile) -> str:
 def autocast(device: torch.device, dtype: str) -> torch.autocast:
     """A context in which matrix products run in `dtype`; "float32" leaves everything as it is."""
     return torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != "float32")
+
+
+def random_state(device: torch.device) -> torch.Tensor:
+    """Of torch's generator of that device."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def set_random_state(state: torch.Tensor, device: torch.device) -> None:
+    """Set torch's generator of that device to what `random_state` gave."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)

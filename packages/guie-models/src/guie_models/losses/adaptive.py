@@ -61,6 +61,10 @@ class AdaFace(MarginLoss):
         quality = quality.clamp(-1.0, 1.0)
         return -margin * quality, margin + margin * quality
 
+    @property
+    def by_image(self) -> bool:
+        return False  # margins follow the lengths of all
+
     def _observe(self, embedding: Tensor, labels: Tensor) -> None:
         length = _lengths(embedding)
         _follow(self.length_mean, length.mean(), self.momentum)
@@ -141,6 +145,10 @@ class CurricularFace(MarginLoss):
         self.register_buffer("t", torch.zeros(()))
 
     t: Tensor
+
+    @property
+    def by_image(self) -> bool:
+        return False  # what is hard follows the targets of all
 
     def _observe(self, embedding: Tensor, labels: Tensor) -> None:
         super()._observe(embedding, labels)

@@ -162,6 +162,12 @@ class MarginLoss(nn.Module):
                 softmax=self.softmax,
             )
 
+    @property
+    def by_image(self) -> bool:
+        """Whether the loss of a batch is the mean of what each of its images would have alone, so that parts of the
+        batch can be computed apart."""
+        return self.softmax.sample == 1.0
+
     def margins(self, embedding: Tensor, labels: Tensor) -> tuple[float | Tensor, float | Tensor]:
         """What is added to the target's angle, and what is then subtracted from its cosine: numbers, or [B]."""
         return self.margin_of(labels), 0.0

@@ -4,5 +4,17 @@ from guie_train.fitting.examples import Examples, Resident
 from guie_train.fitting.fit import Backward, Curve, Fit, whole_batch
 from guie_train.fitting.scaling import LossScale
 from guie_train.fitting.settings import Training, sampler_of
+from guie_train.fitting.together import Together
 
-__all__ = ["Backward", "Curve", "Examples", "Fit", "LossScale", "Resident", "Training", "sampler_of", "whole_batch"]
+__all__ = [
+    "Backward",
+    "Curve",
+    "Examples",
+    "Fit",
+    "LossScale",
+    "Resident",
+    "Together",
+    "Training",
+    "sampler_of",
+    "whole_batch",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +22,7 @@ from guie_train.fitting.examples import Examples
 from guie_train.fitting.scaling import LossScale
 from guie_train.fitting.schedule import schedule_of
 from guie_train.fitting.settings import Training
+from guie_train.processes import ALONE, Processes
 
 if TYPE_CHECKING:
     from guie_datasets import Sampler
@@ -64,6 +66,8 @@ class Fit:
         example: what the example of a row is called, in messages.
         on_epoch: called after each epoch with the curves up to then.
         save_seconds: between two states on disk, what a kill can cost; never what comes out.
+        processes: those that train it together, each with a Fit of its own on the same examples; `backward` then gives
+            all of them the same gradients (`Together`). The first alone evaluates and writes.
 
     Attributes:
         evaluated: the module of which checkpoints are written, and which is to be evaluated: `model`, or a copy of it
@@ -90,6 +94,7 @@ class Fit:
         example: Callable[[int], str] = "row {}".format,
         on_epoch: Callable[[list[Curve]], None] | None = None,
         save_seconds: float = SAVE_SECONDS,
+        processes: Processes = ALONE,
     ) -> None:
         self.model = model
         self.examples = examples
@@ -103,6 +108,7 @@ class Fit:
         self.example = example
         self.on_epoch = on_epoch
         self.save_seconds = save_seconds
+        self.processes = processes
         if self.steps < 1:
             part = f" in each of {training.epoch_parts} parts" if training.epoch_parts > 1 else ""
             raise GuieError(
@@ -164,7 +170,7 @@ class Fit:
                         self.average.update_parameters(self.model)
                     self.step += 1
                     progress.advance(1)
-                    stopped = bool(stop)
+                    stopped = self.processes.any(bool(stop))
                     due = stopped or self._due()
                     if self.step % self._look == 0 or due:
                         self._check_finite()
@@ -267,14 +273,14 @@ class Fit:
         if after_epoch is not None:
             self.evaluated.eval()
             with torch.inference_mode():
-                curve |= after_epoch(self.epoch)
+                curve |= self.processes.told(partial(after_epoch, self.epoch))
         self.curves.append(curve)
         keep = self.training.keep_every
         if keep and self.epoch % keep == 0:
             self.write_checkpoint(f"epoch-{self.epoch:04d}")
         if self.epoch == self.training.epochs or self._due():
             self.save()
-        if self.on_epoch is not None:
+        if self.on_epoch is not None and self.processes.first:
             self.on_epoch(self.curves)
 
     def _due(self) -> bool:
@@ -306,6 +312,8 @@ class Fit:
 
     def write_checkpoint(self, name: str) -> None:
         """Write the tensors of `evaluated` to `<name>.safetensors` in the folder."""
+        if not self.processes.first:
+            return
         from safetensors.torch import save
 
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.evaluated.state_dict().items()}
@@ -314,6 +322,11 @@ class Fit:
 
     def save(self) -> None:
         """Write all that the next step depends on to `state.pt`."""
+        if self.processes.first:
+            self._write_state()
+        self._saved = time.monotonic()
+
+    def _write_state(self) -> None:
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -333,7 +346,6 @@ class Fit:
         torch.save(state, buffer)
         with atomic_write(self.folder / "state.pt") as file:
             file.write(buffer.getbuffer())
-        self._saved = time.monotonic()
 
     def _load(self) -> None:
         path = self.folder / "state.pt"

@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from guie_train.device import random_state, set_random_state
 from guie_train.fitting.images import Seen
 
 
@@ -45,25 +46,14 @@ class MicroBatches:
         before, found = [], []
         with torch.no_grad():
             for pixels in parts:
-                before.append(_random_state(pixels.device))
+                before.append(random_state(pixels.device))
                 found.append(network.features(pixels))
         features = torch.cat(found).requires_grad_()
         loss = network.criterion(features, seen.sizes, labels)
         (loss * scale).backward()
-        after = _random_state(features.device)
+        after = random_state(features.device)
         for pixels, state, gradient in zip(parts, before, cast(Tensor, features.grad).split(self.size), strict=True):
-            _set_random_state(state, pixels.device)
+            set_random_state(state, pixels.device)
             network.features(pixels).backward(gradient)
-        _set_random_state(after, features.device)
+        set_random_state(after, features.device)
         return loss.detach()
-
-
-def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_random_state(state: Tensor, device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
