@@ -122,14 +122,14 @@ def test_every_part_can_be_measured() -> None:
 
 
 def test_operations_of_a_backbone_are_those_of_its_layers(task: parts.Task) -> None:
-    backbone = parts._built(task)
-    network: Any = backbone.network
+    build = parts._backbone_of(task)
+    network: Any = build().network
     tokens, width = network.pos_embed.shape[1], network.embed_dim
     expected = 2 * (tokens - network.num_prefix_tokens) * network.patch_embed.proj.weight.numel()
     for block in network.blocks:
         linear = [layer.weight.numel() for layer in block.modules() if isinstance(layer, torch.nn.Linear)]
         expected += 2 * tokens * sum(linear) + 2 * 2 * tokens * tokens * width  # scores, and the sum of values
-    assert parts._flops(task) == {"flops_per_image": expected}
+    assert parts._flops(build) == {"flops_per_image": expected}
 
 
 # --- memory
@@ -264,6 +264,19 @@ def test_a_report() -> None:
     )
 
 
+def test_lines_stay_narrow() -> None:
+    machine = replace(
+        MACHINE, processor="Abacus(R) Gold(TM) 3000 CPU @ 2.80GHz", gpus=["H9 PCIe 80GB, 80 GB, driver 1.2.3"] * 8
+    )
+    bench = replace(
+        made(backbone=part(12.5, 11.0, 13.25, backbone="a/" + "b" * 40)), machine=replace(machine, load=9.75)
+    )
+    other = replace(bench, machine=MACHINE, versions={f"library-{n}": "1.0" for n in range(20)})
+    for text in (report(bench), comparison(("a/very/long/path/" + "x" * 60, bench), ("b", other))):
+        assert "8 x H9 PCIe 80GB, 80 GB, driver 1.2.3" in " ".join(text.split())
+        assert max(map(len, text.splitlines())) <= 100
+
+
 def test_a_comparison_says_what_is_beyond_the_spread() -> None:
     a = made(
         decode=part(100, 90, 110),
@@ -305,7 +318,7 @@ def test_a_comparison_says_what_differs_around_it() -> None:
     assert machine == "  machine   cores 8 in A, 4 in B; gpus missing in A, H9, 80 GB, driver 1 in B"
     assert versions == "  versions  torch 2.7.0 in A, 2.8.0 in B; timm missing in A, 1.0 in B"
     assert profile == "  profile   cpu in A, h100-80g in B"
-    assert busy == "B was measured on a busy machine: a load of 1.5 on 4 cores."
+    assert busy == "B was measured on a busy machine, which explains much: a load of 1.5 on 4 cores."
 
 
 # --- the command

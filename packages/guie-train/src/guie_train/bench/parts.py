@@ -104,28 +104,28 @@ def _backbone(task: Task) -> Part:
 
     from guie_train.extraction import Extractor  # noqa: F401  its memory is no part of the work
 
-    device = _device(task)
+    device, build = _device(task), _backbone_of(task)
     meter = Meter(task.seconds)
     with peak(device) as found:
-        backbone = _built(task)
+        backbone = build()
         extractor = _extractor(task, backbone, device)
         images = torch.rand(extractor.batch_size, 3, backbone.image_size, backbone.image_size)
         while not meter(len(extractor(images).cpu())):
             pass
-    work = _work(backbone) | _flops(task)
+    work = _work(backbone) | _flops(build)
     return Part("image", meter.rate, found.memory, work, _settings(task, extractor))
 
 
 def _extraction(task: Task) -> Part:
     """Image files to features, as stages and `guie predict` make them."""
-    from guie_core.registry import build
+    from guie_core import registry
     from guie_train.extraction import extract
 
-    device = _device(task)
+    device, build = _device(task), _backbone_of(task)
     with peak(device) as found:
-        backbone = _built(task)
+        backbone = build()
         extractor = _extractor(task, backbone, device)
-        view = build("views", VIEW, size=backbone.image_size, mean=backbone.mean, std=backbone.std)
+        view = registry.build("views", VIEW, size=backbone.image_size, mean=backbone.mean, std=backbone.std)
         workers = task.profile.workers
         meter = Meter(task.seconds, warm=extractor.batch_size + 4 * workers)  # what is read ahead
 
@@ -237,22 +237,22 @@ def _threads(device: torch.device) -> dict[str, int]:
     return {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
 
 
-def _built(task: Task) -> Backbone:
+def _backbone_of(task: Task) -> Callable[[], Backbone]:
+    """Builds the backbone; what that imports is imported already."""
     from guie_core.registry import build, load
     from guie_core.signature import signature
 
     config = dict(task.backbone)
     if "weights" in signature(load("backbones", config["type"])).hints:
         config.setdefault("weights", "none")  # random ones take as long, and need no download
-    backbone: Backbone = build("backbones", config, where="--backbone")
-    return backbone
+    return lambda: build("backbones", config, where="--backbone")
 
 
 def _work(backbone: Backbone) -> dict[str, Any]:
     return {"backbone": backbone.name, "image_size": backbone.image_size, "features": backbone.features}
 
 
-def _flops(task: Task) -> dict[str, int]:
+def _flops(build: Callable[[], Backbone]) -> dict[str, int]:
     """Operations for an image, as a plan counts them; nothing where they can't be counted."""
     import torch
 
@@ -260,7 +260,7 @@ def _flops(task: Task) -> dict[str, int]:
     from guie_train.planning.meta import on_meta, trace
 
     try:
-        backbone = on_meta(lambda: _built(task))
+        backbone = on_meta(build)
         image = torch.empty(1, 3, backbone.image_size, backbone.image_size, device="meta")
         with torch.inference_mode():
             return {"flops_per_image": trace(lambda: backbone(image)).operations}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -20,16 +22,19 @@ Named = tuple[str, Bench]
 def report(bench: Bench) -> str:
     """What was measured, on what."""
     machine = bench.machine
-    about = [machine.processor, f"{machine.processors} of {machine.cores} cores", size(machine.memory), *machine.gpus]
+    about = [machine.processor, f"{machine.processors} of {machine.cores} cores", size(machine.memory), _gpus(bench)]
     rows = [("", "rate", "slowest - fastest", "memory")]
     rows += [(name, _rate(part), _spread(part), _memory(part)) for name, part in bench.parts.items()]
     lines = [
-        f"{', '.join(about)}; profile {bench.profile}; torch {bench.versions.get('torch', 'missing')}",
+        _filled(
+            f"{', '.join(filter(None, about))}; profile {bench.profile}; torch {bench.versions.get('torch', 'missing')}"
+        ),
         table(rows, width=WIDTH),
         table([(name, _facts(part)) for name, part in bench.parts.items()], width=WIDTH),
     ]
     if machine.busy:
-        lines.append(f"The machine was busy in the minute before: {_load(bench)}. Measure again when it is quiet.")
+        told = f"The machine was busy in the minute before: {_load(bench)}. Measure again when it is quiet."
+        lines.append(_filled(told))
     return "\n".join(lines)
 
 
@@ -44,18 +49,28 @@ def comparison(a: Named, b: Named) -> str:
     for part in PARTS:
         if part in first.parts or part in second.parts:
             rows += _rows(part, first.parts.get(part), second.parts.get(part))
-    lines = [f"A is {name_a}, of {first.made}", f"B is {name_b}, of {second.made}", table(rows, width=WIDTH)]
+    lines = [_filled(f"A is {name_a}, of {first.made}"), _filled(f"B is {name_b}, of {second.made}")]
+    lines.append(table(rows, width=WIDTH))
     differing = list(_circumstances(first, second))
     lines.append(table(differing, width=WIDTH) if differing else "Machine, versions and profile are the same.")
     for letter, bench in (("A", first), ("B", second)):
         if bench.machine.busy:
-            lines.append(f"{letter} was measured on a busy machine: {_load(bench)}.")
+            lines.append(_filled(f"{letter} was measured on a busy machine, which explains much: {_load(bench)}."))
     return "\n".join(lines)
 
 
 def _load(bench: Bench) -> str:
     """How busy its machine was."""
     return f"a load of {bench.machine.load:g} on {bench.machine.cores} cores"
+
+
+def _gpus(bench: Bench) -> str:
+    """ "8 x H9, 80 GB, driver 1"; "" for none."""
+    return ", ".join(f"{count} x {gpu}" if count > 1 else gpu for gpu, count in Counter(bench.machine.gpus).items())
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _rate(part: Part) -> str:
@@ -122,7 +137,7 @@ def _verdict(first: Part, second: Part) -> str:
 def _circumstances(first: Bench, second: Bench) -> Iterator[tuple[str, str]]:
     """What differs around the parts, by aspect."""
     machines = [
-        {k: ", ".join(v) if k == "gpus" else v for k, v in asdict(bench.machine).items() if k != "load"}
+        {key: value for key, value in asdict(bench.machine).items() if key != "load"} | {"gpus": _gpus(bench)}
         for bench in (first, second)
     ]
     versions, profiles = (first.versions, second.versions), ({"": first.profile}, {"": second.profile})
