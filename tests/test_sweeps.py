@@ -8,7 +8,7 @@ import re
 import shlex
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,34 @@ import torch
 import torch._dynamo  # loads triton, which crashes when TensorFlow was loaded before it
 from PIL import Image
 
+from guie_core import ExperimentError, Problem
 from guie_core.cli import main, run_command
 from guie_core.run import acquire
 from guie_datasets import decode
 from guie_emoji import Emoji
 from guie_train import runner
 from guie_train.cli import train
+from guie_train.sweeping.points import Point
+from guie_train.sweeping.study import Study, Suggestion
+from guie_train.sweeping.sweep import Sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["recipe.backbone.type=timm/test_resnet", "recipe.backbone.weights=none", "recipe.backbone.image_size=32"]
 SMALL += ["recipe.exports=[]", "recipe.selection.every=1"]
 GRID = ["--grid", "recipe.loss.margin=0.3,0.5", "--grid", "recipe.arcface.epochs=2,4"]
 FOLDER = Path("runs/sweep")
+PAGE = (ROOT / "docs" / "how-to" / "runs.md").read_text()
+# the page's experiment, on the small images
+QUICKSTART = """
+from mmengine.config import read_base
+
+with read_base():
+    from .own_images import recipe
+
+recipe.update(backbone=dict(type="timm/test_resnet", weights="none", image_size=32), head=dict(dropout=0.3))
+recipe.update(arcface=dict(epochs=4), selection=dict(every=1), exports=[dict(type="Safetensors")])
+profile = "cpu"
+"""
 
 
 @pytest.fixture(scope="module")
@@ -238,13 +254,31 @@ def test_what_is_wrong_with_the_points_is_told_before_the_first(guie: Callable[.
     assert not Path("runs").exists()
 
 
+def test_a_combination_that_is_refused_does_not_hold_up_the_others(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = [Suggestion("recipe.seed", 0, 9, whole=True)]
+
+    def load(values: Mapping[str, str]) -> Point:
+        raise ExperimentError([Problem("recipe", f"no {values['recipe.seed']}.")])
+
+    made = Sweep(FOLDER, ["guie", "sweep"])
+    for trials in (2, 3):
+        assert made.by(lambda: Study(FOLDER, space, 0, "digest"), trials, load) == []
+        assert Study(FOLDER, space, 0, "digest").count == trials
+    assert capsys.readouterr().err.count("recipe: no ") == 2 + 3
+
+
 def test_folders_that_no_sweep_can_have(guie: Callable[..., tuple[int, str, str]]) -> None:
     code, out, _ = guie(*sweep(*GRID, "--dry-run"))
     assert code == 0
     assert out.count("runs/sweep/margin=") == 4
     assert not Path("runs").exists()
     FOLDER.mkdir(parents=True)
-    (FOLDER / "cat.jpg").touch()
+    (FOLDER / "sweep.json").touch()
+    code, _, err = guie("guie-train", "experiments/own_images.py", "--profile", "cpu", "--work-dir", str(FOLDER))
+    assert (code, err.startswith("error: runs/sweep is the folder of a sweep.")) == (2, True)
+    (FOLDER / "sweep.json").rename(FOLDER / "cat.jpg")
     code, _, err = guie(*sweep(*GRID))
     assert code == 2
     assert err.startswith("error: runs/sweep is not a sweep: it holds cat.jpg.\n")
@@ -257,3 +291,44 @@ def test_folders_that_no_sweep_can_have(guie: Callable[..., tuple[int, str, str]
     os.close(lock)
     assert code == 2
     assert f"runs/sweep is in use by process {os.getpid()} " in err
+
+
+def test_the_page_of_commands(guie: Callable[..., tuple[int, str, str]]) -> None:
+    """docs/how-to/runs.md, every command as it stands there but for the number of trials."""
+    folder = Path("experiments")
+    base = (folder / "quickstart.py").read_text().replace("._base_.fifth_place", ".fifth_place")
+    (folder / "_base_" / "quickstart.py").write_text(base)
+    own = folder / "own_images.py"
+    own.write_text(own.read_text().replace("from .quickstart", "from ._base_.quickstart"))
+    (folder / "quickstart.py").write_text(QUICKSTART)
+
+    said: dict[str, str] = {}
+    for line in re.findall(r"^\$ (guie.*?)(?: +#.*)?$", PAGE, re.MULTILINE):
+        command, *arguments = shlex.split(line.replace("--trials 20", "--trials 2"))
+        code, out, err = guie(command, *arguments) if command == "guie-train" else guie(*arguments)
+        assert code == 0, f"{line}\n{err}"
+        said[line] = out
+
+    def of(start: str) -> str:
+        (found,) = [out for line, out in said.items() if line.startswith(start)]
+        return found
+
+    assert [line.split()[:2] for line in of("guie runs list").splitlines()[1:]] == [
+        ["quickstart", "finished"],
+        ["less-dropout", "finished"],
+    ]
+    assert of("guie runs show").startswith("quickstart: finished\n")
+    assert "recipe.head.dropout: 0.3 in A, 0.1 in B" in of("guie runs compare")
+    assert {name for name in re.findall(r"0\.\d{4}  (\S+)", of("guie runs best --metric"))} == {
+        "quickstart",
+        "less-dropout",
+    }
+    grid = of("guie sweep experiments/quickstart.py --grid")
+    assert len(table(grid)) == 6
+    for line in grid.splitlines():
+        if line.startswith(("6 points by", " ")) and "run" in line.split():
+            assert line.split() in [shown.split() for shown in PAGE.splitlines()]  # the heading of its table
+    assert len(re.findall(r"0\.\d{4}  (\S+)", of("guie runs best --selection"))) == 2
+    assert "--yes does it" in of("guie runs clean")
+    assert of("guie runs clean --yes").splitlines()[-1].endswith(" removed.")
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["less-dropout", "quickstart", "store", "tuned"]

@@ -58,10 +58,15 @@ def test_what_is_wrong_with_grids_is_told_at_once() -> None:
         "--grid names this setting twice.",
     ]
     problems.clear()
-    check_keys([*grid, "profile.workers"], ["recipe.e = 3", "recipe.f=1"], problems)
+    check_keys(
+        [*grid, "profile.workers", "recipe.selection.metric", "recipe.selection.every"],
+        ["recipe.e = 3", "recipe.f=1"],
+        problems,
+    )
     assert [(problem.where, problem.message) for problem in problems] == [
         ("recipe.e", "is swept, and --set gives it one value as well."),
         ("profile.workers", "a profile changes speed and memory, never the result; there is nothing to sweep."),
+        ("recipe.selection.metric", "points are ranked by it, so it has to be the same for all."),
     ]
 
 

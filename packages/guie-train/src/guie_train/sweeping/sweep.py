@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from guie_core import GuieError, Interrupted, UsageError, build
+from guie_core import ExperimentError, GuieError, Interrupted, UsageError, build
 from guie_core.files import atomic_write
 from guie_core.interrupt import Stop, interruptible
 from guie_core.record import RECORD, RunRecord
@@ -75,33 +75,39 @@ class Sweep:
     def by(self, study: Callable[[], Study], trials: int, load: Callable[[Mapping[str, str]], Point]) -> list[Outcome]:
         """Run what a study suggests until it has `trials` points; `load` makes a point of its values.
 
-        A study is opened once the folder is. Raises as `over` does, and what opening the study raises.
+        The study is opened once the folder is. A combination of values that the experiment refuses is told, and counts
+        as a trial that failed. Raises as `over` does, and what opening the study raises.
         """
         outcomes: dict[str, Outcome] = {}  # by digest, since a point may be suggested more than once
+
+        def tried(params: Mapping[str, Any], which: str, score: float | None = None) -> float | None:
+            try:
+                point = load(opened.values(params))
+            except ExperimentError as error:
+                click.echo(f"{which}: {error}", err=True)
+                return None
+            # of a trial that was scored, the run may have been removed since
+            known = None if score is None else self._before(point) or Outcome(point, score=score)
+            outcome = known or self._run(point, which)
+            outcomes[point.experiment.digest] = outcome
+            return outcome.score
+
         with self._opened({"trials": trials}) as stop:
             opened = study()
             earlier = opened.trials
             scored = [trial.params for trial in earlier if trial.score is not None]
-            for trial in earlier:
-                point = load(opened.values(trial.params))
+            for number, trial in enumerate(earlier, 1):
+                self._go_on(stop, f"{opened.count} of {plural(trials, 'trial')} are done")
                 if trial.score is not None:
-                    outcome = self._before(point) or Outcome(point, score=trial.score)
+                    tried(trial.params, f"trial {number}", trial.score)
                 elif trial.params not in scored:
-                    self._go_on(stop, "trials that failed are being told")
-                    outcome = self._run(point, "trial that failed")
-                    if outcome.score is not None:
-                        opened.add(trial.params, outcome.score, again=True)
-                        scored.append(trial.params)
-                else:
-                    continue
-                outcomes[point.experiment.digest] = outcome
+                    score = tried(trial.params, f"trial {number}")
+                    if score is not None:
+                        opened.add(trial.params, score, again=True)
             while (number := opened.count) < trials:
                 self._go_on(stop, f"{number} of {plural(trials, 'trial')} are done")
                 params = opened.suggest()
-                point = load(opened.values(params))
-                outcome = self._run(point, f"trial {number + 1}/{trials}")
-                opened.add(params, outcome.score)
-                outcomes[point.experiment.digest] = outcome
+                opened.add(params, tried(params, f"trial {number + 1}/{trials}"))
         return list(outcomes.values())
 
     def _go_on(self, stop: Stop, done: str) -> None:
