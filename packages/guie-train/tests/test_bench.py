@@ -448,6 +448,19 @@ def test_a_part_that_fails_is_told(tmp_path: Path) -> None:
         assert isinstance(error.value, UsageError) == (plugin == "missing.py")
 
 
+def test_plugins_of_the_command_line_are_there_where_it_is_measured(task: parts.Task, tmp_path: Path) -> None:
+    plugin, loaded = tmp_path / "own.py", tmp_path / "loaded"
+    plugin.write_text(
+        "import os\nfrom guie_core import Entry, hookimpl\n"
+        f"with open({str(loaded)!r}, 'a') as file: print(os.getpid(), file=file)\n"
+        "@hookimpl\ndef guie_backbones(): return [Entry('own', 'own:Own', 'One of my own')]\n"
+    )
+    command = [sys.executable, "-m", "guie_core.cli", "--plugin", "own.py", "bench", "--backbone", "own"]
+    command += ["--only", "decode", "--seconds", "0.1", "--images", "."]
+    subprocess.run(command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    assert len(set(loaded.read_text().split())) == 2
+
+
 def _children(pid: int, what: str) -> list[str]:
     """The processes that a process has started and that say `what` on their command line."""
     try:
@@ -458,7 +471,7 @@ def _children(pid: int, what: str) -> list[str]:
 
 
 def test_ctrl_c_ends_the_process_that_measures_and_writes_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "guie_core.cli", "bench", "--only", "search", "--seconds", "600"]
+    command = [sys.executable, "-m", "guie_core.cli", "bench", "--only", "search", "--seconds", "60"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

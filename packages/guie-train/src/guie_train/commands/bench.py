@@ -44,7 +44,7 @@ def _parts(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
     "--only", default=",".join(PARTS), callback=_parts, metavar="PART,...", help="Parts to measure [default: all]."
 )
 @click.option(
-    "--seconds", type=click.FloatRange(0.1, 600), default=3.0, show_default=True, help="How long a part is measured."
+    "--seconds", type=click.FloatRange(0.1, 60), default=3.0, show_default=True, help="How long a part is measured."
 )
 @click.option(
     "--output",
