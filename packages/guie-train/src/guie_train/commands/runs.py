@@ -43,7 +43,7 @@ def runs() -> None:
 @folder_option
 @format_option
 def list_(folder: Path, style: str) -> None:
-    """List the runs, the oldest first.
+    """List runs, the oldest first.
 
     "selection" is the score by which a run chose its checkpoint, "reported" the one of its report.
     """
@@ -75,7 +75,11 @@ def _find(folder: Path) -> tuple[list[RunRecord], dict[Path, str]]:
 @folder_option
 @format_option
 def show(name: str, folder: Path, style: str) -> None:
-    """Show the run NAME: its experiment, versions, plugins, data, seeds, stages, scores, and where its results are."""
+    """Show all that there is to say of a run.
+
+    Its experiment as resolved, command, times, machine, git state, data, seeds, plugins, versions, stages, scores, and
+    where report and models are.
+    """
     record = find_run(name, folder)
     if style == "json":
         whole = words.as_json(record, folder) | {"executions": record.executions, "records": record.records}
@@ -92,9 +96,9 @@ def show(name: str, folder: Path, style: str) -> None:
 @folder_option
 @format_option
 def compare(names: tuple[str, ...], folder: Path, style: str) -> None:
-    """Say what differs between runs A, B, ...: settings, profile, versions, plugins, git, machine, data, stages.
+    """Say what differs between two runs or more.
 
-    Stages with the same outputs are those with the same key. Scores have their difference from the first run's.
+    Settings, profile, versions, plugins, git state, machine, data, stages and scores are compared. Stages with the same outputs are those with the same key. Scores have their difference from the first run's.
     """
     if len(names) < 2:
         raise UsageError("it takes two runs or more to compare.")
@@ -115,7 +119,7 @@ def compare(names: tuple[str, ...], folder: Path, style: str) -> None:
 @folder_option
 @format_option
 def best(metric: str | None, system: str, selection: bool, folder: Path, style: str) -> None:
-    """Rank the runs by a score, best first.
+    """Rank runs by a score, best first.
 
     By default the score is the reported one, which tells how good runs are and isn't there to choose between them: the
     best of many is better by luck as well. To choose, use --selection, as guie sweep does.
@@ -152,8 +156,9 @@ def best(metric: str | None, system: str, selection: bool, folder: Path, style: 
 @click.option("--yes", is_flag=True, help="Do it, instead of saying what would be done.")
 @folder_option
 def clean(names: tuple[str, ...], failed: bool, features: bool, yes: bool, folder: Path) -> None:
-    """Remove outputs of stages that no run refers to; and before that the runs, or sweeps, that are named.
+    """Remove outputs that no run refers to, and runs.
 
+    Runs and sweeps are removed if they are named, and with them the outputs that only they referred to.
     Nothing that a run refers to is removed, nor is a run that is in use. Stores of features stay unless --features is
     given: a run to come may save hours by them. Without --yes, nothing is removed at all.
     """
