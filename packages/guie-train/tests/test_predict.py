@@ -151,6 +151,17 @@ def test_switched_augmentation_is_that_of_one_image_at_a_time(here: Path, run: R
     assert differs  # so that it was no single view
 
 
+@pytest.mark.parametrize(("form", "waits"), [("embedder.safetensors", True), ("saved_model.pt", False)])
+def test_a_model_in_the_threads_that_read_is_no_wait_for_data(
+    here: Path, capsys: pytest.CaptureFixture[str], form: str, waits: bool
+) -> None:
+    with pytest.raises(SystemExit):
+        run_command(guie, "guie", ["predict", f"one/{form}", "photos", "-o", "e.parquet", "--profile", "cpu"])
+    progress = capsys.readouterr().err
+    assert "54/54 images, 100 %" in progress
+    assert ("data wait" in progress) == waits
+
+
 def test_what_the_file_says(here: Path, run: Run) -> None:
     run("predict", "one", "photos", "-o", "e.parquet")
     file = pq.read_table("e.parquet")

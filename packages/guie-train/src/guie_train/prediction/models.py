@@ -56,7 +56,7 @@ class Model(ABC, Generic[T]):
 
     dimension: int  #: E, of an embedding
     batch_size: int  #: images at once
-    workers: int | None = None  #: threads that pay, where that is not as for reading
+    workers: int | None = None  #: threads that pay where `prepare` runs the model itself, not as for reading; else None
 
     @abstractmethod
     def prepare(self, image: NDArray[np.uint8]) -> T:

@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -203,7 +203,8 @@ class _Work:
             due = time.monotonic() + FLUSH_SECONDS
             reached = start
             while reached < total:
-                with progress.waiting():
+                # a model that runs in the threads that read isn't waited for as data is
+                with progress.waiting() if model.workers is None else nullcontext():
                     batch = self._batch(items, model)
                 embedded = self._embed(batch, model)
                 pending.append(embedded)
