@@ -98,7 +98,8 @@ def show(name: str, folder: Path, style: str) -> None:
 def compare(names: tuple[str, ...], folder: Path, style: str) -> None:
     """Say what differs between two runs or more.
 
-    Settings, profile, versions, plugins, git state, machine, data, stages and scores are compared. Stages with the same outputs are those with the same key. Scores have their difference from the first run's.
+    Settings, profile, versions, plugins, git state, machine, data, stages and scores are compared. Stages have the same
+    outputs if they have the same key. Scores stand beside their difference from the first run's.
     """
     if len(names) < 2:
         raise UsageError("it takes two runs or more to compare.")
