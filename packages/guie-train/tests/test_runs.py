@@ -478,8 +478,9 @@ def test_clean_keeps_the_outputs_of_a_run_whose_record_is_damaged(capsys: pytest
 
 def test_clean_takes_up_a_removal_that_was_cut_short(capsys: pytest.CaptureFixture[str]) -> None:
     run("a", stages={"head": "aa"})
-    Path("runs/.b.removed/stages").mkdir(parents=True)
-    output("head", ".aa.removed")
+    Path("runs/.b.0123abcd.tmp/stages").mkdir(parents=True)
+    output("head", ".aa.0123abcd.tmp")
+    output("head", ".aa.partial.0123abcd.tmp")
     ok(capsys, "clean", "--yes")
     assert sorted(os.listdir("runs")) == ["a", "store"]
     assert in_store() == {"head/aa"}

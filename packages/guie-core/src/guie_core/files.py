@@ -146,14 +146,20 @@ def replace_link(path: Path, target: str | os.PathLike[str]) -> None:
             raise
 
 
+def meant_for(name: str) -> str | None:
+    """The name that a temporary one stands for; None for any other name."""
+    found = _TEMPORARY.fullmatch(name)
+    return found and found["name"]
+
+
 def sweep(path: Path) -> None:
     """Remove what processes that were killed have left of `path`, a file or a folder, beside it and within it.
 
     For places that are locked, or have one writer at most: what another process is writing there would be lost.
     """
-    beside = [each for each in path.parent.glob(".*.tmp") if _TEMPORARY.sub(r"\g<name>", each.name) == path.name]
+    beside = [each for each in path.parent.glob(".*.tmp") if meant_for(each.name) == path.name]
     within = [Path(folder, name) for folder, folders, files in os.walk(path) for name in folders + files]
-    for left in [*beside, *(each for each in within if _TEMPORARY.fullmatch(each.name))]:
+    for left in [*beside, *(each for each in within if meant_for(each.name))]:
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
         else:

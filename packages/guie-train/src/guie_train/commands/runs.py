@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from guie_core import UsageError
+from guie_core.files import remove_directory
 from guie_core.record import RunRecord, find_runs, holder, run_folders
 from guie_core.tables import table
 from guie_core.wording import plural, shown, size
@@ -196,7 +197,7 @@ def clean(names: tuple[str, ...], failed: bool, features: bool, yes: bool, folde
     for path in chosen:
         outputs.remove_run(path)
     for path in (*left, *sweeps):
-        outputs.discard(path)
+        remove_directory(path)
     busy = {output.path for output in outputs.remove_outputs(found)}
     for path in sorted(busy):
         click.echo(f"{shown(path)} stays: a process is making it at this moment.")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from guie_core import UsageError
-from guie_core.files import explain_os_errors
+from guie_core.files import explain_os_errors, meant_for, remove_directory
 from guie_core.record import RunRecord, run_folders
 from guie_core.run import acquire
 
@@ -20,7 +19,7 @@ STORE = "store"
 LINKS = "stages"  # in a run's folder: links to its outputs, by the stages' names
 SWEEP = "sweep.json"  # in a sweep's folder, whose points are runs
 FEATURES = "features"  # the stage whose outputs take longest, and which runs to come may find useful
-PARTIAL, REMOVED = ".partial", ".removed"
+PARTIAL = ".partial"
 
 
 def store_of(run: Path) -> Path:
@@ -43,7 +42,12 @@ class Output:
     @property
     def key(self) -> str:
         """The stage's key."""
-        return self.path.name.removesuffix(REMOVED).removesuffix(PARTIAL).removeprefix(".")
+        return (meant_for(self.path.name) or self.path.name).removesuffix(PARTIAL)
+
+    @property
+    def left_behind(self) -> bool:
+        """Whether it is what a process that was killed has left, and nobody goes on with."""
+        return meant_for(self.path.name) is not None
 
     @property
     def whole(self) -> bool:
@@ -74,7 +78,7 @@ def unused(store: Path, without: Collection[Path] = ()) -> list[Output]:
     """The outputs in `store` that no run refers to, other than the runs in the folders `without`."""
     keys = referred(store, without)
     found = [Output(path) for path in sorted(store.glob("*/*")) if path.is_dir() and not path.is_symlink()]
-    return [output for output in found if output.key not in keys or output.path.name.endswith(REMOVED)]
+    return [output for output in found if output.key not in keys or output.left_behind]
 
 
 def remove_outputs(outputs: Iterable[Output]) -> list[Output]:
@@ -83,7 +87,7 @@ def remove_outputs(outputs: Iterable[Output]) -> list[Output]:
     for output in outputs:
         with _locked(output) as free:
             if free:
-                discard(output.path)
+                remove_directory(output.path)
             else:
                 kept.append(output)
     return kept
@@ -93,24 +97,15 @@ def remove_run(folder: Path) -> None:
     """Take a run away, but for its outputs in the store. Raises UsageError: another process is using it."""
     lock = acquire(folder)
     try:
-        discard(folder)
+        remove_directory(folder)
     finally:
         os.close(lock)
 
 
-def discard(folder: Path) -> None:
-    """Remove a folder; from the first moment on nobody takes what is left of it for whole."""
-    with explain_os_errors(folder):
-        if not folder.name.endswith(REMOVED):
-            aside = folder.with_name(f".{folder.name}{REMOVED}")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder = folder.rename(aside)
-        shutil.rmtree(folder)
-
-
 def left_behind(folder: Path) -> list[Path]:
-    """What is left of runs whose removal was cut short."""
-    return sorted([*folder.glob(f".*{REMOVED}"), *folder.glob(f"*/.*{REMOVED}")])
+    """What is left in `folder`, and in the sweeps in it, of runs whose removal was cut short."""
+    found = [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]
+    return sorted(path for path in found if path.is_dir() and path.parent.name != STORE)
 
 
 def bytes_in(folder: Path) -> int:
