@@ -179,15 +179,17 @@ def test_trials_that_failed_can_be_made_good(tmp_path: Path) -> None:
 
 
 def test_a_study_of_something_else_is_refused(tmp_path: Path) -> None:
-    Study(tmp_path, SPACE, 0, "digest")
-    Study(tmp_path, SPACE, 0, "digest")
+    folder = tmp_path / "what? 100%20 {x} #1"
+    Study(folder, SPACE, 0, "digest")
+    Study(folder, SPACE, 0, "digest")
+    assert [path.name for path in folder.iterdir()] == [FILE]
     for other, word in (
         ((SPACE[:2], 0, "digest"), "other --suggest"),
         ((SPACE, 1, "digest"), "another --seed"),
         ((SPACE, 0, "of another"), "another experiment"),
     ):
         with pytest.raises(UsageError, match=rf"has trials of {word}\.\nChoose another folder with --work-dir"):
-            Study(tmp_path, *other)
+            Study(folder, *other)
 
 
 def test_a_damaged_study(tmp_path: Path) -> None:

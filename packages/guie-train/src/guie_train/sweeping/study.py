@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import logging
 import re
+import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -139,13 +140,17 @@ class Study:
         self._seed = seed
         self._suggestions = {each.key: each for each in suggestions}
         self._space = {each.key: each.distribution() for each in suggestions}
-        path = folder / FILE
+        path = folder.absolute() / FILE
         folder.mkdir(parents=True, exist_ok=True)
         asked = [asdict(each) | {"choices": list(each.choices)} for each in suggestions]
         about: dict[str, Any] = {"suggest": asked, "seed": seed, "experiment": experiment}
         try:
-            url = f"sqlite:///{path.absolute()}"
-            self._study = optuna.create_study(study_name=_NAME, storage=url, direction="maximize", load_if_exists=True)
+            # connected by the path itself: in an address, some characters of a path mean something else
+            connect = {"creator": lambda: sqlite3.connect(path, timeout=60)}
+            storage = optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs=connect)
+            self._study = optuna.create_study(
+                study_name=_NAME, storage=storage, direction="maximize", load_if_exists=True
+            )
             known = dict(self._study.user_attrs)
             for key, value in about.items():
                 if key not in known:
