@@ -312,6 +312,13 @@ class FeatureStore:
         self.__dict__.pop("_lookup", None)
 
 
+def finite(features: NDArray[Any], dtype: str) -> NDArray[np.bool_]:
+    """Which of the rows of `features` [n, ...] are finite as a store of this dtype keeps them."""
+    with np.errstate(over="ignore"):  # float16 ends at 65,504
+        kept = features.astype(dtype)
+    return np.isfinite(kept).all(tuple(range(1, kept.ndim)))
+
+
 def _read_about(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from guie_core import GuieError
 from guie_core.files import atomic_write
 from guie_core.registry import build
-from guie_core.wording import plural, shown
+from guie_core.wording import listing, plural, shown
 from guie_datasets import Manifest
 from guie_models.backbones import Backbone
 from guie_train.device import device_of
 from guie_train.extraction import Extractor, features_of
+from guie_train.feature_store import finite
 from guie_train.stage import Workspace
 from guie_train.stages.features import Features
 from guie_train.stages.head import sizes_of
@@ -128,7 +129,7 @@ def import_pairs(
             features = block[start : start + BLOCK, : backbone.features]
             hashes = manifest.column("hash")[rows[position : position + len(features)]]
             position += len(features)
-            if not np.isfinite(features.astype(stage.dtype)).all():
+            if not finite(features, stage.dtype).all():
                 raise GuieError(f"{shown(folder)} has features that are not finite in {stage.dtype}")
             new = store.missing(hashes)
             if len(new):
@@ -139,12 +140,12 @@ def import_pairs(
 def _chosen(stage: Features, workspace: Workspace, split: str | None) -> tuple[Manifest, NDArray[np.int64]]:
     manifest = workspace.get(stage.manifest)
     rows = stage.rows(manifest)
-    if split is not None:
-        rows = rows[manifest.column("split")[rows] == split]
-    if not len(rows):
-        there = ", ".join(np.unique(manifest.column("split")).tolist())
-        raise GuieError(f"{stage.name} has no image" + (f" in split {split!r}; splits: {there}" if split else ""))
-    return manifest, rows
+    splits = manifest.column("split")[rows]
+    chosen = rows if split is None else rows[splits == split]
+    if not len(chosen):
+        there = listing(np.unique(splits).tolist())
+        raise GuieError(f"{stage.name} has no image" + (f" in split {split!r}; it has {there}" if split else ""))
+    return manifest, chosen
 
 
 def _pairs(folder: Path) -> list[tuple[Path, Path]]:

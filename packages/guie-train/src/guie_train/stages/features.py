@@ -26,7 +26,7 @@ from guie_models.backbones import Backbone
 from guie_models.backbones.weights import fingerprint
 from guie_train.device import device_of
 from guie_train.extraction import Extractor, extract
-from guie_train.feature_store import SHARD, Bad, FeatureStore
+from guie_train.feature_store import SHARD, Bad, FeatureStore, finite
 from guie_train.planning.backbones import Frozen, powers_below
 from guie_train.planning.forecast import LIBRARIES, Forecast, NotKnown, Outlook, known
 from guie_train.planning.forecast import Features as StoredFeatures
@@ -68,6 +68,7 @@ class Features(Stage[FeatureStore]):
 
     slug: ClassVar[str] = "features"
     incremental: ClassVar[bool] = True
+    together: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("guie-datasets",)  # which decodes
     manifest: Stage[Manifest] = field(metadata=NOT_IN_KEY)
     part: Part = field(default="all", metadata=NOT_IN_KEY)
@@ -128,8 +129,12 @@ class Features(Stage[FeatureStore]):
         return not len(store.missing(hashes)) and not self._too_many(store.is_bad(hashes).sum(), len(hashes))
 
     def run(self, folder: Path, workspace: Workspace) -> None:
-        """Add the images that the store lacks."""
-        self.add(folder, workspace)
+        """Add the images that the store lacks; each process of the run a part of them."""
+        processes = workspace.processes
+        self.add(folder, workspace, processes.rank, processes.count)
+        processes.wait()
+        manifest = workspace.get(self.manifest)
+        self._check_bad(FeatureStore(folder), manifest.column("hash")[self.rows(manifest)])  # each has seen its own
 
     def open(self, folder: Path, backbone: Backbone) -> FeatureStore:
         """The store in `folder` for what this stage computes with `backbone`, made if it isn't there."""
@@ -178,8 +183,7 @@ class Features(Stage[FeatureStore]):
             workspace.get(self.tuned).tune(backbone)
         store = self.open(folder, backbone)
         known_bad = int(store.is_bad(wanted).sum())
-        if self._too_many(known_bad, len(wanted)):
-            raise self._refusal(store, wanted)
+        self._check_bad(store, wanted)
         missing = store.missing(hashes)
         rows, hashes = rows[missing], hashes[missing]
         refs = [manifest.images()[row] for row in rows]
@@ -211,15 +215,14 @@ class Features(Stage[FeatureStore]):
             for batch in batches:
                 done += batch.images
                 if batch.positions:
-                    features = batch.features.astype(self.dtype)
-                    finite = np.isfinite(features).all((1, 2))
-                    if not finite.all():
-                        worst = refs[batch.positions[int(np.argmin(finite))]]
+                    good_rows = finite(batch.features, self.dtype)
+                    if not good_rows.all():
+                        worst = refs[batch.positions[int(np.argmin(good_rows))]]
                         raise GuieError(
                             f"{self.name}: the features of {worst} are not finite, computed in {self.compute} and kept "
                             f"in {self.dtype}; set recipe.features to dict(compute='float32', dtype='float32')"
                         )
-                    pending.append(features)
+                    pending.append(batch.features)
                     good += batch.positions
                 too_many = self._too_many(known_bad + len(bad), len(wanted))
                 # whole batches only: the ones that follow are then the same whether or not this run goes on
@@ -239,6 +242,10 @@ class Features(Stage[FeatureStore]):
     def _too_many(self, bad: int, of: int) -> bool:
         """Whether so many images of the stage cannot be left out."""
         return bad > self.max_bad * of or 0 < bad == of
+
+    def _check_bad(self, store: FeatureStore, hashes: NDArray[np.bytes_]) -> None:
+        if self._too_many(store.is_bad(hashes).sum(), len(hashes)):
+            raise self._refusal(store, hashes)
 
     def _refusal(self, store: FeatureStore, hashes: NDArray[np.bytes_]) -> GuieError:
         share = store.is_bad(hashes).mean()
