@@ -316,7 +316,8 @@ def finite(features: NDArray[Any], dtype: str) -> NDArray[np.bool_]:
     """Which of the rows of `features` [n, ...] are finite as a store of this dtype keeps them."""
     with np.errstate(over="ignore"):  # float16 ends at 65,504
         kept = features.astype(dtype)
-    return np.isfinite(kept).all(tuple(range(1, kept.ndim)))
+    rows: NDArray[np.bool_] = np.isfinite(kept).all(tuple(range(1, kept.ndim)))
+    return rows
 
 
 def _read_about(path: Path) -> dict[str, Any]:
