@@ -99,7 +99,7 @@ def test_a_full_disk_is_one_message_and_nothing_is_lost(tmp_path: Path, uninterr
     )
     assert done.returncode == 1
     assert "error: " in done.stderr
-    assert ".features.npy could not be written" in done.stderr
+    assert ".features could not be written" in done.stderr
     assert "run the same command again" in done.stderr
     assert "Traceback" not in done.stderr
     assert finish(work_dir) == uninterrupted
