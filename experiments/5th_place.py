@@ -7,18 +7,17 @@ is called "point 6" and the like, and all that differs from the original: docs/h
     guie-train experiments/5th_place.py --profile rtx3090-24g        # or v100-32g
     guie submit check runs/5th_place/stages/submission/submission.zip --profile rtx3090-24g
 
-Expected, by `python benchmarks/fifth_place.py`; nobody has run it at full size with guie yet:
+Expected, by `guie-train experiments/5th_place.py --profile rtx3090-24g --dry-run`, which tells what each figure rests on;
+nobody has run it at full size with guie yet:
 
-    stage          RTX 3090             V100 32G             memory, and whence the time
-    prepare        by your disk         by your disk         50 bytes an image
-    features       at least 2 h 27 min  at least 5 h 33 min  2.53 GB of weights, batches of 512; 938,430 images of 334.6
-                                                             GFLOP in float32, over the makers' 35.6 and 15.7 TFLOP/s
-      in 16 bits   1 h 25 min           not published        half; 938,430 images at the published 184 images/s
-    head           about 1 h            about 1 h            1.51 GB of features; 1.438 M steps of 507 kernels, 5 us
-    classifier     minutes              minutes              0.53 GB of features; 24,500 steps
-    export         minutes              minutes              5 GB of the machine's; on its CPU
+    stage          RTX 3090             V100 32G             the GPU's memory, and whence the time
+    features       at least 2 h 48 min  at least 5 h 55 min  10.9 GB; the makers' peaks in float32
+      in 16 bits   about 85 min         at least 53 min      5.8 GB; 184 images/s as published; the maker's peak
+    head           about 37 min         about 37 min         1.7 GB; kernels of 5 us each
+    classifier     seconds              seconds              535.8 MB
+    export         minutes              minutes              8.2 GB of the machine's, on its CPU
 
-Disk: 3.84 GB of features, .43 GB of checkpoints, 3.94 GB of weights to fetch, 2.53 GB each of model and submission.
+Disk: 9.5 GB in all, and 3.9 GB of weights to fetch.
 
 Where guie does other than the original in effect, and what brings its effect back:
     gradients are clipped as they are, not while they are scaled for fp16  --set recipe.arcface.clip=scaled

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -37,7 +38,9 @@ from guie_core.profiles import profile
 from guie_datasets import Manifest
 from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Fit, Resident, Training
+from guie_train.planning.plan import make_plan
 from guie_train.prediction.submission import check_submission
+from guie_train.stage import Workspace
 from guie_train.stages.head import HeadWithLoss
 
 from .layout import KINDS, FiveSets, lay_out, small
@@ -378,6 +381,25 @@ def test_the_submission_passes_the_contests_checks(run: Path) -> None:
     checks = check_submission(run / "stages" / "submission" / "submission.zip", profile("cpu"))
     assert len(checks) > 8
     assert [check for check in checks if check.verdict == "FAILED"] == []
+
+
+def test_what_the_plan_told_of_disk_is_what_was_written(run: Path, sets: FiveSets, tmp_path: Path) -> None:
+    """With the images counted: of stages that follow the split, from a store that has nothing else."""
+    store = run.resolve().parent / "store"
+    for slug in ("prepare", "split"):
+        shutil.copytree(store / slug, tmp_path / slug)
+    experiment = Experiment.load(EXPERIMENT, list(small(sets.folder))[1::2], "cpu")
+    recipe: Any = build("recipes", experiment.recipe)
+    stages = recipe.stages(experiment.profile)
+    plan = make_plan(stages, [], Workspace(tmp_path, experiment.profile, Stop()))
+    assert [step.name for step in plan.steps if step.state == "done before"] == [
+        *("prepare", "prepare classifier", "split"),
+    ]
+    for stage, step in zip(stages, plan.steps, strict=True):
+        folder = store / stage.slug / stage.key
+        written = sum(path.stat().st_size for path in folder.iterdir())
+        # what describes the outputs, and the code of the exported model, comes besides
+        assert step.disk == pytest.approx(written, rel=0.01, abs=15_000), step.name
 
 
 def test_there_is_no_report_without_an_evaluation(run: Path) -> None:

@@ -38,7 +38,7 @@ class Forecast:
 
     Attributes:
         does: what goes in and comes out, with shapes.
-        parameters, trained: numbers that the stage's networks hold, and that it changes.
+        parameters, trained: numbers that the stage's networks hold, and those that it changes.
         disk: bytes of its outputs.
         device: bytes of the device's memory at its peak: the GPU's; on the CPU they are the machine's, besides `host`.
         host: bytes of the machine's memory at its peak.
@@ -52,7 +52,7 @@ class Forecast:
 
     does: str = ""
     parameters: int = 0
-    trained: int = 0
+    trained: int | None = None
     disk: float | None = None
     device: float | None = 0
     host: float | None = None
@@ -91,10 +91,10 @@ class Images:
 
 @dataclass(frozen=True)
 class Features:
-    """Features of images through one view: how many an image, and the side that the images had."""
+    """Features of images through one view: how many of them a view gives, and how often each image is seen."""
 
     dimension: int
-    image_size: int
+    views: int = 1
 
 
 @dataclass(frozen=True)

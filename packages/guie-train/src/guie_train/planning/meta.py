@@ -21,7 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from guie_core import GuieError
 from guie_train.planning.forecast import NotKnown
 
 aten = torch.ops.aten
@@ -122,9 +121,7 @@ def trace(work: Callable[[], Any], *held: nn.Module | Tensor) -> Traced:
 def _counting() -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, NotImplementedError) as error:  # what torch raises where a network looks at numbers
-        if isinstance(error, GuieError):
-            raise
+    except (RuntimeError, TypeError) as error:  # what torch raises where a network looks at numbers
         reason = str(error).partition("\n")[0]
         raise NotKnown(f"it can't be counted without numbers: {reason}") from error
 

@@ -51,8 +51,8 @@ def _details(step: Step) -> Iterator[str]:
     if found.does:
         yield found.does
     if found.parameters:
-        trained = "all" if found.trained == found.parameters else f"{found.trained:,}" if found.trained else "none"
-        yield f"{found.parameters:,} parameters, {trained} trained"
+        part = {None: "", 0: ", none trained", found.parameters: ", all trained"}
+        yield f"{found.parameters:,} parameters{part.get(found.trained, f', {found.trained or 0:,} trained')}"
     if found.basis and found.basis != _time(step):
         yield f"time: {found.basis}"
 
@@ -63,7 +63,7 @@ def _time(step: Step) -> str:
         return ""
     if found.seconds is None:
         return found.basis if len(found.basis) <= SHORT else "not known"
-    return f"{'at least ' if found.at_least else ''}{duration(found.seconds)}"
+    return f"{'at least' if found.at_least else 'about'} {duration(found.seconds)}"
 
 
 def _size(count: float | None) -> str:
@@ -84,8 +84,8 @@ def _sums(plan: Plan, folder: Path) -> Iterator[str]:
     yield f"  memory  {size(max(plan.host(step) or 0 for step in steps))} at the peak"
     known = [step.forecast for step in steps if step.forecast.seconds is not None]
     if known:
-        least = "at least " if any(found.at_least for found in known) else ""
-        yield f"  time    {least}{duration(sum(found.seconds or 0 for found in known))}, and stages without a figure"
+        least = "at least" if any(found.at_least for found in known) else "about"
+        yield f"  time    {least} {duration(sum(found.seconds or 0 for found in known))}, and stages without a figure"
 
 
 def _missing(plan: Plan) -> Iterator[str]:

@@ -25,6 +25,8 @@ from guie_train.stages.augmentation import Switched
 from guie_train.stages.classifier import TrainedClassifier
 from guie_train.stages.head import TrainedHead
 
+CODE = 180_000  # bytes of an exported file that are not weights
+
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Stage[list[ExportReport]]):
@@ -73,7 +75,7 @@ class Export(Stage[list[ExportReport]]):
         weights = state_bytes(backbone) + 4 * sum(parts)
         exporters = [build("exporters", config, where=f"recipe.exports.{i}") for i, config in enumerate(self.exporters)]
         smaller = {"float16": 1 / 2, "int8": 1 / 4}
-        files = [weights * smaller.get(getattr(each, "precision", ""), 1) for each in exporters]
+        files = [CODE + weights * smaller.get(getattr(each, "precision", ""), 1) for each in exporters]
         return Forecast(
             does=f"one raw image -> its embedding, as {listing(config['type'] for config in self.exporters)}; "
             f"compared on {self.images} images",

@@ -23,7 +23,7 @@ from guie_models.backbones import Backbone
 from guie_models.views import size_values
 from guie_train.device import device_of
 from guie_train.feature_store import FeatureStore
-from guie_train.fitting import Curve, Fit, Resident, Training, sampler_of
+from guie_train.fitting import Curve, Fit, Resident, Together, Training, sampler_of, whole_batch
 from guie_train.planning.forecast import Features, Forecast, Outlook, Trained, about
 from guie_train.planning.meta import on_meta, parameters
 from guie_train.planning.training import forecast_training
@@ -125,6 +125,7 @@ class FitHead(Stage[TrainedHead]):
     """Train the head with a margin loss on the training split (5th place, points 4 to 8)."""
 
     slug: ClassVar[str] = "head"
+    together: ClassVar[bool] = True
     manifest: Stage[Manifest]
     train: Stage[FeatureStore]
     valid: Stage[FeatureStore]
@@ -215,6 +216,8 @@ class FitHead(Stage[TrainedHead]):
             on_epoch=partial(workspace.on_epoch, self.name),
             sampler=sampler_of(self.training, manifest.select(rows), labels, self.seed),
             example=lambda row: str(manifest.images()[rows[row]]),
+            processes=workspace.processes,
+            backward=Together(workspace.processes) if workspace.processes.count > 1 else whole_batch,
         )
 
         def inputs(rows: NDArray[np.int64]) -> Tensor:
@@ -224,6 +227,8 @@ class FitHead(Stage[TrainedHead]):
         selector = Selector(self.selection, fit, manifest, classes, trained.loss, inputs, trained.head)
         curves = fit.run(workspace.stop, selector, self.selection.enough)
         fit.write_checkpoint("last")
+        if not workspace.processes.first:
+            return
         with atomic_write(folder / "curves.json", "w") as file:
             about = {"in_features": train.dimension, "chosen": self.selection.chosen(curves), "curves": curves}
             json.dump(about, file, indent=1)

@@ -1,0 +1,223 @@
+"""Plans: what stages say of what they take, what isn't there, and what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from guie_core import GuieError
+from guie_core.interrupt import Stop
+from guie_core.profiles import Profile, profile
+from guie_datasets import Extent
+from guie_train.planning import plan as planning
+from guie_train.planning.forecast import Forecast, Images, Missing, NotKnown, Outlook
+from guie_train.planning.meta import trace
+from guie_train.planning.page import page
+from guie_train.planning.plan import Plan, Step, make_plan, obstacles
+from guie_train.planning.speeds import PEAKS, published, speed_of
+from guie_train.stage import Stage, Workspace
+from guie_train.stages.data import Prepare, Split
+from guie_train.stages.features import Features
+
+
+@dataclass(frozen=True, kw_only=True)
+class Silent(Stage[str]):
+    """A stage that says nothing of what it takes."""
+
+    slug: ClassVar[str] = "silent"
+    value: int = 0
+    source: Stage[str] | None = None
+
+    def run(self, folder: Path, workspace: Workspace) -> None:
+        (folder / "value").write_text("x" * self.value)
+
+    def load(self, folder: Path) -> str:
+        return (folder / "value").read_text()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Large(Silent):
+    """One whose memory is 100 MB for each image that it takes at once."""
+
+    batch: int = 64
+
+    def forecast(self, outlook: Outlook) -> Forecast:
+        def lighter(memory: float):
+            yield from (f"--batch {batch}" for batch in (32, 16, 8) if batch * 1e8 <= memory)
+
+        return Forecast(
+            does="much", device=self.batch * 1e8, host=1e9, disk=2e9, lighter=lighter, seconds=7, basis="so"
+        )
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Callable[[str | Profile], Workspace]:
+    return lambda name: Workspace(tmp_path / "store", name if isinstance(name, Profile) else profile(name), Stop())
+
+
+def test_a_stage_that_does_not_say_is_not_known_and_the_plan_goes_on(workspace, tmp_path: Path) -> None:
+    silent = Silent(name="silent")
+    stages = [silent, Large(name="large", source=silent)]
+    plan = make_plan(stages, [], workspace("rtx3090-24g"))
+    assert [step.state for step in plan.steps] == ["to do", "to do"]
+    assert plan.steps[0].forecast.basis == "it doesn't say"
+    assert plan.device(plan.steps[0]) is None
+    assert plan.device(plan.steps[1]) == 6.4e9
+    told = page(plan, tmp_path).splitlines()
+    assert told[1].split() == ["1/2", "silent", "to", "do", "-", "-", "-", "it", "doesn't", "say"]
+    assert told[2].split() == ["2/2", "large", "to", "do", "2.0", "GB", "6.4", "GB", "1.0", "GB", "7.0", "s"]
+    assert list(tmp_path.iterdir()) == []  # nothing is written
+
+
+def test_what_is_there_is_told_with_its_size_and_asks_for_nothing(workspace, tmp_path: Path) -> None:
+    silent, space = Silent(name="silent", value=5000), workspace("cpu")
+    after = Large(name="large", source=silent)
+    space.get(silent)
+    plan = make_plan([silent, after], [], workspace("cpu"))
+    assert [step.state for step in plan.steps] == ["done before", "to do"]
+    assert plan.steps[0].disk == sum(path.stat().st_size for path in space.folder(silent).iterdir()) > 5000
+    assert make_plan([silent, after], [silent], workspace("cpu")).steps[0].state == "again"
+    space.get(after)
+    done = make_plan([silent, after], [], workspace("cpu"))
+    assert "All is done" in page(done, tmp_path)
+
+
+def test_a_gpu_that_is_too_small_is_told_what_fits(workspace) -> None:
+    plan = make_plan([Large(name="one"), Large(name="two")], [], workspace(profile({"type": "t4-16g", "memory_gb": 4})))
+    told = plan.refusal(plan.memory, "profile t4-16g").splitlines()
+    assert told[:3] == [
+        "profile t4-16g has 3.7 GB for a stage, which is too small:",
+        "  one takes 6.4 GB",
+        "  two takes 6.4 GB",
+    ]
+    assert told[3] == "one, two: fits with --batch 32"
+    assert "--profile v100-32g" in told[-1]
+    assert plan.refusal(7e9, "a larger one") == ""
+    assert make_plan([Large(name="one")], [], workspace("cpu")).refusal(1, "a CPU has no GPU's memory") == ""
+
+
+def test_only_profiles_with_room_are_proposed(workspace) -> None:
+    told = make_plan([Large(name="one", batch=600)], [], workspace("t4-16g")).refusal(1e9, "it").splitlines()[-1]
+    assert told == "A GPU that has room for it as it is: --profile a100-80g, --profile h100-80g"
+    told = make_plan([Large(name="one", batch=6000)], [], workspace("t4-16g")).refusal(1e9, "it")
+    assert "has room" not in told
+
+
+def test_a_disk_or_a_memory_that_is_too_small(workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plan = make_plan([Large(name="one")], [], workspace("cpu"))
+    monkeypatch.setattr(planning, "machine_memory", lambda: 8e9)
+    monkeypatch.setattr(planning, "free_space", lambda folder: 10e9)
+    assert list(obstacles(plan, tmp_path)) == []
+    monkeypatch.setattr(planning, "machine_memory", lambda: 7e9)  # 6.4 GB of tensors and 1 GB besides
+    monkeypatch.setattr(planning, "free_space", lambda folder: 1e9)
+    disk, memory = obstacles(plan, tmp_path)
+    assert disk.startswith("disk: 2.0 GB are to be written, and 1.0 GB are free where ")
+    assert memory == "memory: 7.4 GB are needed, and this machine has 7.0 GB"
+
+
+@pytest.mark.parametrize("name", sorted(PEAKS))
+def test_every_gpu_has_a_peak(name: str) -> None:
+    gpu = profile(name)
+    assert gpu.device == "cuda"
+    speed = speed_of(gpu, gpu.dtype)
+    assert speed.operations is not None
+    assert speed.operations >= speed_of(gpu, "float32").operations > 1e12
+
+
+def test_a_gpu_without_published_figures_has_no_time(workspace) -> None:
+    made = profile({"type": "t4-16g"})
+    unknown = Profile("auto", "made to measure", memory_gb=12, compute_capability=(8, 6), dtype="float16")
+    traced = trace(lambda: torch.ones(4, device="meta") * 2)
+    assert Outlook(workspace(made)).time(traced, 10, "float32")[0] > 0
+    seconds, _, basis = Outlook(workspace(unknown)).time(traced, 10, "float32")
+    assert (seconds, basis) == (None, "not known: nothing is published of the profile auto")
+
+
+def test_published_speeds_are_of_this_network_this_size_and_16_bits() -> None:
+    gpu = profile("rtx3090-24g")
+    rate, basis = published(gpu, "open_clip/ViT-H-14/laion2b_s32b_b79k", 224, "float16")
+    assert (rate, basis) == (183.9, "184 images/s, published (timm, RTX 3090, mixed precision)")
+    assert published(gpu, "timm/vit_huge_patch14_clip_224.laion2b", 224, "float16") == (rate, basis)
+    assert published(gpu, "open_clip/ViT-H-14/laion2b_s32b_b79k", 224, "float32") is None
+    assert published(gpu, "open_clip/ViT-H-14/laion2b_s32b_b79k", 280, "float16") is None
+    assert published(profile("v100-32g"), "open_clip/ViT-H-14/laion2b_s32b_b79k", 224, "float16") is None
+    assert published(gpu, "timm/test_vit", 160, "float16") is None
+
+
+def test_the_cpu_is_measured_and_named_so() -> None:
+    speed = speed_of(profile("cpu"), "float32")
+    assert 1e8 < speed.operations < 1e14
+    assert speed.basis.endswith("measured here")
+
+
+def test_a_data_set_of_unknown_size_leaves_what_depends_on_it_unknown(workspace, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    prepare = Prepare(name="prepare", data=[{"type": "folder", "root": str(folder)}])
+    split = Split(name="split", manifest=prepare, splits=[{"type": "UnseenClasses", "folds": 2}])
+    features = Features(
+        name="features", manifest=split, backbone={"type": "timm/test_vit", "weights": "none"}, view={"type": "Squash"}
+    )
+    plan = make_plan([prepare, split, features], [], workspace("t4-16g"))
+    whole, parts, seen = (step.forecast for step in plan.steps)
+    [missing] = whole.missing
+    assert missing.what == "data set folder"
+    assert missing.where.startswith(f"{folder}: no such folder")
+    assert (whole.disk, parts.disk, seen.disk, seen.seconds) == (None, None, None, None)
+    assert seen.does.startswith("[N, 3, 160, 160] -> [64] each, float16; timm/test_vit on 256 at once, in float32")
+    assert seen.device > 256 * 3 * 160 * 160 * 4
+    assert seen.parameters == sum(p.numel() for p in built().parameters())
+
+
+def built() -> torch.nn.Module:
+    from guie_core import build
+
+    network: torch.nn.Module = build("backbones", {"type": "timm/test_vit", "weights": "none"})
+    return network
+
+
+def test_shares_of_splits_are_taken_in_turn(workspace) -> None:
+    prepare = Silent(name="prepare")
+    split = Split(
+        name="split",
+        manifest=prepare,
+        splits=[{"type": "HoldOutClasses", "classes": 0.1}, {"type": "StratifiedImages", "folds": 4, "min_images": 2}],
+    )
+    outlook = Outlook(workspace("cpu"))
+    outlook._forecasts["prepare"] = Forecast(gives=Images(Extent(1000, 50, ("a", "b"), exact=True)))
+    found = outlook.forecast(split)
+    assert {name: (each.images, each.classes) for name, each in found.gives.splits.items()} == {
+        "test": (100, 5),
+        "valid": (225, 45),
+        "train": (675, 45),
+    }
+    assert found.does == "train about 675, test about 100, valid about 225"
+
+
+def test_times_and_details_of_stages_that_are_alike_are_told_once(tmp_path: Path) -> None:
+    alike = Forecast(does="this", parameters=10, trained=0, seconds=100, at_least=True, basis="at some speed", host=1e9)
+    told = page(Plan(profile("cpu"), [Step("one", "to do", 0, alike), Step("two", "to do", 0, alike)]), tmp_path)
+    assert told.count("at least 100 s") == 2
+    assert told.count("time: at some speed") == 1
+    assert "time    at least 3 min" in told
+
+
+def test_what_is_missing_is_named_once(tmp_path: Path) -> None:
+    missing = Missing("weights of something", "https://example.org", "how to get them")
+    steps = [Step(name, "to do", 0, Forecast(missing=[missing])) for name in ("one", "two")]
+    assert page(Plan(profile("cpu"), steps), tmp_path).count("weights of something\n      https://example.org\n") == 1
+
+
+def test_mistakes_in_settings_end_a_plan(workspace) -> None:
+    prepare = Prepare(name="prepare", data=[])
+    split = Split(name="split", manifest=prepare, splits=[{"type": "HoldOut", "classes": 1}])
+    outlook = Outlook(workspace("cpu"))
+    outlook._forecasts["prepare"] = Forecast(gives=Images(Extent(10, 5)))
+    with pytest.raises(GuieError, match="Did you mean HoldOutClasses"):
+        outlook.forecast(split)
+    with pytest.raises(NotKnown):
+        Outlook(workspace("cpu")).given(Silent(name="silent"), Images)
