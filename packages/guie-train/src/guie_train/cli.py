@@ -25,7 +25,7 @@ from guie_core.cli import plugin_option, traceback_option
     default=True,
     help="Go on in the same folder (default), or set its run aside and begin anew; finished stages are reused.",
 )
-@click.option("--dry-run", is_flag=True, help="Check the experiment and list its stages, but run none.")
+@click.option("--dry-run", is_flag=True, help="Tell what each stage takes and what is missing; run none.")
 @plugin_option
 @traceback_option
 def train(
@@ -46,10 +46,12 @@ def train(
     from guie_core.experiment import Experiment
     from guie_core.files import folder_option
     from guie_train import runner
+    from guie_train.processes import one_voice
 
-    loaded = Experiment.load(experiment, overrides=overrides, profile=profile)
-    if dry_run:
-        runner.show_plan(loaded, work_dir=work_dir, stage=stage, start=start)
-    else:
-        with folder_option("--work-dir"):
-            runner.train(loaded, work_dir=work_dir, stage=stage, start=start, fresh=not resume)
+    with one_voice():
+        loaded = Experiment.load(experiment, overrides=overrides, profile=profile)
+        if dry_run:
+            runner.show_plan(loaded, work_dir=work_dir, stage=stage, start=start)
+        else:
+            with folder_option("--work-dir"):
+                runner.train(loaded, work_dir=work_dir, stage=stage, start=start, fresh=not resume)

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -89,25 +89,42 @@ class Processes:
         Raises:
             ElsewhereError: in the others, when the first fails to answer.
         """
-        if self.count == 1:
-            return answer()
-        said: list[Any] = [None, None, 0]
-        failure: BaseException | None = None
-        if self.first:
-            try:
-                said[0] = answer()
-            except BaseException as error:  # Ctrl-C too: the others must not wait for an answer that never comes
-                failure = error
-                said[1:] = str(error) or type(error).__name__, getattr(error, "exit_code", 1)
-        with _noticing():
-            dist.broadcast_object_list(said, src=0)
-        if failure is not None:
-            raise failure
-        answered, error_text, exit_code = said
-        if error_text is not None:
-            raise ElsewhereError(error_text, exit_code)
-        result: T = answered
+        if not self.first:
+            found: T = self.follow()
+            return found
+        with self.leading() as said:
+            said.append(answer())
+        result: T = said[0]
         return result
+
+    @contextmanager
+    def leading(self) -> Iterator[list[Any]]:
+        """What the first process does in the block, while the others `follow`; they get what it adds to the list."""
+        said: list[Any] = []
+        try:
+            yield said
+        except BaseException as error:  # Ctrl-C too: the others must not wait for what never comes
+            self._broadcast([None, str(error) or type(error).__name__, getattr(error, "exit_code", 1)])
+            raise
+        self._broadcast([said[0] if said else None, None, 0])
+
+    def follow(self) -> Any:
+        """Wait for the first to have done what it does alone.
+
+        Raises:
+            ElsewhereError: it failed.
+        """
+        answer, error, exit_code = self._broadcast([None, None, 0])
+        if error is not None:
+            raise ElsewhereError(error, exit_code)
+        return answer
+
+    def _broadcast(self, values: list[Any]) -> list[Any]:
+        """The values that the first process gave."""
+        if self.count > 1:
+            with _noticing():
+                dist.broadcast_object_list(values, src=0)
+        return values
 
     def wait(self) -> None:
         """Return when all processes have come here."""
@@ -119,7 +136,7 @@ ALONE = Processes()
 
 @contextmanager
 def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
-    """The processes of this run, connected to each other.
+    """The processes of this run, connected to each other. Within, only the first is heard.
 
     Raises:
         GuieError: they do not find each other.
@@ -142,9 +159,24 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
     except (RuntimeError, ValueError) as error:
         raise GuieError(f"the {found.count} processes did not find each other at {address}: {error}") from error
     try:
-        yield found
+        if found.first:
+            yield found
+        else:
+            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+                yield found
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def one_voice(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
+    """What all processes would say, such as that an option is wrong, the first says alone; the others just exit."""
+    try:
+        yield
+    except (UsageError, ElsewhereError) as error:
+        if int(environment.get("RANK") or environment.get("SLURM_PROCID") or 0) == 0:
+            raise
+        raise SystemExit(error.exit_code) from None
 
 
 def launched(environment: Mapping[str, str]) -> tuple[Processes, str]:

@@ -8,7 +8,7 @@ import platform
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -30,6 +30,7 @@ from guie_datasets import Manifest
 from guie_train.device import device_of, free_memory
 from guie_train.planning.page import page
 from guie_train.planning.plan import make_plan
+from guie_train.processes import joined
 from guie_train.report import Report, StageLine, render
 from guie_train.runs.outputs import LINKS, SWEEP, store_of
 from guie_train.stage import Stage, StageRecord, Workspace
@@ -77,27 +78,28 @@ def train(
     begin = time.monotonic()
     options = [("--work-dir", work_dir), ("--stage", stage)]
     go_on = command or [*_command(experiment), *(str(part) for each in options if each[1] for part in each)]
-    with (
-        Run.open(folder, experiment, fresh=fresh) as run,
-        _resumable(go_on),
-        interruptible() as stop,
-        closing(Tracking(folder / "trackers", getattr(recipe, "trackers", ()))) as track,
-    ):
-        click.echo(f"{experiment.name} on {experiment.profile.name} -> {shown(folder)}")
-        show = partial(_show, run, [each.name for each in stages])
-        _check_sources(stages)
-        keys = frozenset(each.key for each in again)
-        workspace = Workspace(store_of(folder), experiment.profile, stop, keys, fresh, on_record=show, on_epoch=track)
-        _check_memory(stages, again, workspace)
-        # what is unfinished in the store is this run's as well
-        run.record(planned=[{"name": each.name, "key": each.key} for each in stages])
-        checked = False
-        for each in stages:
-            if not checked and not each.cheap:
-                for later in stages:
-                    later.check(workspace)
-                checked = True
-            output = workspace.get(each)
+    with joined() as processes, ExitStack() as held:
+        stop = held.enter_context(interruptible())
+        workspace = Workspace(store_of(folder), experiment.profile, stop, fresh=fresh, processes=processes)
+        if not processes.first:
+            processes.follow()
+            workspace.again = _keys(again)
+            for _ in _outputs(stages, workspace):
+                pass
+            return folder
+        with processes.leading():
+            run = held.enter_context(Run.open(folder, experiment, fresh=fresh))
+            held.enter_context(_resumable(go_on))
+            track = held.enter_context(closing(Tracking(folder / "trackers", getattr(recipe, "trackers", ()))))
+            click.echo(f"{experiment.name} on {experiment.profile.name} -> {shown(folder)}")
+            _check_sources(stages)
+            workspace.again = _keys(again)
+            workspace.on_record = partial(_show, run, [each.name for each in stages])
+            workspace.on_epoch = track
+            _check_memory(stages, again, workspace)
+            # what is unfinished in the store is this run's as well
+            run.record(planned=[{"name": each.name, "key": each.key} for each in stages])
+        for each, output in _outputs(stages, workspace):
             track(each.name, getattr(output, "curves", ()))  # also of a stage that another run has trained
             if isinstance(output, Manifest):
                 run.record(manifest=output.digest)
@@ -126,6 +128,25 @@ def train(
         elif stage is None:
             click.echo(f"\nresults: {shown(folder / 'stages')}")
     return folder
+
+
+def _keys(stages: list[Stage[Any]]) -> frozenset[str]:
+    return frozenset(each.key for each in stages)
+
+
+def _outputs(stages: list[Stage[Any]], workspace: Workspace) -> Iterator[tuple[Stage[Any], Any]]:
+    """Each stage with its outputs. Once the cheap ones are done, all others are checked."""
+
+    def check() -> None:
+        for each in stages:
+            each.check(workspace)
+
+    checked = False
+    for each in stages:
+        if not checked and not each.cheap:
+            workspace.processes.told(check)
+            checked = True
+        yield each, workspace.get(each)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from importlib.metadata import version
@@ -32,6 +32,7 @@ from guie_core.files import atomic_write, digest, explain_os_errors, remove_dire
 from guie_core.plugins import plugins
 from guie_core.registry import lookup
 from guie_core.signature import signature
+from guie_train.processes import ALONE, Processes
 
 if TYPE_CHECKING:
     from guie_core.interrupt import Stop
@@ -53,6 +54,7 @@ class Stage(ABC, Generic[T]):
 
     slug: ClassVar[str]  # the stage's folder in the store
     incremental: ClassVar[bool] = False  # outputs are added to in place instead of being renamed when all are there
+    together: ClassVar[bool] = False  # all processes of a run run it at once, each its part; else the first alone does
     cheap: ClassVar[bool] = False  # takes seconds, so that it runs ahead of the checks of the others
     needs: ClassVar[tuple[str, ...]] = ()  # distributions whose versions matter, besides those of the components
     name: str = field(metadata=NOT_IN_KEY)  # how people call it
@@ -198,6 +200,7 @@ class Workspace:
     again: frozenset[str] = frozenset()  # keys of the stages to run although their outputs are there
     fresh: bool = False  # what unfinished runs of a stage have left is not gone on from
     wait: bool = False  # for another process that makes the same outputs, instead of refusing
+    processes: Processes = ALONE  # this one among those that make the run
     on_record: Callable[[StageRecord], None] = lambda record: None
     on_epoch: Callable[[str, Sequence[Mapping[str, float]]], None] = lambda name, curves: None  # of a stage that trains
     records: dict[str, StageRecord] = field(default_factory=dict)  # by stage name
@@ -227,18 +230,15 @@ class Workspace:
     def _make(self, stage: Stage[T]) -> T:
         folder = self.folder(stage)
         start = time.monotonic()
-        reused = not self._again(stage) and self.complete(stage)
+        if self.processes.count > 1:  # else whether it is complete would be a question among many at once
+            self._get_inputs(stage)
+        reused = self.processes.told(lambda: self._reusable(stage))
         if not reused:
-            for source in stage.inputs():  # first, so that their time isn't counted as this stage's
-                self.get(source)
-            if self.stop:
+            self._get_inputs(stage)  # first, so that their time isn't counted as this stage's
+            if self.processes.any(bool(self.stop)):
                 raise Interrupted(f"before stage {stage.name!r}")
             start = time.monotonic()
-            with explain_os_errors(folder), self._lock(folder):
-                # another process may have made it since
-                reused = not self._again(stage) and self.complete(stage)
-                if not reused:
-                    self._run(stage, folder)
+            reused = self._make_outputs(stage, folder)
         output = stage.load(folder)
         made_in = json.loads((folder / "stage.json").read_text())["seconds"]
         took = time.monotonic() - start
@@ -247,11 +247,40 @@ class Workspace:
         self.on_record(record)
         return output
 
+    def _get_inputs(self, stage: Stage[Any]) -> None:
+        for source in stage.inputs():
+            self.get(source)
+
+    def _reusable(self, stage: Stage[Any]) -> bool:
+        return not self._again(stage) and self.complete(stage)
+
     def _again(self, stage: Stage[Any]) -> bool:
         return stage.key in self.again and stage.key not in self._made
 
-    def _run(self, stage: Stage[Any], folder: Path) -> None:
-        start = time.monotonic()
+    def _make_outputs(self, stage: Stage[Any], folder: Path) -> bool:
+        """Run `stage`; False if that turned out to be needless, since another run has made its outputs meanwhile."""
+
+        with ExitStack() as held:
+
+            def begin() -> Path | None:
+                held.enter_context(explain_os_errors(folder))
+                held.enter_context(self._lock(folder))
+                return None if self._reusable(stage) else self._begin(stage, folder)
+
+            start, staging = time.monotonic(), self.processes.told(begin)
+            if staging is None:
+                return True
+            self._made.add(stage.key)
+            if stage.together:
+                stage.run(staging, self)
+                self.processes.wait()
+            else:
+                self.processes.told(lambda: stage.run(staging, self))
+            self.processes.told(lambda: self._finish(stage, staging, folder, start))
+            return False
+
+    def _begin(self, stage: Stage[Any], folder: Path) -> Path:
+        """The folder that `stage` is to write to."""
         staging = folder if stage.incremental else folder.with_name(f"{stage.key}.partial")
         if self._again(stage):
             remove_directory(folder)
@@ -260,8 +289,10 @@ class Workspace:
         for place in (folder, staging):
             sweep(place)
         staging.mkdir(parents=True, exist_ok=True)
-        self._made.add(stage.key)
-        stage.run(staging, self)
+        return staging
+
+    def _finish(self, stage: Stage[Any], staging: Path, folder: Path, start: float) -> None:
+        """What `stage` has written to `staging` becomes its outputs."""
         about = {
             "stage": stage.name,
             "key": stage.key,
