@@ -191,7 +191,7 @@ def test_own_second_run_in_one_directory_is_refused(experiment: Experiment) -> N
     [
         (Interrupted("stopped after epoch 3"), "interrupted", "stopped after epoch 3"),
         (KeyboardInterrupt(), "interrupted", None),
-        (GuieError("no data"), "failed", "GuieError: no data"),
+        (GuieError("no data"), "failed", "no data"),
         (ZeroDivisionError("x"), "failed", "ZeroDivisionError: x"),
     ],
 )

@@ -169,7 +169,7 @@ class Run:
                 assert kind is not None
                 shown_error.exc_info = (kind, error, traceback)
                 self._handler.handle(shown_error)
-            self.close("failed", f"{type(error).__name__}: {error}")
+            self.close("failed", str(error) if isinstance(error, GuieError) else f"{type(error).__name__}: {error}")
 
     def _write(self) -> None:
         with atomic_write(self.path / RECORD, "w") as file:
