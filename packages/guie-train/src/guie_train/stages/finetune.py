@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -29,7 +29,9 @@ from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Fit, Training, sampler_of
 from guie_train.fitting.images import Images, Seen
 from guie_train.fitting.micro_batches import MicroBatches
-from guie_train.planning.meta import on_meta
+from guie_train.planning.finetuning import FineTuned
+from guie_train.planning.forecast import Forecast, Outlook, Trained
+from guie_train.planning.meta import on_meta, parameters
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.head import LOSS_PROVIDES, HeadWithLoss, TrainedHead, build_loss, sizes_of, with_sizes
 from guie_train.stages.selection import Selection, Selector, answerable_pairs
@@ -218,6 +220,23 @@ class FineTune(Stage[TrainedHead]):
         sampler_of(training, train, labels, self.seed, "recipe.finetune.training.sampler")
         answerable_pairs(self.selection.protocol, "recipe.selection.protocol", manifest)
         on_meta(lambda: self._model(np.unique(labels, return_counts=True)[1], weights="none"))
+
+    def forecast(self, outlook: Outlook) -> Forecast:
+        """Steps on micro-batches, counted on one of them."""
+        images = outlook.images(self.manifest)
+        train, selected = images.of(TRAIN), images.all.images - images.of(TRAIN).images
+        counts = np.full(train.classes, max(1, train.images // train.classes))
+        model, _ = on_meta(lambda: self._model(counts, weights="none"))
+        work = FineTuned(
+            lambda: self._model(counts, weights="none"),
+            self.settings.training,
+            self.compute,
+            model.backbone.image_size,
+        )
+        evaluations = -(-self.settings.training.epochs // self.selection.every)
+        return replace(
+            work.forecast(outlook, train.images, selected, evaluations), gives=Trained(parameters(model.head)[0])
+        )
 
     def _model(self, class_counts: NDArray[np.int64], **weights: Any) -> tuple[Tuned, list[dict[str, Any]]]:
         """What is trained, random but for the backbone, and the optimizer's groups."""

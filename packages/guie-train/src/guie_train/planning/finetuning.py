@@ -1,0 +1,124 @@
+"""What a training of backbone, head and loss on images takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guie_models.optimizers import build_optimizer
+from guie_train.fitting import Training
+from guie_train.fitting.images import Seen
+from guie_train.fitting.micro_batches import MicroBatches
+from guie_train.planning.backbones import powers_below
+from guie_train.planning.forecast import LIBRARIES, Forecast, Outlook
+from guie_train.planning.meta import Traced, on_meta, parameters, trace
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A network to be tuned, on the meta device, and what training it takes.
+
+    Args:
+        make: builds the network, a `Tunable` with a `backbone`, and the optimizer's groups.
+        training: how.
+        compute: dtype of the backbone's arithmetic; weights, gradients and moments are float32.
+        side: of the images, in pixels.
+    """
+
+    make: Callable[[], tuple[Any, list[dict[str, Any]]]]
+    training: Training
+    compute: str
+    side: int
+
+    def traced(self, size: int, checkpointing: bool) -> tuple[float, Traced, Traced]:
+        """With `size` images at once: bytes of the device's memory, a step on so many, and their features alone."""
+        model, groups = on_meta(self.make)
+        backbone = model.backbone
+        backbone.set_grad_checkpointing(checkpointing)
+        total, opened = parameters(backbone)
+        backbone.to(getattr(torch, self.compute))
+        optimizer: Any = on_meta(lambda: build_optimizer(self.training.optimizer, groups))
+        _fill_moments(optimizer)
+        dtype = next(backbone.parameters()).dtype
+        pixels = torch.empty(size, 3, self.side, self.side, device="meta", dtype=dtype)
+        seen = Seen(pixels, torch.empty(size, 3, device="meta"))
+        labels = torch.empty(size, dtype=torch.long, device="meta")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad(set_to_none=True)
+            return MicroBatches(size)(model, seen, labels)
+
+        def features() -> None:
+            with torch.no_grad():
+                model.features(pixels)
+
+        model.train()
+        step = trace(lambda: optimizer.step(closure), model, pixels, *_moments(optimizer))
+        memory = float(step.peak)
+        if self.compute != "float32":
+            # what was counted of the weights are autocast's casts of them; of the rest, half
+            memory += 4 * total + 2 * opened
+            memory += sum(moment.nbytes for moment in _moments(optimizer) if moment.dtype == dtype)
+        return memory, step, trace(features, model, pixels)
+
+    def forecast(self, outlook: Outlook, images: int, selected: int, evaluations: int) -> Forecast:
+        """Training on so many images, and looks at `selected` others in so many evaluations."""
+        training, profile = self.training, outlook.profile
+        size = min(profile.micro_batch("finetune", training.batch_size), training.batch_size)
+        memory, step, features = self.traced(size, profile.checkpointing)
+        model, _ = on_meta(self.make)
+        total, opened = parameters(model)
+        steps = images // training.batch_size // training.epoch_parts
+        parts = math.ceil(training.batch_size / size)
+        work = training.epochs * steps * parts
+        # the features of a batch that doesn't fit are computed once more, without gradients
+        forward = (work if parts > 1 else 0) + evaluations * math.ceil(selected / size)
+        trained, at_least, basis = outlook.time(step, work, self.compute)
+        seen, _, _ = outlook.time(features, forward, self.compute)
+        kept = training.epochs // training.keep_every if training.keep_every else 0
+        average = 4 * opened if training.ema_decay else 0
+        at_once = f"{size} at once" + (", activations computed again" if profile.checkpointing else "")
+        return Forecast(
+            does=f"{training.epochs:,} epochs of {steps:,} steps of {training.batch_size} images of {self.side} px, "
+            f"{at_once}, in {self.compute} with float32 weights",
+            parameters=total,
+            trained=opened,
+            disk=(kept + 4) * 4 * opened + average,  # the chosen weights; while it trains, the state with two moments
+            device=memory + (4 * total if training.ema_decay else 0),
+            host=LIBRARIES + 8 * total,
+            seconds=None if trained is None or seen is None else trained + seen,
+            at_least=at_least,
+            basis=basis,
+            lighter=lambda limit: self._lighter(size, profile.checkpointing, limit),
+        )
+
+    def _lighter(self, size: int, checkpointing: bool, limit: float) -> Iterator[str]:
+        if not checkpointing and self.traced(size, True)[0] <= limit:
+            yield "--set profile.checkpointing=True"
+        for count in powers_below(size):
+            if self.traced(count, checkpointing)[0] <= limit:
+                yield f"--set profile.batch.finetune={count}"
+                return
+
+
+def _fill_moments(optimizer: Any) -> None:
+    """A step without a network, after which the optimiser's state is there as in all but the first step."""
+
+    def closure() -> Tensor:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.empty_like(parameter)
+        return torch.zeros((), device="meta")
+
+    trace(lambda: optimizer.step(closure))
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _moments(optimizer: Any) -> list[Tensor]:
+    states = optimizer.state.values()
+    return [value for state in states for value in state.values() if isinstance(value, Tensor) and value.is_meta]
