@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +21,13 @@ from guie_core.interrupt import Stop
 from guie_core.profiles import profile
 from guie_core.registry import build
 from guie_datasets import Manifest
+from guie_train.commands.features import features
 from guie_train.feature_store import FeatureStore
 from guie_train.stage import Workspace
 from guie_train.stages.features import Features
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "how-to" / "features.md").read_text()
 EXPERIMENT = ROOT / "experiments" / "quickstart.py"
 SMALL = [
     "recipe.data.0.styles=['google']",
@@ -277,6 +282,22 @@ def test_pairs_of_other_images_are_refused(built: Path, tmp_path: Path, run: Gui
     assert "no image in split 'tset'; it has select, train" in run(
         "features", "export", EXPERIMENT, "train", folder, "--split", "tset", *settings(built), code=1
     )
+
+
+def test_the_page(built: Path, run: Guie, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/how-to/features.md: its commands can be said, and its code runs."""
+    commands = re.findall(r"^\$ guie (features \w+) (.*?)(?: &| +#.*)?$", PAGE, re.MULTILINE)
+    assert len(commands) >= 8
+    for name, arguments in commands:
+        _, verb = name.split()
+        # parsed, not run
+        assert features.commands[verb].make_context(verb, shlex.split(arguments)).params
+    run("train", EXPERIMENT, "--stage", "features train", *settings(built))
+    monkeypatch.chdir(built)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    scope: dict[str, Any] = {}
+    exec(code.replace("runs/quickstart", "runs/small"), scope)
+    assert scope["features"].shape == (len(scope["train"]), 96)
 
 
 def test_several_views_are_kept_and_trained_on(tmp_path: Path, run: Guie) -> None:
