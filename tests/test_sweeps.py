@@ -236,7 +236,9 @@ def test_a_point_that_fails_is_told_and_tried_again_when_asked(guie: Callable[..
     assert failures() == 2
 
 
-def test_what_is_wrong_with_the_points_is_told_before_the_first(guie: Callable[..., tuple[int, str, str]]) -> None:
+def test_what_is_wrong_with_the_points_is_told_before_the_first(
+    guie: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     code, _, err = guie(*sweep("--grid", "recipe.loss.margn=0.3,0.5", "--grid", "recipe.arcface.epochs=ten,3,0"))
     assert code == 2
     assert err.startswith("error: 3 problems in experiments/own_images.py\n")
@@ -251,6 +253,10 @@ def test_what_is_wrong_with_the_points_is_told_before_the_first(guie: Callable[.
     for wrong in ([], ["--trials", "3"], ["--suggest", "recipe.seed=1..2"], [*GRID, "--trials", "3"]):
         code, _, err = guie(*sweep(*wrong))
         assert (code, err) == (2, "error: name the points: with --grid, or with --trials and --suggest.\n")
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = guie(*sweep(*GRID))
+    assert (code, err) == (2, "error: a sweep is one process, not several: start it without torchrun or srun.\n")
     assert not Path("runs").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -69,11 +70,15 @@ def sweep(
     from guie_core import Experiment, ExperimentError, GuieError, Problem, UsageError
     from guie_core.files import folder_option
     from guie_core.wording import plural, shown
+    from guie_train.processes import launched, one_voice
     from guie_train.runner import default_folder
     from guie_train.sweeping.points import Point, check_keys, grid_points, load_point, load_points, read_grid
     from guie_train.sweeping.study import Study, read_suggestions, require_optuna
     from guie_train.sweeping.sweep import Sweep, lines, selecting
 
+    with one_voice():
+        if launched(os.environ)[0].count > 1:
+            raise UsageError("a sweep is one process, not several: start it without torchrun or srun.")
     if bool(grid) == bool(suggest) or bool(suggest) != bool(trials):
         raise UsageError("name the points: with --grid, or with --trials and --suggest.")
     if suggest:
