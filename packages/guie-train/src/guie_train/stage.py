@@ -239,8 +239,9 @@ class Workspace:
                 raise Interrupted(f"before stage {stage.name!r}")
             start = time.monotonic()
             reused = self._make_outputs(stage, folder)
-        output = stage.load(folder)
-        made_in = json.loads((folder / "stage.json").read_text())["seconds"]
+        with damage_told(folder):
+            output = stage.load(folder)
+            made_in = json.loads((folder / "stage.json").read_text())["seconds"]
         took = time.monotonic() - start
         record = StageRecord(stage.name, stage.key, took, made_in, reused, stage.summary(output), folder)
         self.records[stage.name] = record
@@ -317,6 +318,24 @@ class Workspace:
                     "wait for it and run this again, which then reuses its result, or choose another --work-dir"
                 ) from None
             yield
+
+
+@contextmanager
+def damage_told(folder: Path) -> Iterator[None]:
+    """While a stage's outputs are read: they were written whole, so what cannot be read was damaged since.
+
+    Raises:
+        GuieError: which says what to delete, or as whatever is read raises it.
+    """
+    try:
+        yield
+    except GuieError:
+        raise
+    except Exception as error:  # JSON, NumPy's, safetensors and zip files fail in a dozen ways
+        what = f"{type(error).__name__}: {error}"
+        raise GuieError(
+            f"{folder} is damaged ({what}); delete it and run the same command again, which makes it anew"
+        ) from error
 
 
 def _stages(value: Any) -> Iterator[Stage[Any]]:

@@ -24,7 +24,7 @@ from guie_train.fitting import Curve, Fit, Resident, Training, sampler_of
 from guie_train.planning.forecast import Features, Forecast, Outlook, Trained
 from guie_train.planning.meta import on_meta
 from guie_train.planning.training import forecast_training
-from guie_train.stage import NOT_IN_KEY, Stage, Workspace
+from guie_train.stage import NOT_IN_KEY, Stage, Workspace, damage_told
 from guie_train.stages.augmentation import Switched
 
 
@@ -54,7 +54,8 @@ class TrainedClassifier:
         layer: nn.Module = build(
             "heads", {"type": "Linear"}, in_features=self.in_features, out_features=len(self.categories)
         )
-        tensors = load_file(self.folder / "last.safetensors")
+        with damage_told(self.folder):
+            tensors = load_file(self.folder / "last.safetensors")
         layer.load_state_dict({k.removeprefix("linear."): v for k, v in tensors.items()})
         return layer.eval()
 

@@ -27,7 +27,7 @@ from guie_train.fitting import Curve, Fit, Resident, Together, Training, sampler
 from guie_train.planning.forecast import Features, Forecast, Outlook, Trained, about
 from guie_train.planning.meta import on_meta, parameters
 from guie_train.planning.training import forecast_training
-from guie_train.stage import Stage, Workspace
+from guie_train.stage import Stage, Workspace, damage_told
 from guie_train.stages.selection import Selection, Selector, answerable_pairs
 
 LOSS_PROVIDES = ("embedding_size", "classes", "class_counts")
@@ -84,7 +84,8 @@ class TrainedHead:
         from safetensors import safe_open
 
         start = f"{name}."
-        with safe_open(self.folder / "chosen.safetensors", "pt") as file:  # the others may be gigabytes
+        path = self.folder / "chosen.safetensors"
+        with damage_told(self.folder), safe_open(path, "pt") as file:  # the others may be gigabytes
             names = [name for name in list(file.keys()) if name.startswith(start)]  # it can't be iterated over
             return {name.removeprefix(start): file.get_tensor(name) for name in names}
 
