@@ -20,9 +20,10 @@ from guie_core.interrupt import Stop
 from guie_core.profiles import Profile, profile
 from guie_datasets import Manifest
 from guie_train.feature_store import FeatureStore
-from guie_train.fitting import Training
+from guie_train.fitting import LossScale, Training
 from guie_train.fitting.images import Images
 from guie_train.fitting.micro_batches import MicroBatches
+from guie_train.planning.forecast import Outlook
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.finetune import FineTune, FineTuning, Tuned, begin_with
 from guie_train.stages.head import TrainedHead
@@ -226,6 +227,34 @@ def test_the_backbone_computes_in_the_profiles_dtype() -> None:
     assert features.dtype == torch.float32
 
 
+def test_float16_gives_the_gradients_of_float32(
+    tmp_path: Path, pictures: str, stop_after: Callable[[int], Stop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LossScale, "first", 256.0)  # with which none overflows here
+    plain = tune(tmp_path / "plain", stage(pictures, training=SGD))
+    half = tune(tmp_path / "half", stage(pictures, training=SGD, compute="float16"))
+    assert not any("skipped steps" in curve for curve in curves(tmp_path / "half"))
+    before = build("backbones", VIT).network.state_dict()
+
+    def moved(tensors: dict[str, Tensor]) -> Tensor:
+        return torch.cat([(tensors[f"backbone.network.{name}"] - before[name]).flatten() for name in before])
+
+    assert nn.functional.cosine_similarity(moved(half), moved(plain), dim=0) > 0.999
+    with pytest.raises(Interrupted):
+        tune(tmp_path / "parts", stage(pictures, training=SGD, compute="float16"), stop=stop_after(4))
+    same(half, tune(tmp_path / "parts", stage(pictures, training=SGD, compute="float16")))
+
+
+def test_steps_that_overflow_in_float16_are_left_out(
+    tmp_path: Path, pictures: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LossScale, "first", 2.0**40)  # halved in each of four steps, it still overflows
+    tensors = tune(tmp_path, stage(pictures, compute="float16"))
+    assert curves(tmp_path)[-1]["skipped steps"] == 4
+    before = build("backbones", VIT).network.state_dict()
+    assert all(torch.equal(tensors[f"backbone.network.{name}"], before[name]) for name in names(tensors))
+
+
 def test_batch_statistics_of_the_backbone_stay(tmp_path: Path, pictures: str) -> None:
     """They would depend on how many images fit into the memory at once; weights of batch norms are trained."""
     resnet = {"type": "timm/test_resnet", "weights": "none", "image_size": SIDE}
@@ -401,3 +430,37 @@ def test_begin_with_takes_nothing_that_is_shaped_otherwise(tmp_path: Path) -> No
     begin_with(Tuned(build("backbones", VIT), head, loss), trained)
     assert torch.equal(loss.centres, before)
     assert torch.equal(head.linear.bias, torch.full((8,), 2.0))
+
+
+def test_what_it_takes_is_told_ahead(tmp_path: Path, pictures: str) -> None:
+    """Numbers of the real network; bytes of float32 weights, gradients and Adam's two moments, and of activations."""
+    workspace = Workspace(tmp_path / "store", CPU, Stop())
+    manifest = workspace.get(Pictures(name="pictures", root=pictures))
+    assert len(manifest) == 42
+    forecasts = {}
+    for size, checkpointing in ((1, False), (12, False), (12, True)):
+        on = replace(CPU, batch={"finetune": size}, checkpointing=checkpointing)
+        outlook = Outlook(Workspace(tmp_path / "store", on, Stop()), ready=lambda stage: stage.slug == "pictures")
+        forecasts[size, checkpointing] = stage(pictures, blocks=2).forecast(outlook)
+    one = forecasts[1, False]
+    tensors = tune(tmp_path, stage(pictures, blocks=2))
+    trained = sum(value.numel() for value in tensors.values())
+    total = sum(parameter.numel() for parameter in build("backbones", VIT).parameters()) + 67 * 8 + 8 + 5 * 8
+    assert (one.parameters, one.trained) == (total, trained)
+    assert one.device is not None
+    assert 1.0 < one.device / (4 * total + 12 * trained) < 1.1
+    more, less = forecasts[12, False].device, forecasts[12, True].device
+    assert one.device < less < more
+    (chosen,) = (tmp_path / "store" / "finetune").glob("*/chosen.safetensors")
+    assert one.disk == pytest.approx(4 * chosen.stat().st_size, rel=0.02)  # with the state, which has two moments more
+    assert one.does.startswith("2 epochs of 2 steps of 12 images of 32 px, 1 at once, in float32")
+
+
+def test_a_plan_that_does_not_fit_proposes_what_does(tmp_path: Path, pictures: str) -> None:
+    on = replace(CPU, batch={"finetune": 2})
+    outlook = Outlook(Workspace(tmp_path / "store", on, Stop()), ready=lambda stage: stage.slug == "pictures")
+    outlook.workspace.get(Pictures(name="pictures", root=pictures))
+    forecast = stage(pictures, backbone={**VIT, "image_size": 320}, blocks=3).forecast(outlook)
+    assert forecast.device is not None
+    ways = list(forecast.lighter(forecast.device - 1))
+    assert ways == ["--set profile.checkpointing=True", "--set profile.batch.finetune=1"]

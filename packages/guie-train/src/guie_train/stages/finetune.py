@@ -307,7 +307,10 @@ class FineTune(Stage[TrainedHead]):
             parts = torch.arange(len(examples)).split(size)
             return torch.cat([network.embed(seen) for seen, _ in examples.batches(0, parts)])
 
-        selector = Selector(self.selection, fit, manifest, classes, fit.evaluated.loss, selected, embed)
+        # a checkpoint may have gigabytes: the chosen one is enough
+        selector = Selector(
+            self.selection, fit, manifest, classes, fit.evaluated.loss, selected, embed, keep_validated=False
+        )
         try:
             curves = fit.run(workspace.stop, selector, self.selection.enough)
         except RuntimeError as error:  # what torch raises for want of memory is a kind of it

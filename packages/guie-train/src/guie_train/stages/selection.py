@@ -79,6 +79,7 @@ class Selector:
         loss: the training's.
         inputs: what `embed` takes for so many rows of the manifest; asked for once.
         embed: embeddings [n, E] by the model as it is.
+        keep_validated: whether checkpoints with the best validation loss and accuracy are written, besides the chosen.
     """
 
     def __init__(
@@ -90,11 +91,13 @@ class Selector:
         loss: Any,
         inputs: Callable[[NDArray[np.int64]], Any],
         embed: Callable[[Any], Tensor],
+        keep_validated: bool = True,
     ) -> None:
         self.selection = selection
         self.fit = fit
         self.loss = loss
         self.embed = embed
+        self.keep_validated = keep_validated
         pairs = answerable_pairs(selection.protocol, "recipe.selection.protocol", manifest)
         label = manifest.column("label")
         asked = np.unique(np.concatenate([pairs.queries, pairs.index]))
@@ -118,7 +121,7 @@ class Selector:
         curve = dict(evaluate(embedding.cpu(), self.labels, self.categories, self.pairs, metrics=metrics).overall)
         if self.seen is not None:
             curve |= _validate(self.loss, self.embed(self.seen), self.targets, fit.training.batch_size)
-            for name, sign in (("valid loss", -1), ("valid accuracy", 1)):
+            for name, sign in (("valid loss", -1), ("valid accuracy", 1)) if self.keep_validated else ():
                 if all(sign * curve[name] > sign * c[name] for c in fit.curves if name in c):
                     fit.write_checkpoint(f"best-{name.replace(' ', '-')}")
         curves = [*fit.curves, {"epoch": epoch, **curve}]
