@@ -1,10 +1,6 @@
 """Backbones by name, with their weights: from images to features."""
 
-from __future__ import annotations
+import lazy_loader
 
-from guie_models.backbones.backbone import Backbone
-from guie_models.backbones.concatenated import Concatenated
-from guie_models.backbones.open_clip import OpenClipBackbone
-from guie_models.backbones.timm import TimmBackbone
-
-__all__ = ["Backbone", "Concatenated", "OpenClipBackbone", "TimmBackbone"]
+# what each of them needs takes seconds to import, and most work needs one of them or none
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

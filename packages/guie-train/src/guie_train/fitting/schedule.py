@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from timm.scheduler import CosineLRScheduler, StepLRScheduler
-from timm.scheduler.scheduler import Scheduler
+from typing import TYPE_CHECKING
+
 from torch.optim import Optimizer
 
 from guie_train.fitting.settings import Training
+
+if TYPE_CHECKING:
+    from timm.scheduler.scheduler import Scheduler
 
 
 def schedule_of(training: Training, optimizer: Optimizer) -> Scheduler:
@@ -14,6 +17,8 @@ def schedule_of(training: Training, optimizer: Optimizer) -> Scheduler:
 
     A group of parameters with a key `lr_scale` has so many times the rate of the others, all along.
     """
+    from timm.scheduler import CosineLRScheduler, StepLRScheduler  # here: an experiment is checked seconds sooner
+
     warmup = {
         "warmup_t": training.warmup_epochs,
         "warmup_lr_init": training.warmup_lr,
