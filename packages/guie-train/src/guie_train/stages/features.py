@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,13 +19,13 @@ from guie_core import Config, GuieError, Interrupted, Slot
 from guie_core.registry import build, lookup
 from guie_core.signature import signature
 from guie_core.wording import plural
-from guie_datasets import BadImage, Manifest
+from guie_datasets import BadImage, ImageRef, Manifest
 from guie_datasets.images.decoding import Method
 from guie_datasets.images.tensorflow import import_tensorflow
 from guie_models.backbones import Backbone
 from guie_models.backbones.weights import fingerprint
 from guie_train.device import device_of
-from guie_train.extraction import Extractor, extract
+from guie_train.extraction import Batch, Extractor, extract
 from guie_train.feature_store import SHARD, Bad, FeatureStore, finite
 from guie_train.planning.backbones import Frozen, powers_below
 from guie_train.planning.forecast import LIBRARIES, Forecast, NotKnown, Outlook, known
@@ -187,17 +187,16 @@ class Features(Stage[FeatureStore]):
         missing = store.missing(hashes)
         rows, hashes = rows[missing], hashes[missing]
         refs = [manifest.images()[row] for row in rows]
-        bad: list[Bad] = []
+        gathered = _Gathered(store)
 
         def on_bad(position: int, error: BadImage) -> None:
-            bad.append(Bad(hashes[position].decode(), error.place, error.reason))
+            gathered.bad.append(Bad(hashes[position].decode(), error.place, error.reason))
 
         view = self.seen_by(backbone)
         target = getattr(view, "size", backbone.image_size)
         device = device_of(workspace.profile)
-        extractor = Extractor(backbone, device, compute=self.compute, batch_size=batch_size, name=self.name)
         batches = extract(
-            extractor,
+            Extractor(backbone, device, compute=self.compute, batch_size=batch_size, name=self.name),
             refs,
             view,
             target=target,
@@ -208,36 +207,29 @@ class Features(Stage[FeatureStore]):
             on_bad=on_bad,
         )
         with closing(batches):
-            pending: list[NDArray[Any]] = []
-            good: list[int] = []  # positions of the pending rows
-            done = written = 0
-            due = time.monotonic() + FLUSH_SECONDS
+            done = 0
             for batch in batches:
                 done += batch.images
-                if batch.positions:
-                    good_rows = finite(batch.features, self.dtype)
-                    if not good_rows.all():
-                        worst = refs[batch.positions[int(np.argmin(good_rows))]]
-                        raise GuieError(
-                            f"{self.name}: the features of {worst} are not finite, computed in {self.compute} and kept "
-                            f"in {self.dtype}; set recipe.features to dict(compute='float32', dtype='float32')"
-                        )
-                    pending.append(batch.features)
-                    good += batch.positions
-                too_many = self._too_many(known_bad + len(bad), len(wanted))
+                self._check_finite(batch, refs)
+                gathered.add(hashes[batch.positions], batch.features)
+                too_many = self._too_many(known_bad + len(gathered.bad), len(wanted))
                 # whole batches only: the ones that follow are then the same whether or not this run goes on
-                full = done == len(refs) or done - written >= SHARD or time.monotonic() > due
-                if workspace.stop or too_many or full:
-                    if pending:
-                        store.append(hashes[good], np.concatenate(pending))
-                    store.add_bad(bad)
-                    known_bad += len(bad)
-                    bad.clear()
-                    pending, good, written, due = [], [], done, time.monotonic() + FLUSH_SECONDS
+                if workspace.stop or too_many or done == len(refs) or gathered.due:
+                    known_bad += len(gathered.bad)
+                    gathered.write()
                 if too_many:
                     raise self._refusal(store, wanted)
                 if workspace.stop and done < len(refs):
                     raise Interrupted(f"{self.name}: {done:,} of {len(refs):,} images are done and kept")
+
+    def _check_finite(self, batch: Batch, refs: Sequence[ImageRef]) -> None:
+        fine = finite(batch.features, self.dtype)
+        if not fine.all():
+            raise GuieError(
+                f"{self.name}: the features of {refs[batch.positions[int(np.argmin(fine))]]} are not finite, computed "
+                f"in {self.compute} and kept in {self.dtype}; set recipe.features to dict(compute='float32', "
+                "dtype='float32')"
+            )
 
     def _too_many(self, bad: int, of: int) -> bool:
         """Whether so many images of the stage cannot be left out."""
@@ -261,6 +253,9 @@ class Features(Stage[FeatureStore]):
 
     def forecast(self, outlook: Outlook) -> Forecast:
         """The backbone on one batch, and as many images as are expected."""
+        if (sharing := self._sharing(outlook)) is not None:
+            gives, does = outlook.forecast(sharing).gives, f"the same features as {sharing.name!r}"
+            return Forecast(does=does, disk=0, basis="nothing", gives=gives)
         frozen = Frozen.of(self.backbone, outlook)
         backbone, batch = frozen.backbone, outlook.profile.micro_batch("features", 64)
         dimension = backbone.features
@@ -288,6 +283,21 @@ class Features(Stage[FeatureStore]):
             lighter=lambda memory: self._lighter(frozen, batch, image, memory),
         )
 
+    def _sharing(self, outlook: Outlook) -> Features | None:
+        """The stage before this one that computes all that it asks for, if there is one."""
+        if (key := known(lambda: self.key)) is None:
+            return None
+        before: list[Features] = outlook.once((self.slug, key), list)
+        for other in before:
+            if (
+                other.manifest == self.manifest
+                and other.part in ("all", self.part)
+                and other.shape in ("any", self.shape)
+            ):
+                return other
+        before.append(self)
+        return None
+
     def _expected(self, outlook: Outlook) -> tuple[int, int, bool]:
         """How many images there will be features of, how many of them are to compute, and whether that is counted."""
         manifest = outlook.manifest(self.manifest)
@@ -295,7 +305,8 @@ class Features(Stage[FeatureStore]):
             hashes = np.unique(manifest.column("hash")[self.rows(manifest)])
             folder = outlook.workspace.folder(self)
             there = (folder / "store.json").exists()
-            return len(hashes), len(FeatureStore(folder).missing(hashes)) if there else len(hashes), True
+            missing = len(FeatureStore(folder).missing(hashes)) if there else len(hashes)
+            return len(hashes), missing or len(hashes), True  # if none is missing, all are to be computed again
         images = outlook.images(self.manifest)
         if self.shape == "square":
             raise NotKnown("how many images are square is not known")
@@ -321,6 +332,39 @@ class Features(Stage[FeatureStore]):
         bad = f"; {len(output.bad):,} that cannot be decoded are left out: bad.csv" if output.bad else ""
         views = f" of {output.views} views" if output.views > 1 else ""
         return f"{output.dimension} features{views} an image; the store has {plural(len(output), 'image')}{bad}"
+
+
+class _Gathered:
+    """What isn't on the disk yet: the features, and the images that could not be decoded, since the last write."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self.store = store
+        self.bad: list[Bad] = []
+        self._clear()
+
+    def _clear(self) -> None:
+        self.bad.clear()
+        self.hashes: list[NDArray[np.bytes_]] = []
+        self.features: list[NDArray[np.float32]] = []
+        self._deadline = time.monotonic() + FLUSH_SECONDS
+
+    def add(self, hashes: NDArray[np.bytes_], features: NDArray[np.float32]) -> None:
+        """Features [n, V, D] of images with these hashes [n]."""
+        if len(hashes):
+            self.hashes.append(hashes)
+            self.features.append(features)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to write."""
+        return sum(map(len, self.hashes)) >= SHARD or time.monotonic() > self._deadline
+
+    def write(self) -> None:
+        """All of it is on the disk when this returns."""
+        if self.hashes:
+            self.store.append(np.concatenate(self.hashes), np.concatenate(self.features))
+        self.store.add_bad(self.bad)
+        self._clear()
 
 
 def _share(hashes: NDArray[np.bytes_], batch_size: int, share: int, shares: int) -> NDArray[np.int64]:
