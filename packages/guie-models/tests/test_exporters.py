@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import importlib.util
+import resource
+import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,29 @@ def embedder(backbone: TimmBackbone) -> Embedder:
     augmentation = SwitchedAugmentation(96, backbone.mean, backbone.std, padded_for=(0, 2))
     view = Squash(96, backbone.mean, backbone.std)
     return Embedder(backbone, head, view, augmentation, Linear(backbone.features, 4))
+
+
+@pytest.fixture
+def _small_files() -> Iterator[None]:
+    """The kernel refuses files over 100 kB, whichever library writes them, as it refuses any on a full disk."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, former[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize(
+    "exporter",
+    [TorchScript(), Safetensors(), Program(), Onnx(), Onnx(precision="float16"), Onnx(precision="int8")],
+    ids=["TorchScript", "safetensors", "torch.export", "ONNX", "ONNX float16", "ONNX int8"],
+)
+@pytest.mark.usefixtures("_small_files")
+def test_full_disk_is_told_as_that(exporter: Any, embedder: Embedder, photos: list[Tensor], tmp_path: Path) -> None:
+    with pytest.raises(GuieError, match=r"^The file is larger than this system allows: .* could not be written\."):
+        exporter.export(embedder, tmp_path, photos[:2])
+    assert list(tmp_path.iterdir()) == []
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,9 @@ class Program:
             path = folder / "model.pt2"
             try:
                 program = torch.export.export(Preprocessed(embedder.folded()).eval(), example, dynamic_shapes=shapes)
-                torch.export.save(program, path)
+                buffer = io.BytesIO()  # torch's own writing to a file ends the process when the disk is full
+                torch.export.save(program, buffer)
+                path.write_bytes(buffer.getbuffer())
                 loaded: Any = torch.export.load(path).module()
             except (GuieError, OSError):
                 raise
