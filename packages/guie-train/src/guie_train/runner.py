@@ -88,8 +88,8 @@ def train(
                 pass
             return folder
         with processes.leading():
-            run = held.enter_context(Run.open(folder, experiment, fresh=fresh))
             held.enter_context(_resumable(go_on))
+            run = held.enter_context(Run.open(folder, experiment, fresh=fresh))
             track = held.enter_context(closing(Tracking(folder / "trackers", getattr(recipe, "trackers", ()))))
             click.echo(f"{experiment.name} on {experiment.profile.name} -> {shown(folder)}")
             _check_sources(stages)
