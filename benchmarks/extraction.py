@@ -72,7 +72,7 @@ def photos(folder: Path, count: int) -> list[str]:
         source = sources[number % 2]
         scale = random.uniform(0.4, 1.0)
         width, height = int(source.width * scale), int(source.height * scale)
-        left, top = random.integers(0, source.width - width + 1), random.integers(0, source.height - height + 1)
+        left, top = (int(random.integers(0, room + 1)) for room in (source.width - width, source.height - height))
         part = source.crop((left, top, left + width, top + height)).resize((640, 480), Image.Resampling.BICUBIC)
         paths.append(str(folder / f"{number}.jpg"))
         part.save(paths[-1], quality=90)
@@ -178,9 +178,8 @@ def report(ways: dict[str, Way], rounds: int, count: int) -> None:
             processor[name] = min(processor[name], time.process_time() - begun[1])
     first = clock["plain loop, float32"]
     reference = found["guie, model alone, float32"]
-    print(
-        "\n| way | images/s | to the plain loop | images per processor second | mean, least cosine |\n|---|---|---|---|---|"
-    )
+    print("\n| way | images/s | to the plain loop | images per processor second | mean, least cosine |")
+    print("|---|---|---|---|---|")
     for name in ways:
         seconds = f"{count / processor[name]:.1f}" if "DataLoader" not in name else ""
         cosine = ""
