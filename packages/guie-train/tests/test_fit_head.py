@@ -372,9 +372,17 @@ def test_features_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     images, store = workspace(tmp_path).get(made.manifest), workspace(tmp_path).get(made.train)
     head = BatchNormLinear(10, 4)
     chosen = np.array([40, 3, 3, 0, 17, 5, 8, 30])
+    wanted, asked, read = store.read(images.column("hash"))[chosen], [], FeatureStore.read
+
+    def noted(self: FeatureStore, hashes: Any, *view: Any) -> Any:
+        asked.append(len(hashes))
+        return read(self, hashes, *view)
+
+    monkeypatch.setattr(FeatureStore, "read", noted)
     monkeypatch.setattr(stages_head, "ROWS", rows)
     found = head_inputs(head, store, images, chosen).numpy()
-    np.testing.assert_array_equal(found[:, :10], store.read(images.column("hash"))[chosen])
+    assert (max(asked), sum(asked)) == (min(rows, 8), 8)  # so that no second copy of all is made
+    np.testing.assert_array_equal(found[:, :10], wanted)
     np.testing.assert_allclose(found[:, 10:], [[6 / 8, 6 / 16, 8 / 16]] * 8)  # H/W, H/16, W/16
 
 
