@@ -148,6 +148,16 @@ def test_two_processes_share_the_images_and_give_the_same_bits(built: Path, tmp_
 
 GUIE = "import sys; from guie_core.cli import guie, run_command; run_command(guie, 'guie', sys.argv[1:])"
 
+
+def test_nobody_else_makes_what_several_are_adding_to(built: Path, run: Guie) -> None:
+    found, workspace = stage(built, "train")
+    (workspace.folder(found) / "stage.json").unlink()
+    build = ["features", "build", EXPERIMENT, "--stage", "train", *settings(built)]
+    with workspace.sharing(found), workspace.sharing(found):  # two of them
+        assert "another process is making" in run(*build, code=1)
+    assert f"the store has {IMAGES} images" in run(*build)
+
+
 KILLED = """
 import os, signal, sys
 from guie_core.cli import guie, run_command

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import guie_core.processors
 from guie_core import UsageError
-from guie_core.processors import processors, threads
+from guie_core.processors import multiplies_bfloat16, processors, threads
 
 
 def test_affinity_counts() -> None:
@@ -20,6 +22,26 @@ def test_affinity_counts() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.split() == ["1", "1", "3"]
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("processor : 0\nflags\t\t: fpu avx512f avx512_bf16 amx_tile\nflags : fpu\n", True),
+        ("flags : fpu avx512f avx512_vnni\n", False),
+        ("Features\t: fp asimd bf16 i8mm\n", True),
+        ("", False),
+    ],
+)
+def test_bfloat16_by_what_linux_says(
+    told: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text(told)
+    monkeypatch.setattr(guie_core.processors, "CPUINFO", file)
+    assert multiplies_bfloat16() == expected
+    file.unlink()
+    assert not multiplies_bfloat16()
 
 
 def test_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:

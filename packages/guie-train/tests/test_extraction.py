@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from guie_core import GuieError
+from guie_core.profiles import profile
 from guie_datasets import BadImage, ImageRef
 from guie_emoji import Emoji
 from guie_models import RandomSquareCrop, Squash, TimmBackbone
+from guie_train import device
 from guie_train.extraction import Extractor, extract, features_of, view_seeds
 
 CPU = torch.device("cpu")
@@ -65,6 +67,14 @@ def test_bfloat16_is_near_and_its_weights_are_cast_once(refs: list[ImageRef]) ->
     mean = expected.mean(0)  # what all images share would hide how near they are
     assert torch.nn.functional.cosine_similarity(found - mean, expected - mean).min() > 0.99
     assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.999
+
+
+def test_a_cpu_that_multiplies_bfloat16_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for multiplies, dtype in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(device, "multiplies_bfloat16", lambda answer=multiplies: answer)
+        assert device.compute_dtype(profile("cpu")) == dtype
+        assert device.compute_dtype(profile("v100-32g")) == "float16"
+        assert device.compute_dtype(profile("p100-16g")) == "float32"
 
 
 class Operations(TorchDispatchMode):

@@ -6,6 +6,8 @@ import os
 
 from guie_core.errors import UsageError
 
+CPUINFO = "/proc/cpuinfo"
+
 
 def processors() -> int:
     """Those that this process may run on; `taskset`, batch systems and containers may allow it fewer than there are."""
@@ -18,7 +20,7 @@ def processors() -> int:
 def multiplies_bfloat16() -> bool:
     """Whether these have instructions for products in bfloat16 (AVX-512 BF16, AMX, ARM's), as far as Linux says."""
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
+        with open(CPUINFO, encoding="utf-8") as file:
             flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
     except OSError:
         return False

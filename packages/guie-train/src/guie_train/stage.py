@@ -307,11 +307,22 @@ class Workspace:
             replace_directory(staging, folder)  # where one is there, it is damaged: it has no stage.json
 
     @contextmanager
-    def _lock(self, folder: Path) -> Iterator[None]:
+    def sharing(self, stage: Stage[Any]) -> Iterator[Path]:
+        """The folder of an incremental stage, for one of several processes that add to it; nobody makes it meanwhile.
+
+        Raises:
+            GuieError: another process is making the outputs, and this doesn't `wait`.
+        """
+        folder = self.folder(stage)
+        with explain_os_errors(folder), self._lock(folder, fcntl.LOCK_SH):
+            yield folder
+
+    @contextmanager
+    def _lock(self, folder: Path, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with open(folder.with_name(f".{folder.name}.lock"), "w") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if self.wait else fcntl.LOCK_NB))
+                fcntl.flock(file, kind | (0 if self.wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise GuieError(
                     f"another process is making {folder} at this moment; "

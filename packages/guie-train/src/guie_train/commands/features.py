@@ -76,20 +76,21 @@ def build(
     with interruptible() as stop:
         loaded = _Loaded.of(experiment, profile, overrides, work_dir, stop, wait=count > 1)
         for stage in [loaded.stage(name) for name in names] or loaded.stages:
-            workspace, folder = loaded.workspace, loaded.workspace.folder(stage)
+            workspace = loaded.workspace
             for source in stage.inputs():
                 workspace.get(source)
             stage.check(workspace)
             try:
                 if count > 1:
-                    stage.add(folder, workspace, number, count)
+                    with workspace.sharing(stage) as folder:
+                        stage.add(folder, workspace, number, count)
                     if not stage.has_all(folder, workspace):
                         click.echo(f"{stage.name}: part {share} is done, others are not yet")
                         continue
                 store = workspace.get(stage)
             except Interrupted as stopped:
                 raise Interrupted(f"{stopped}; the same command goes on") from None
-            click.echo(f"{stage.name}: {stage.summary(store)}: {shown(folder)}")
+            click.echo(f"{stage.name}: {stage.summary(store)}: {shown(workspace.folder(stage))}")
 
 
 def _share(text: str | None) -> tuple[int, int]:
