@@ -4,11 +4,19 @@ Source: N. Aoki, Y. Namba, arXiv 2210.09296, and their published notebooks, stag
 private.
 
     guie data download glr2021 products10k
-    guie-train experiments/3rd_place.py --profile a100-80g
+    guie-train experiments/3rd_place.py --profile rtx3090-24g        # or v100-32g, a100-80g
     guie submit check runs/3rd_place/stages/submission/submission.zip --profile v100-32g
 
-What it takes on each profile, in time, memory and disk: `guie-train experiments/3rd_place.py --dry-run --profile ...`.
-Nobody has run it at full size with guie yet.
+Expected, by `guie-train experiments/3rd_place.py --dry-run --profile ...`, at the least, by the makers' peaks; nobody has
+run it at full size with guie yet:
+
+    stage          RTX 3090       V100 32G       A100 80G       memory of the GPU
+    features       88 min         3 h 06 min     2 h 25 min     10.9 GB, on the A100 19.3 GB; once for both views
+    head           40 s           47 s           26 s           2.7 GB
+    finetune       3 h 34 min     2 h 20 min     36 min         11.6 GB, on the A100 32.1 GB
+    export         minutes        minutes        minutes        8.5 GB of the machine's, on its CPU
+
+Disk: 18 GB in all, and 3.9 GB of weights to fetch.
 
 Where guie does other than the original, which ran in TensorFlow on Colab's TPU:
     one class in twenty is set aside to measure every 0.1 epochs by; the original trains on all, and validates on a part
