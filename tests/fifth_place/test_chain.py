@@ -400,6 +400,10 @@ def test_what_the_plan_told_of_disk_is_what_was_written(run: Path, sets: FiveSet
         written = sum(path.stat().st_size for path in folder.iterdir())
         # what describes the outputs, and the code of the exported model, comes besides
         assert step.disk == pytest.approx(written, rel=0.01, abs=15_000), step.name
+    # what is there and is to be run again takes its time again
+    features, *_ = make_plan(stages, [stages[3]], Workspace(store, experiment.profile, Stop())).to_do
+    assert (features.name, features.state) == ("features train", "again")
+    assert features.forecast.seconds
 
 
 def test_there_is_no_report_without_an_evaluation(run: Path) -> None:

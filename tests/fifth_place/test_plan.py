@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -66,9 +67,13 @@ def test_the_page_shows_the_plan_as_it_is(guie_train: Run, bare: Path) -> None:
     code, out, err = guie_train("--profile", "rtx3090-24g", "--dry-run")
     assert (code, err) == (0, "")  # that data and weights are missing is what a plan is for
     assert sorted(bare.rglob("*")) == before
-    shown = re.search(r"--profile rtx3090-24g --dry-run\n(5th_place on .*?)\n```", PAGE.read_text(), re.DOTALL)
+    page = PAGE.read_text()
+    shown = re.search(r"(?<=--profile rtx3090-24g --dry-run\n)5th_place on .*?(?=\n```)", page, re.DOTALL)
     assert shown is not None
-    assert shown[1] == out.rstrip()
+    if os.environ.get("GUIE_UPDATE_PAGES"):
+        PAGE.write_text(page.replace(shown[0], out.rstrip()))
+    else:
+        assert shown[0] == out.rstrip(), "if that is intended, run this test with GUIE_UPDATE_PAGES=1"
     assert max(map(len, out.splitlines())) <= 100
 
 

@@ -70,7 +70,7 @@ def test_a_stage_that_does_not_say_is_not_known_and_the_plan_goes_on(workspace, 
     assert plan.device(plan.steps[1]) == 6.4e9
     told = page(plan, tmp_path).splitlines()
     assert told[1].split() == ["1/2", "silent", "to", "do", "-", "-", "-", "it", "doesn't", "say"]
-    assert told[2].split() == ["2/2", "large", "to", "do", "2.0", "GB", "6.4", "GB", "1.0", "GB", "7.0", "s"]
+    assert told[2].split() == ["2/2", "large", "to", "do", "2.0", "GB", "6.4", "GB", "1.0", "GB", "about", "7.0", "s"]
     assert list(tmp_path.iterdir()) == []  # nothing is written
 
 
@@ -221,3 +221,39 @@ def test_mistakes_in_settings_end_a_plan(workspace) -> None:
         outlook.forecast(split)
     with pytest.raises(NotKnown):
         Outlook(workspace("cpu")).given(Silent(name="silent"), Images)
+
+
+def test_stages_that_look_through_one_view_are_counted_once(workspace) -> None:
+    prepare = Silent(name="prepare")
+
+    def features(name: str, **more: object) -> Features:
+        network = {"type": "timm/test_vit", "weights": "none"}
+        return Features(name=name, manifest=prepare, backbone=network, view={"type": "Squash"}, **more)
+
+    outlook = Outlook(workspace("cpu"))
+    whole = Extent(100, 5, exact=True)
+    outlook._forecasts["prepare"] = Forecast(gives=Images(whole, {"test": Extent(30, 2), "train": Extent(70, 3)}))
+    each = 64 * 2 + 36
+    found = {
+        name: outlook.forecast(features(name, **more))
+        for name, more in {
+            "rest": {"part": "rest"},
+            "rest once more": {"part": "rest"},
+            "all": {},  # with the reported ones, which the first does not compute
+            "reported": {"part": "reported"},
+            "others": {"part": "reported", "shape": "other"},
+            "in other digits": {"dtype": "float32"},
+        }.items()
+    }
+    assert [forecast.disk for forecast in found.values()] == [70 * each, 0, 100 * each, 0, 0, 100 * (64 * 4 + 36)]
+    assert found["others"].does == "the same features as 'all'"
+    assert found["others"].gives == found["all"].gives
+
+
+def test_what_is_done_again_takes_its_time_again(workspace) -> None:
+    stage = Large(name="large")
+    space = workspace("cpu")
+    space.get(stage)
+    assert make_plan([stage], [], workspace("cpu")).to_do == []
+    [step] = make_plan([stage], [stage], workspace("cpu")).to_do
+    assert (step.state, step.forecast.seconds) == ("again", 7)

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from guie_train.stage import Stage, Workspace
 
 T = TypeVar("T")
-LIBRARIES = 0.6e9
-"""Bytes of the machine's memory that torch and guie take before they work (`guie bench` measures them)."""
+LIBRARIES = 0.92e9
+"""Bytes of the machine's memory that torch, its companions and guie take before they work: the peak of a process that
+imports the recipe and builds timm/test_resnet, of which 340 MB are pages of files that processes share."""
 LAUNCH = 5e-6
 """Seconds to launch a kernel on a GPU: of this order on any machine."""
 

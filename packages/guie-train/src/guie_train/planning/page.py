@@ -53,8 +53,10 @@ def _details(step: Step) -> Iterator[str]:
     if found.parameters:
         part = {None: "", 0: ", none trained", found.parameters: ", all trained"}
         yield f"{found.parameters:,} parameters{part.get(found.trained, f', {found.trained or 0:,} trained')}"
-    if found.basis and found.basis != _time(step):
+    if found.seconds is not None:
         yield f"time: {found.basis}"
+    elif found.basis != _time(step):
+        yield found.basis
 
 
 def _time(step: Step) -> str:
@@ -62,7 +64,7 @@ def _time(step: Step) -> str:
     if step.state == "done before":
         return ""
     if found.seconds is None:
-        return found.basis if len(found.basis) <= SHORT else "not known"
+        return found.basis if 0 < len(found.basis) <= SHORT else "not known"
     return f"{'at least' if found.at_least else 'about'} {duration(found.seconds)}"
 
 
@@ -76,8 +78,8 @@ def _sums(plan: Plan, folder: Path) -> Iterator[str]:
         yield "All is done: the same command without --dry-run reuses it."
         return
     yield "In all"
-    disk = sum(step.disk or 0 for step in steps)
-    yield f"  disk    {size(disk)} to be written, of {size(free_space(folder))} that are free"
+    disk, more = sum(step.disk or 0 for step in steps), any(step.disk is None for step in steps)
+    yield f"  disk    {size(disk)} to be written{' at least' * more}, of {size(free_space(folder))} that are free"
     if plan.profile.device == "cuda":
         device = max(plan.device(step) or 0 for step in steps)
         yield f"  GPU     {size(device)} at the peak, of {size(plan.memory)} that a stage can have"
