@@ -22,7 +22,7 @@ from guie_core.profiles import H100_80G, V100_32G
 from guie_datasets import decode
 from guie_emoji import Emoji
 from guie_models import BatchNormLinear, Embedder, Safetensors, Squash, TimmBackbone, TorchScript
-from guie_train.prediction import host, outputs, submission
+from guie_train.prediction import host, models, outputs, submission
 from guie_train.prediction.scoring import Solution, read_solution, score
 from guie_train.prediction.submission import Check, pictures
 
@@ -284,7 +284,7 @@ def test_the_score_is_the_hosts(tmp_path: Path, seed: int) -> None:
     expected = host_score(there, [name for name in there if name not in answers], answers)
     assert expected[gone] == 0
     assert found.missing_queries == [gone]
-    assert found.index == len(there) - len(answers) + 1
+    assert len(found.matched.index) == len(there) - len(answers) + 1
     assert 0.1 < found.parts["all"][1] < 0.9
     for part, (count, value) in found.parts.items():
         chosen = [expected[query] for query in answers if part in ("all", usage[query])]
@@ -316,11 +316,18 @@ def test_the_index_may_have_a_folder_of_its_own(tmp_path: Path) -> None:
     found = score(
         Solution({"a": frozenset("b"), "q": frozenset("a")}, {"a": "", "q": ""}), tmp_path / "e.parquet", tmp_path
     )
-    assert found.index == 2
+    assert len(found.matched.index) == 2
     assert found.parts == {"all": (2, 1.0)}  # q finds index/a; query/a finds b, itself masked
     half = score(Solution({"q": frozenset(("a", "zz"))}, {"q": ""}), tmp_path / "e.parquet", tmp_path)
     assert half.parts == {"all": (1, 0.5)}  # zz has no image, and still is one of two that are right
-    assert half.missing_answers == 1
+    assert half.matched.missing_answers == ["zz"]
+    # what a solution of labels calls the index is the index, wherever it lies
+    (tmp_path / "labels.csv").write_text("id,label,usage\na,1,query index\nq,1,index query\nb,2,index\n")
+    found = score(read_solution(tmp_path / "labels.csv"), tmp_path / "e.parquet", tmp_path)
+    assert len(found.matched.index) == 3
+    assert found.matched.missing_answers == []
+    # query/a at 4: b at 5 comes before q at 1; q: index/a at 0 comes first
+    assert found.parts == {"all": (2, 0.5)}
 
 
 def test_from_images_to_a_score(runs: Path, run: Run, tmp_path: Path) -> None:
@@ -370,7 +377,20 @@ def test_from_images_to_a_score(runs: Path, run: Run, tmp_path: Path) -> None:
         ("id,images,Usage\n", "there is no query in it"),
         ("id,label,usage\nq,1,asks\n", "line 2: usage is 'asks'; it is query, index, or both"),
         ("id,label,usage\nq,1,query\na,2,index\n", "no image is right for query q"),
-        ("id,images,Usage\nq,a,Public\n", "no query of the solution"),
+        ("id,images,Usage\nq,a,Public\n", "no query of the solution, such as q"),
+        ("q,a,Public\nr,b,Private\n", "line 1: q, a, Public is no header but a query"),
+        ("q,a,\nr,b,\n", "line 1: q, a, is no header"),
+        ("id,images,Usage\nother,a b,Pubic\n", "line 2: usage is 'Pubic'; it is Public, Private, Ignored, or nothing."),
+        ("query,part,right\nother,Public,a b\n", "usage is 'a b'; it is Public, Private, Ignored, or nothing."),
+        (
+            'id,images,Usage\nother,"a,b",Public\n',
+            "such as a,b for query other; an image's id is its name without the suffix, and ids have spaces between",
+        ),
+        ("id;images;Usage\nq;a;Public\n", "its columns seem to be separated by ';'; a solution's are by commas"),
+        ("", "it is empty. A solution begins with a header"),
+        ("id,label,usage\na,,index\nb,1,index\nq,,query\n", "line 4: query q has no label"),
+        ("id,label,usage\na,-1,query index\n", "line 2: query a has no label"),
+        ("id,label,usage\na,1,index\na,2,index\nq,1,query\n", "line 3: index image a is there twice"),
         (None, "solution.csv: no such file"),
     ],
 )
@@ -393,3 +413,40 @@ def test_65_dimensions_and_two_images_of_one_id_have_no_score(tmp_path: Path) ->
     stored(tmp_path / "e.parquet", {name: np.ones(2) for name in ("a", "b", "x/b")}, tmp_path)
     with pytest.raises(Exception, match="two images have the id b"):
         score(solution, tmp_path / "e.parquet", tmp_path)
+
+
+def test_columns_of_the_hosts_words_may_stand_in_any_order(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("ID,Usage,images\nq,public,a b\nr,Private,b\nx,Ignored,None\n")
+    found = read_solution(tmp_path / "s.csv")
+    assert found.answers == {"q": {"a", "b"}, "r": {"b"}}
+    assert found.usage == {"q": "Public", "r": "Private"}
+    assert found.ignored == 1
+
+
+def test_an_index_image_of_which_nothing_is_known_is_right_for_no_query(tmp_path: Path) -> None:
+    """q at 0; u and v, unknown, nearer than a, the only other of q's class."""
+    stored(tmp_path / "e.parquet", {name: np.array([float(at)]) for at, name in enumerate("quva")}, tmp_path)
+    (tmp_path / "s.csv").write_text("id,label,usage\nq,7,query\nu,,index\nv,-1,index\na,7,index\n")
+    found = score(read_solution(tmp_path / "s.csv"), tmp_path / "e.parquet", tmp_path)
+    assert len(found.matched.index) == 3
+    assert found.parts == {"all": (1, 0.0)}
+
+
+def test_a_solution_is_looked_at_before_any_image_is(
+    runs: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    for name in ("q", "a"):
+        Image.new("RGB", (9, 9)).save(tmp_path / "images" / f"{name}.png")
+    (tmp_path / "solution.csv").write_text("id,images,Usage\nq,a.png,Public\n")
+    (tmp_path / "one.csv").write_text("id,images,Usage\nq,a b,Public\np,a,\n")
+    with zipfile.ZipFile("submission.zip", "w") as archive:
+        archive.write(runs / "script/stages/export/saved_model.pt", "saved_model.pt")
+    with monkeypatch.context() as patch:
+        patch.setattr(models.ModelFile, "open", None)
+        message = run("score", "submission.zip", "solution.csv", "--images", "images", code=1)
+    assert "none of the images that the solution calls right, such as a.png for query q" in message
+    out = run("score", "submission.zip", "one.csv", "--images", "images")
+    assert "Public 1 query 0.5000 all 2 queries 0.2500" in out
+    assert "Without an image, and so 0: 1 query, such as p" in out
+    assert "Not in images, and so not found: 1 right image, such as b" in out

@@ -32,8 +32,13 @@ def listing(names: Iterable[str], limit: int = 12) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """ "1 image", "2 images"."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    """ "1 image", "2 images", "2 queries", "2 classes"."""
+    if count != 1:
+        if noun.endswith("y") and noun[-2] not in "aeiou":
+            noun = f"{noun[:-1]}ies"
+        else:
+            noun += "es" if noun.endswith(("s", "x", "ch", "sh")) else "s"
+    return f"{count:,} {noun}"
 
 
 def size(count: float) -> str:

@@ -111,17 +111,20 @@ def score(
     from guie_train.prediction.inputs import AnyFolder
     from guie_train.prediction.models import find_model
     from guie_train.prediction.predicting import predict
-    from guie_train.prediction.scoring import read_solution
+    from guie_train.prediction.scoring import match, read_solution
     from guie_train.prediction.scoring import score as score_
 
     answers = read_solution(solution)
     output = embeddings or submission.with_suffix(".embeddings.parquet")
     if output.suffix != ".parquet":
         raise UsageError(f"--embeddings {shown(output)}: they are kept as .parquet here")
+    model, folder = find_model(submission), AnyFolder(images.expanduser())
+    # what is wrong with the solution is told before hours of work
+    match(answers, [Path(row.image.path) for row in folder.rows()], images)
     with folder_option("--embeddings"):
         predicted = predict(
-            find_model(submission),
-            [AnyFolder(images.expanduser())],
+            model,
+            [folder],
             output,
             profile=_profile(profile_name),
             workers=workers,
@@ -130,19 +133,20 @@ def score(
             fresh=fresh,
         )
     found = score_(answers, output, images)
-    click.echo(f"mP@5 of {shown(submission)} among {plural(found.index, 'index image')}")
-    click.echo(
-        table([(part, f"{queries:,} queries", f"{value:.4f}") for part, (queries, value) in found.parts.items()])
-    )
-    if found.missing_queries:
-        count = len(found.missing_queries)
-        click.echo(f"{count:,} of the queries have no image, and count 0: {listing(found.missing_queries, 3)}")
-    if found.missing_answers:
-        click.echo(f"{plural(found.missing_answers, 'right image')} are not there, and count as not found.")
+    click.echo(f"mP@5 of {shown(submission)} among {plural(len(found.matched.index), 'index image')}")
+    parts = [(part, plural(queries, "query"), f"{value:.4f}") for part, (queries, value) in found.parts.items()]
+    click.echo(table(parts))
+    if missing := found.missing_queries:
+        click.echo(f"Without an image, and so 0: {plural(len(missing), 'query')}, such as {listing(missing, 3)}")
+    if missing := found.matched.missing_answers:
+        click.echo(
+            f"Not in {shown(found.matched.place)}, and so not found: {plural(len(missing), 'right image')}, "
+            f"such as {listing(missing, 3)}"
+        )
     if answers.ignored:
-        click.echo(f"{answers.ignored:,} lines of the solution are marked as ignored.")
+        click.echo(f"Marked as ignored: {plural(answers.ignored, 'line')} of the solution.")
     if predicted.bad:
-        click.echo(f"{plural(predicted.bad, 'image')} cannot be used; listed in {shown(predicted.quarantine)}")
+        click.echo(f"Not to be used: {plural(predicted.bad, 'image')}; listed in {shown(predicted.quarantine)}")
 
 
 def _profile(name: str) -> Profile:

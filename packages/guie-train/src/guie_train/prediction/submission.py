@@ -27,7 +27,7 @@ import guie_models
 from guie_core import GuieError, UsageError
 from guie_core.files import atomic_write
 from guie_core.profiles import Profile
-from guie_core.wording import listing, shown, size
+from guie_core.wording import listing, plural, shown, size
 from guie_models import TorchScript
 from guie_train.prediction import host
 from guie_train.prediction.models import MEMBER, ModelFile, extracted
@@ -220,7 +220,8 @@ def _check_uint8(found: Mapping[str, Any], expected: Mapping[str, Any]) -> Check
 
 def _check_time(found: Mapping[str, Any], profile: Profile) -> Check:
     milliseconds = 1000 * statistics.median(found["seconds"])
-    where = f"{torch.cuda.get_device_name()}" if found["device"] == "cuda" else f"this CPU, {found['threads']} threads"
+    cpu = f"this CPU, {plural(found['threads'], 'thread')}"
+    where = torch.cuda.get_device_name() if found["device"] == "cuda" else cpu
     measured = (
         f"{milliseconds:.0f} ms, the median of {len(found['seconds'])} images of {TIMED[0]} x {TIMED[1]} on {where}"
     )
