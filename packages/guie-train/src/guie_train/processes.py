@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -55,6 +55,12 @@ class Processes:
         """Whether this is the one that writes and speaks for all."""
         return self.rank == 0
 
+    def launcher(self, environment: Mapping[str, str] = os.environ) -> list[str]:
+        """What starts so many processes again, before the "-m"."""
+        if "WORLD_SIZE" in environment:
+            return ["torchrun", "--nproc-per-node", environment.get("LOCAL_WORLD_SIZE", str(self.count))]
+        return ["srun", "--ntasks", str(self.count), "python"]
+
     def part(self, n: int) -> slice:
         """This process's share of n things in a row: shares differ by one at most, and all of them are everything."""
         return slice(n * self.rank // self.count, n * (self.rank + 1) // self.count)
@@ -74,6 +80,23 @@ class Processes:
             if len(alike) > 1:
                 for tensor, summed in zip(alike, whole.split([t.numel() for t in alike]), strict=True):
                     tensor.copy_(summed.view_as(tensor))
+
+    def gathered(self, tensor: Tensor, dim: int, length: int) -> Tensor:
+        """All of what is `length` long along `dim`, and of which each process brings its `part`: on the CPU, in the
+        first process. The others get back what they have."""
+        if self.count == 1:
+            return tensor
+        mine = tensor.detach().cpu().contiguous()  # a GPU has no room for all
+        with _noticing():
+            if not self.first:
+                dist.send(mine, 0)
+                return tensor
+            parts = [mine]
+            for rank in range(1, self.count):
+                here = replace(self, rank=rank).part(length)
+                parts.append(mine.new_empty(*mine.shape[:dim], here.stop - here.start, *mine.shape[dim + 1 :]))
+                dist.recv(parts[-1], rank)
+        return torch.cat(parts, dim)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in one of the processes."""

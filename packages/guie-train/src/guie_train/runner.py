@@ -88,6 +88,8 @@ def train(
                 pass
             return folder
         with processes.leading():
+            if processes.count > 1:
+                go_on = [*processes.launcher(), "-m", "guie_train", *go_on[1:]]
             held.enter_context(_resumable(go_on))
             run = held.enter_context(Run.open(folder, experiment, fresh=fresh))
             track = held.enter_context(closing(Tracking(folder / "trackers", getattr(recipe, "trackers", ()))))
