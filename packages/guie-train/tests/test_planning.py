@@ -15,6 +15,7 @@ from guie_core.interrupt import Stop
 from guie_core.profiles import Profile, profile
 from guie_datasets import Extent
 from guie_train.planning import plan as planning
+from guie_train.planning.backbones import Frozen, powers_below
 from guie_train.planning.forecast import Forecast, Images, Missing, NotKnown, Outlook
 from guie_train.planning.meta import trace
 from guie_train.planning.page import page
@@ -257,3 +258,23 @@ def test_what_is_done_again_takes_its_time_again(workspace) -> None:
     assert make_plan([stage], [], workspace("cpu")).to_do == []
     [step] = make_plan([stage], [stage], workspace("cpu")).to_do
     assert (step.state, step.forecast.seconds) == ("again", 7)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_backbones_in_backbones_are_built_without_weights(workspace, tmp_path: Path, dtype: str) -> None:
+    away = {"type": "timm/test_vit", "weights": f"file:{tmp_path}/away.pth"}
+    config = {"type": "concat", "backbones": [away, {"type": "timm/test_resnet", "weights": "none"}]}
+    frozen = Frozen.of(config, Outlook(workspace("cpu")))
+    traced = frozen.traced(4, dtype, (3, 160, 160))
+    weights = sum(p.numel() * p.element_size() for p in frozen.backbone.parameters())
+    assert traced.peak > weights / (2 if dtype == "bfloat16" else 1)
+    assert traced.operations > 4 * 2 * 160**2
+    told = "no such file or installed package: correct recipe.backbone.weights"
+    assert list(frozen.missing()) == [Missing(f"weights file:{tmp_path}/away.pth", told)]
+
+
+def test_the_largest_micro_batch_is_a_power_of_two() -> None:
+    assert list(powers_below(512)) == [256, 128, 64, 32, 16, 8, 4, 2, 1]
+    assert next(powers_below(500)) == 256
+    assert list(powers_below(2)) == [1]
+    assert list(powers_below(1)) == []

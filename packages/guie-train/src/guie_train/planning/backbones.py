@@ -31,12 +31,8 @@ class Frozen:
     def of(cls, config: Mapping[str, Any], outlook: Outlook) -> Frozen:
         """Built once for an outlook."""
 
-        def make() -> Backbone:
-            built: Backbone = build("backbones", {**config, "weights": "none"}, where="recipe.backbone")
-            return built
-
         key = json.dumps(config, sort_keys=True, default=str)
-        return cls(config, outlook, outlook.once(("backbone", key), lambda: on_meta(make)))
+        return cls(config, outlook, outlook.once(("backbone", key), lambda: on_meta(lambda: _built(config))))
 
     def traced(self, batch: int, dtype: str, shape: tuple[int, ...]) -> Traced:
         """A batch of images of [3, h, w] through it, its weights and arithmetic in `dtype`."""
@@ -54,8 +50,7 @@ class Frozen:
             return self.backbone
 
         def make() -> torch.nn.Module:
-            twin = build("backbones", {**self.config, "weights": "none"})
-            return ReducedPrecision(twin, getattr(torch, dtype))
+            return ReducedPrecision(_built(self.config), getattr(torch, dtype))
 
         return self.outlook.once((self.backbone, dtype), lambda: on_meta(make))
 
@@ -76,8 +71,18 @@ class Frozen:
                 about = [f"about {size(4 * source.parameters)}"] if source.parameters else []
                 about += [source.licence] if source.licence else []
                 what = f"weights {source.what}" + (f" ({', '.join(about)})" if about else "")
-                option = "--set recipe.backbone.weights=file:<path>"
-                yield Missing(what, source.page, f"fetched when they are needed; without a network: {option}")
+                if source.page:
+                    option = "--set recipe.backbone.weights=file:<path>"
+                    yield Missing(what, source.page, f"fetched when they are needed; without a network: {option}")
+                else:
+                    yield Missing(what, "no such file or installed package: correct recipe.backbone.weights")
+
+
+def _built(config: Mapping[str, Any]) -> Backbone:
+    """Without weights, where it takes such."""
+    plain = {name: value for name, value in config.items() if name != "weights"}
+    built: Backbone = build("backbones", plain, where="recipe.backbone", weights="none")
+    return built
 
 
 def powers_below(count: int) -> Iterator[int]:
