@@ -21,7 +21,6 @@ REFUSED = {
     errno.EDQUOT: "Your disk quota is used up",
     errno.EROFS: "The disk is read-only",
     errno.EACCES: "Permission is denied",
-    errno.EIO: "The disk reports a fault",
 }
 
 
