@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from guie_core import GuieError
 from guie_core.files import atomic_write
-from guie_core.registry import build
 from guie_core.wording import listing, plural, shown
 from guie_datasets import Manifest
 from guie_models.backbones import Backbone
@@ -99,7 +98,7 @@ def import_pairs(
             "they are matched by their order, so both must be the same"
         )
     _same_labels(labels, manifest.column("label")[rows], folder)
-    backbone: Backbone = build("backbones", stage.backbone, where="recipe.backbone")
+    backbone = stage.network(workspace)
     width = blocks[0].shape[1]
     if width not in (backbone.features, backbone.features + 3):
         raise GuieError(

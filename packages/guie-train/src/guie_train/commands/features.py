@@ -113,7 +113,7 @@ def info(folder: Path, style: str) -> None:
     for number, about in enumerate(found):
         rows = [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in about.items()]
         rows[0] = ("store", shown(Path(about["store"])))
-        rows = [(key, size(about["bytes"]) if key == "bytes" else value) for key, value in rows]
+        rows = [(key, size(about["bytes"]) if key == "bytes" else value) for key, value in rows if value]
         click.echo(("\n" if number else "") + table(rows))
 
 

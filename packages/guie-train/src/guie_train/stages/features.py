@@ -153,6 +153,11 @@ class Features(Stage[FeatureStore]):
         views = self.arguments["views"]
         return FeatureStore(folder, about | ({"views": views} if views > 1 else {}))
 
+    def network(self, workspace: Workspace) -> Backbone:
+        """The backbone, tuned if it is to be."""
+        backbone: Backbone = build("backbones", self.backbone, where="recipe.backbone")
+        return backbone if self.tuned is None else workspace.get(self.tuned).tune(backbone)
+
     def seen_by(self, backbone: Backbone) -> Any:
         """The view of this stage, as it is for `backbone`."""
         return build("views", self.view, where="view", size=backbone.image_size, mean=backbone.mean, std=backbone.std)
@@ -178,9 +183,7 @@ class Features(Stage[FeatureStore]):
             store = FeatureStore(folder)
             if not len(store.missing(hashes)) and not self._too_many(store.is_bad(wanted).sum(), len(wanted)):
                 return  # before the backbone is built, which takes its time
-        backbone: Backbone = build("backbones", self.backbone, where="recipe.backbone")
-        if self.tuned is not None:
-            workspace.get(self.tuned).tune(backbone)
+        backbone = self.network(workspace)
         store = self.open(folder, backbone)
         known_bad = int(store.is_bad(wanted).sum())
         self._check_bad(store, wanted)
