@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from pytorch_metric_learning.losses import ArcFaceLoss
 from torch import Tensor
 
 from guie_core import GuieError, UsageError
-from guie_models.losses import ArcFace
+from guie_models.losses import ArcFace, Softmax
 from guie_models.losses.margin_softmax import angular_margin, margin_softmax
 
 
@@ -91,6 +92,23 @@ def test_pytorch_metric_learning_agrees() -> None:
     for found, wanted in zip(gradients(mine, first, loss.centres), gradients(other, second, theirs.W), strict=True):
         wanted = wanted.T if wanted.shape != found.shape else wanted
         assert (found - wanted).abs().max() <= 1e-3 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("scale", [64.0, 1000.0])
+@pytest.mark.parametrize("products", ["float32", "bfloat16"])
+def test_smoothing_where_the_target_is_all_but_certain(scale: float, products: Any) -> None:
+    """The other class has a probability that float32 cannot tell from 0, and is wanted all the same."""
+    x, w = torch.tensor([[1.0, 0.125]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    mine, theirs = [
+        (x.clone().to(t).requires_grad_(), w.clone().to(t).requires_grad_()) for t in (torch.float32, torch.float64)
+    ]
+    labels, softmax = torch.tensor([0]), Softmax(label_smoothing=0.1, products=products)
+    value = margin_softmax(*mine, labels, scale=scale, softmax=softmax)
+    cosine = torch.nn.functional.normalize(theirs[0]) @ torch.nn.functional.normalize(theirs[1]).T
+    expected = torch.nn.functional.cross_entropy(scale * cosine, labels, label_smoothing=0.1)
+    found = torch.autograd.grad(value, mine)
+    for one, other in zip((value, *found), (expected, *torch.autograd.grad(expected, theirs)), strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5 if products == "float32" else 1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -152,7 +152,7 @@ class CurricularFace(MarginLoss):
 
     def _observe(self, embedding: Tensor, labels: Tensor) -> None:
         super()._observe(embedding, labels)
-        _follow(self.t, cosine_similarity(embedding, self.centres.detach()[labels]).mean(), self.momentum)
+        _follow(self.t, cosine_similarity(embedding, self._centres_of(labels)).mean(), self.momentum)
 
     def _hardness(self) -> Tensor | None:
         return self.t

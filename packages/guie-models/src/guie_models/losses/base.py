@@ -13,6 +13,7 @@ from torch.nn.functional import embedding as rows_of
 
 from guie_core import UsageError
 from guie_core.signature import convert
+from guie_models.losses.divided import Divided, Peers
 from guie_models.losses.margin_softmax import (
     Softmax,
     angular_margin,
@@ -137,6 +138,7 @@ class MarginLoss(nn.Module):
         centres = torch.empty(sub_centres * classes, embedding_size)
         nn.init.xavier_uniform_(centres)
         self.centres = nn.Parameter(centres if sub_centres == 1 else centres.view(sub_centres, classes, embedding_size))
+        self.divided: Divided | None = None
         self._prepare_margin(class_counts)
 
     def forward(self, embedding: Tensor, labels: Tensor) -> Tensor:
@@ -160,7 +162,26 @@ class MarginLoss(nn.Module):
                 offset=offset,
                 hardness=self._hardness(),
                 softmax=self.softmax,
+                divided=self.divided,
             )
+
+    def divide(self, peers: Peers) -> None:
+        """Keep the centres of this process's part of the classes, while its peers have the others: what makes a million
+        classes fit. To be called by all of them, on losses with the same centres, before an optimiser is made.
+
+        `centres` are then those of the classes `peers.part(classes)`. All processes call the loss together, with the
+        same batch and from the same random state, and all get its value and the gradient of the embedding; that of the
+        centres stays where they are. Nobody has logits.
+
+        Raises:
+            UsageError: classes are sampled, or fewer than processes.
+        """
+        if self.softmax.sample < 1.0:
+            raise UsageError(f"{self._name}: classes can be sampled or divided among processes, not both.")
+        if self.classes < peers.count:
+            raise UsageError(f"{self._name}: {self.classes} classes cannot be divided among {peers.count} processes.")
+        self.divided = Divided(self.classes, peers)
+        self.centres = nn.Parameter(self.centres.detach()[..., self.divided.here, :].clone())
 
     @property
     def by_image(self) -> bool:
@@ -190,6 +211,7 @@ class MarginLoss(nn.Module):
     def logits(self, embedding: Tensor) -> Tensor:
         """scale * cosine with every class: [B, E] -> [B, C]."""
         self._check(embedding)
+        self._check_whole()
         with torch.autocast(embedding.device.type, enabled=False):
             x = self._exact(embedding)
             return cosines(x, self.centres.to(x.dtype)) * self.scale
@@ -198,6 +220,7 @@ class MarginLoss(nn.Module):
         """`logits` with the margin on the target column, what the loss takes the softmax of (the recipe's validation
         uses them too, point 7)."""
         self._check(embedding, labels)
+        self._check_whole()
         with torch.autocast(embedding.device.type, enabled=False):
             x, labels = self._exact(embedding), labels.long()
             cosine = cosines(x, self.centres.to(x.dtype))
@@ -217,6 +240,14 @@ class MarginLoss(nn.Module):
         """What a training batch changes in the loss's own state, before it is used."""
         if isinstance(self.margin, ScheduledMargin) and self.margin.every:
             self.progress += 1
+
+    def _centres_of(self, labels: Tensor) -> Tensor:
+        """The centre of each label [B, E], without its gradient; for losses without sub-centres."""
+        centres = self.centres.detach()
+        if self.divided is None:
+            return centres[labels]
+        places = self.divided.places(labels)
+        return self.divided.from_owners(centres[places.clamp_min(0)], places)
 
     def _hardness(self) -> Tensor | None:
         return None
@@ -265,6 +296,10 @@ class MarginLoss(nn.Module):
         check_shapes(self._name, embedding, self.embedding_size, labels)
         if labels is not None and (self.check_labels or labels.device.type == "cpu"):
             check_range(self._name, labels, self.classes)
+
+    def _check_whole(self) -> None:
+        if self.divided is not None:
+            raise UsageError(f"{self._name}: the centres are divided among processes; logits want all of them.")
 
 
 def sample_classes(labels: Tensor, classes: int, part: float) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from guie_core import GuieError, UsageError
+from guie_models.losses.divided import Divided
 
 SINE_SQUARED_MIN = 1e-7
 """1 - cos^2 is not taken below this (an angle of 0.018 degrees, what float32 can tell from 1), so that the sine has a
@@ -33,6 +34,10 @@ largest of a row is subtracted first, which costs two more passes over the matri
 
 HALF_GAIN = 32.0
 """Float16 products take probabilities times this, so that those below 6e-5 keep their digits."""
+
+FACTOR_MIN = 1e-30
+"""What makes probabilities of exponentials is not taken below this, where they are nothing beside label smoothing: that
+is divided by it."""
 
 ROWS = 128
 """Rows of logits that the CPU holds at once: the fastest where its cache is 32 MB."""
@@ -116,6 +121,7 @@ def margin_softmax(
     offset: float | Tensor = 0.0,
     hardness: Tensor | None = None,
     softmax: Softmax | None = None,
+    divided: Divided | None = None,
 ) -> Tensor:
     """Mean over the batch of the cross-entropy of logits z: [B, E], [C, E] or [K, C, E], [B] -> scalar.
 
@@ -142,6 +148,11 @@ def margin_softmax(
     all that is ever held of the logits matrix (twice, and a quarter, with sub-centres or hardness), beside a normalised
     copy of the centres. An embedding that isn't finite makes the value and both gradients NaN.
 
+    Where classes are `divided` among processes, `centres` are those of this one, and all of them call this with the
+    same batch, labels being those of all classes. Every process gets the value and the gradient of the embeddings, and
+    that of its own centres, as one with all centres would but for rounding. What is sent, and added up, is [B, E] twice
+    and a few times [B].
+
     Embeddings and centres are both float32, or both float64, whatever autocast says, and labels are long. Raises
     UsageError for others, for wrong shapes and an empty batch, and, on the CPU, GuieError for labels out of range.
     """
@@ -153,11 +164,11 @@ def margin_softmax(
     if labels.dtype != torch.int64:
         raise UsageError(f"margin_softmax takes labels of torch.int64; these are {labels.dtype}.")
     if labels.device.type == "cpu":
-        check_range("margin_softmax", labels, centres.shape[-2])
+        check_range("margin_softmax", labels, divided.classes if divided else centres.shape[-2])
     wanted = torch.is_grad_enabled()
     with torch.autocast(embeddings.device.type, enabled=False):
         loss: Tensor = _MarginSoftmax.apply(
-            embeddings, centres, labels, scale, angle, offset, hardness, softmax or Softmax(), wanted
+            embeddings, centres, labels, scale, angle, offset, hardness, softmax or Softmax(), divided, wanted
         )
     return loss
 
@@ -215,6 +226,7 @@ class _MarginSoftmax(torch.autograd.Function):
         offset: float | Tensor,
         hardness: Tensor | None,
         softmax: Softmax,
+        divided: Divided | None,
         wanted: bool,
     ) -> Tensor:
         batch, exact, device = len(labels), embeddings.dtype, embeddings.device
@@ -226,10 +238,15 @@ class _MarginSoftmax(torch.autograd.Function):
         x_length, w_length = _length(embeddings), _length(stack)
         x = embeddings / x_length
         w = torch.div(stack, w_length, out=torch.empty(stack.shape, dtype=rough, device=device))
-        nearest, own = _own_centres(x, stack, w_length, labels)
+        if divided is None:
+            nearest, own = _own_centres(x, stack, w_length, labels)
+        else:
+            labels = divided.places(labels)
+            nearest, own = _own_centres(x, stack, w_length, labels.clamp_min(0))
+            own = divided.from_owners(own, labels)
         shifted, slope = angular_margin((x * own).sum(1), angle)
         target = (shifted - offset) * scale
-        smoothing = softmax.label_smoothing / classes
+        smoothing = softmax.label_smoothing / (divided.classes if divided else classes)
         bound = scale * (1.0 if hardness is None else 2.0)
 
         losses = torch.empty(batch, dtype=exact, device=device)
@@ -242,7 +259,7 @@ class _MarginSoftmax(torch.autograd.Function):
         for start in range(0, batch, rows):
             part = slice(start, start + rows)
             z, best = _pooled(x[part] * scale, w, space, spare)
-            rest, sums, factor = _negatives(z, labels[part], target[part], scale, bound, hardness, smoothing)
+            rest, sums, factor = _negatives(z, labels[part], target[part], scale, bound, hardness, smoothing, divided)
             row = rest + softmax.label_smoothing * target[part] - smoothing * (sums + target[part])
             losses[part], weight = _focal(row, softmax.focal)
             weight = weight * (scale / batch)
@@ -258,9 +275,13 @@ class _MarginSoftmax(torch.autograd.Function):
         del space, spare, z, w  # the last of what is as large as a matrix of logits
 
         if x_gradient is not None:
+            if divided is not None:
+                divided.peers.add_up(x_gradient)
             x_gradient.addcmul_(own, pull[:, None])
             x_gradient = (x_gradient - x * (x_gradient * x).sum(1, keepdim=True)) / x_length
         if w_gradient is not None:
+            if divided is not None:
+                pull = pull * (labels >= 0)
             w_gradient.view(-1, size).index_add_(0, nearest, x * pull[:, None])
             _through_length(w_gradient.view(-1, size), stack.reshape(-1, size), w_length.view(-1, 1))
             w_gradient = w_gradient.view_as(centres)
@@ -271,7 +292,7 @@ class _MarginSoftmax(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         mine = [None if saved is None else saved * gradient for saved in ctx.saved_tensors]
-        return (*mine, *[None] * 7)
+        return (*mine, *[None] * 8)
 
 
 def cosines(embeddings: Tensor, centres: Tensor) -> Tensor:
@@ -331,15 +352,28 @@ def _of_sub_centre(out: Tensor, z: Tensor, best: Tensor, k: int) -> Tensor:
 
 
 def _negatives(
-    z: Tensor, labels: Tensor, target: Tensor, scale: float, bound: float, hardness: Tensor | None, smoothing: float
+    z: Tensor,
+    labels: Tensor,
+    target: Tensor,
+    scale: float,
+    bound: float,
+    hardness: Tensor | None,
+    smoothing: float,
+    divided: Divided | None,
 ) -> tuple[Tensor, Tensor | float, Tensor]:
     """(rest, sums, factor), in passes over the matrix, in place.
 
     `z` [R, C] holds scale * c for every class, also the target's, which is passed over. It becomes (p - smoothing) * d
     / factor, zero at the target. `rest` is -log p of the target [R], `sums` that of the negatives' logits [R], where
-    smoothing needs it, and `factor` [R, 1]. No logit but the target's is above `bound`.
+    smoothing needs it, and `factor` [R, 1]. No logit but the target's is above `bound`. Where classes are `divided`,
+    `labels` are places, and `z` has this process's classes; `rest` and `sums` are those of all.
     """
-    rest, sums, factor, slope = _exponentials(z, labels, target, scale, bound, hardness, smoothing)
+    if divided is None:
+        rest, sums, factor, slope = _compared(z, labels, target, scale, bound, hardness, smoothing)
+    else:
+        total, logs, sums, slope = _exponentials(z, labels, target, scale, bound, hardness, smoothing)
+        logs, part = divided.summed(logs, *([sums] if isinstance(sums, Tensor) else []))
+        rest, factor = _beside_target(target, logs, total, part)
     if z.dtype == torch.float16:
         gain, factor = factor * HALF_GAIN, torch.full_like(factor, 1.0 / HALF_GAIN)
     else:
@@ -349,11 +383,12 @@ def _negatives(
     return rest, sums, factor
 
 
-@_fused
-def _exponentials(
+def _exponentiate(
     z: Tensor, labels: Tensor, target: Tensor, scale: float, bound: float, hardness: Tensor | None, smoothing: float
-) -> tuple[Tensor, Tensor | float, Tensor, Tensor | None]:
-    """The first pass of `_negatives`: z becomes p / factor; and the derivative d [R, C], where there is hardness."""
+) -> tuple[Tensor, Tensor, Tensor | float, Tensor | None]:
+    """The first pass of `_negatives`: z becomes proportional to exp(z), zero at the target. Gives its sum [R], the
+    logarithm of that of exp(z) itself [R], the sum of the logits, and the derivative d [R, C] where there is hardness.
+    """
     exact = target.dtype
     _set_targets(z, labels, 0.0)
     slope = None
@@ -369,9 +404,28 @@ def _exponentials(
         largest = z.amax(1).clamp_min(torch.finfo(z.dtype).min)  # a single class leaves nothing to compare with
         z.sub_(largest[:, None])
     total = z.exp_().sum(1, dtype=exact)
-    above = total.log() + largest - target  # -inf without negatives
-    factor = (above.sigmoid() / total.clamp_min(torch.finfo(torch.float32).tiny))[:, None]
-    return softplus(above), sums, factor, slope
+    return total, total.log() + largest, sums, slope  # the logarithm is -inf without negatives
+
+
+def _beside_target(target: Tensor, logs: Tensor, total: Tensor, part: Tensor | float) -> tuple[Tensor, Tensor]:
+    """-log p of the target [R] beside negatives whose exponentials have a sum with these logarithms [R]; and what makes
+    probabilities of those whose sum is `total`, which are a `part` of all [R, 1]."""
+    above = logs - target
+    factor = above.sigmoid() * part / total.clamp_min(torch.finfo(torch.float32).tiny)
+    return softplus(above), factor.clamp_min(FACTOR_MIN)[:, None]
+
+
+_exponentials = _fused(_exponentiate)
+
+
+@_fused
+def _compared(
+    z: Tensor, labels: Tensor, target: Tensor, scale: float, bound: float, hardness: Tensor | None, smoothing: float
+) -> tuple[Tensor, Tensor | float, Tensor, Tensor | None]:
+    """The first pass, where all classes are here: z becomes p / factor."""
+    total, logs, sums, slope = _exponentiate(z, labels, target, scale, bound, hardness, smoothing)
+    rest, factor = _beside_target(target, logs, total, 1.0)
+    return rest, sums, factor, slope
 
 
 @_fused
@@ -386,11 +440,13 @@ def _shares(z: Tensor, labels: Tensor, gain: Tensor | None, shift: Tensor | None
 
 
 def _set_targets(z: Tensor, labels: Tensor, value: float) -> None:
-    """z[i, labels[i]] = value."""
+    """z[i, labels[i]] = value, where that isn't -1."""
     if torch.compiler.is_compiling():  # a part of the pass that is under way, where scattering would copy the matrix
         z.masked_fill_(torch.arange(z.shape[1], device=z.device) == labels[:, None], value)
     else:
-        z[torch.arange(len(z), device=z.device), labels] = value  # scatter_ converts all of a 16-bit matrix on the CPU
+        # scatter_ converts all of a 16-bit matrix on the CPU
+        rows, columns = torch.arange(len(z), device=z.device), labels.clamp_min(0)
+        z[rows, columns] = torch.where(labels >= 0, value, z[rows, columns])
 
 
 def _focal(loss: Tensor, power: float) -> tuple[Tensor, Tensor]:
