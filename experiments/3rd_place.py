@@ -7,8 +7,8 @@ private.
     guie-train experiments/3rd_place.py --profile rtx3090-24g        # or v100-32g, a100-80g
     guie submit check runs/3rd_place/stages/submission/submission.zip --profile v100-32g
 
-Expected, by `guie-train experiments/3rd_place.py --dry-run --profile ...`, at the least, by the makers' peaks; nobody has
-run it at full size with guie yet:
+Expected by `guie-train experiments/3rd_place.py --dry-run --profile ...`, at the makers' peaks, so at least; nobody
+has run it at full size with guie yet:
 
     stage          RTX 3090       V100 32G       A100 80G       memory of the GPU
     features       88 min         3 h 06 min     2 h 25 min     10.9 GB, on the A100 19.3 GB; once for both views

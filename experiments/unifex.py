@@ -7,8 +7,8 @@ mP@5 .721 private.
     guie-train experiments/unifex.py --profile rtx3090-24g
     guie submit check runs/unifex/stages/submission/submission.zip --profile v100-32g
 
-Expected, by `guie-train experiments/unifex.py --dry-run --profile ...`, features at the least, by the makers' peaks; nobody
-has run it at full size with guie yet:
+Expected by `guie-train experiments/unifex.py --dry-run --profile ...`, features at the makers' peaks, so at least;
+nobody has run it at full size with guie yet:
 
     stage          RTX 3090       V100 32G       A100 80G       memory of the GPU
     features       5 h 36 min     12 h 08 min    9 h 36 min     22.4 GB, on the A100 43 GB; for both views

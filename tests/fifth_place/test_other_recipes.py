@@ -106,7 +106,8 @@ def network() -> Any:
 def squashed(image: Tensor, model: Any, interpolation: tv.InterpolationMode, antialias: bool) -> Tensor:
     mean, std = (torch.tensor(model.pretrained_cfg[name]).reshape(3, 1, 1) for name in ("mean", "std"))
     seen = tv.resize(image.float(), [SIDE, SIDE], interpolation, antialias=antialias)
-    return ((seen / 255 - mean) / std)[None]
+    view: Tensor = ((seen / 255 - mean) / std)[None]
+    return view
 
 
 @torch.inference_mode()

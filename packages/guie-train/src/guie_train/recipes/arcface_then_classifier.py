@@ -277,7 +277,7 @@ class ArcFaceThenClassifier:
         if self.evaluation:
             seen = None
             if tuned:
-                seen = features("test whole", self.views.valid, "reported", tuned=tuned)
+                seen = features("test", self.views.valid, "reported", tuned=tuned)
                 stages.append(seen)
             evaluate = Evaluate(
                 name="evaluate",
