@@ -159,7 +159,7 @@ def test_what_is_sent_does_not_grow_with_the_classes() -> None:
 
         def one(peer: Peer) -> int:
             loss = divided(ArcFace(SIZE, classes, softmax=Softmax(label_smoothing=0.1)), peer)
-            loss(x.clone().requires_grad_(), labels).backward()
+            loss(x.clone().requires_grad_(), labels).backward()  # type: ignore[no-untyped-call]
             return peer.sent
 
         return int(among(2, one)[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -23,10 +23,11 @@ from guie_models.heads import BatchNormLinear
 from guie_models.losses import ArcFace
 from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Training
+from guie_train.processes import Processes
 from guie_train.stage import Stage, Workspace
 from guie_train.stages import head as stages_head
 from guie_train.stages import selection as selecting
-from guie_train.stages.head import LOSS_PROVIDES, FitHead, head_inputs
+from guie_train.stages.head import LOSS_PROVIDES, FitHead, TrainedHead, head_inputs
 from guie_train.stages.selection import Selection
 
 COUNTS = {3: 12, 5: 6, 8: 24}  # training images by label; labels have gaps, as after a split
@@ -134,6 +135,53 @@ def test_an_interrupted_training_ends_with_the_same_bits(
         assert one.keys() == other.keys()
         for key, value in one.items():
             assert torch.equal(value, other[key]), (name, key)
+
+
+@pytest.mark.parametrize("loss", [GROWING, BY_CLASS, {"type": "AdaFace", "sub_centres": 2}], ids=str)
+@pytest.mark.parametrize("divide", ["images", "classes"])
+def test_processes_train_what_one_does(
+    tmp_path: Path, loss: dict[str, Any], divide: Any, in_processes: Callable[..., list[TrainedHead]]
+) -> None:
+    """What they divide among them is part of the profile, and in no key."""
+    expected = workspace(tmp_path / "one").get(stage(loss))
+    on = replace(profile("cpu"), divide=divide)
+
+    def one(processes: Processes) -> TrainedHead:
+        return Workspace(tmp_path / "two", on, Stop(), processes=processes).get(stage(loss))
+
+    first, second = in_processes(2, one)
+    assert first == second
+    assert first.folder.name == expected.folder.name
+    for curve, wanted in zip(first.curves, expected.curves, strict=True):
+        assert curve == pytest.approx(wanted, rel=1e-3)
+    names = {path.name for path in expected.folder.glob("*")}
+    assert {path.name for path in first.folder.glob("*")} == names
+    for name in sorted(names):
+        if name.endswith(".safetensors"):
+            mine, theirs = load_file(first.folder / name), load_file(expected.folder / name)
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (
+            {"type": "ArcFace", "softmax": {"sample": 0.5}},
+            "classes can be sampled or divided among processes, not both",
+        ),
+        ({"type": "pml/MultiSimilarityLoss"}, 'leave profile.divide at "images"'),
+        ({"type": "ArcFace"}, "3 classes cannot be divided among 4 processes"),
+    ],
+)
+def test_what_cannot_be_divided_is_told_before_features_are_computed(
+    tmp_path: Path, loss: dict[str, Any], message: str
+) -> None:
+    on = replace(profile("cpu"), divide="classes")
+    alone = Workspace(tmp_path, on, Stop())
+    stage(loss).check(alone)
+    alone.get(stage(loss).manifest)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        stage(loss).check(replace(alone, processes=Processes(0, 4, 0)))
 
 
 def test_a_scheduled_margin_grows_with_the_epochs(

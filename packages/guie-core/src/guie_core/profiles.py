@@ -36,6 +36,9 @@ class Profile:
     workers: int = 4  #: threads or processes that decode images
     compile: bool = False  #: torch.compile for what runs long enough to pay for it
     checkpointing: bool = False  #: recompute activations to save memory where a backbone is trained
+    #: what several processes divide among them where a head is trained: the images of a batch, each process having all
+    #: class centres; or the classes, whose centres, gradients and moments then need not fit into one GPU
+    divide: Literal["images", "classes"] = "images"
 
     def __post_init__(self) -> None:
         if self.dtype == "bfloat16" and self.compute_capability and self.compute_capability < (8, 0):
@@ -66,6 +69,7 @@ class Profile:
             "workers": self.workers,
             "compile": self.compile,
             "checkpointing": self.checkpointing,
+            "divide": self.divide,
         }
 
     def __reduce__(self) -> tuple[Any, ...]:  # a MappingProxyType doesn't pickle

@@ -18,7 +18,7 @@ Base = Mapping[str, Any] | Optimizer | Callable[..., Optimizer]
 ADAMW: Mapping[str, Any] = {"type": "AdamW", "lr": 1e-2, "weight_decay": 0.1}
 """The recipe's base optimiser."""
 
-OWN = ("base", "rho", "max_norm", "adaptive", "eta", "infinite", "_perturbation", "_skipped", "_last", "norm")
+OWN = ("base", "rho", "max_norm", "adaptive", "eta", "infinite", "_perturbation", "_skipped", "_last", "norm", "norm_of")
 
 
 class SAM(Optimizer):
@@ -80,6 +80,8 @@ class SAM(Optimizer):
         self._last: bool | Tensor = False
         #: of the last step's gradients: the second pass's before clipping, the first's if that isn't finite; a scalar
         self.norm: Tensor | None = None
+        #: the norm of the gradients of some parameters, a scalar; for processes each of which has but a part of them
+        self.norm_of: Callable[[list[Tensor]], Tensor] = _norm
         self._share()
 
     @property
@@ -117,7 +119,7 @@ class SAM(Optimizer):
         if self.adaptive:
             for parameter in parameters:
                 cast(Tensor, parameter.grad).mul_(parameter.abs() + self.eta)
-        self.norm = norm = _norm(parameters)
+        self.norm = norm = self.norm_of(parameters)
         finite = torch.isfinite(norm)
         unseen = self._unseen(norm)
         ascend = unseen or bool(finite)
@@ -210,7 +212,7 @@ class SAM(Optimizer):
         finite, or those of the ascent weren't."""
         parameters = self._with_gradients()
         gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
-        self.norm = norm = _norm(parameters) / grad_scale
+        self.norm = norm = self.norm_of(parameters) / grad_scale
         finite = torch.isfinite(norm)
         unseen = self._unseen(norm)
         if not unseen and not bool(finite):

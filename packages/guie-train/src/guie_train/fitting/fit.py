@@ -19,6 +19,7 @@ from guie_core.interrupt import Stop
 from guie_core.progress import bar
 from guie_models.optimizers import SAM, build_optimizer
 from guie_train.fitting.examples import Examples
+from guie_train.fitting.parts import Parts
 from guie_train.fitting.scaling import LossScale
 from guie_train.fitting.schedule import schedule_of
 from guie_train.fitting.settings import Training
@@ -68,10 +69,14 @@ class Fit:
         save_seconds: between two states on disk, what a kill can cost; never what comes out.
         processes: those that train it together, each with a Fit of its own on the same examples; `backward` then gives
             all of them the same gradients (`Together`). The first alone evaluates and writes.
+        whole: where each of them has but a part of some parameters, and their gradients: the same model with all of
+            them, on the device in the first process, and as shapes (meta device) in the others. The optimizer has to
+            treat each number by itself, as AdamW and SGD do, and SAM but for the norm. What is on disk is whole, so
+            that any number of processes can go on from it.
 
     Attributes:
         evaluated: the module of which checkpoints are written, and which is to be evaluated: `model`, or a copy of it
-            with the moving average of its weights where `training.ema_decay` asks for that.
+            with the moving average of its weights where `training.ema_decay` asks for that; or `whole`, with the same.
 
     Raises:
         GuieError: fewer images than a batch, or the loss is not finite.
@@ -95,6 +100,7 @@ class Fit:
         on_epoch: Callable[[list[Curve]], None] | None = None,
         save_seconds: float = SAVE_SECONDS,
         processes: Processes = ALONE,
+        whole: nn.Module | None = None,
     ) -> None:
         self.model = model
         self.examples = examples
@@ -120,7 +126,10 @@ class Fit:
         self.average: AveragedModel | None = None
         if training.ema_decay:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(training.ema_decay))
-        self.evaluated: nn.Module = model if self.average is None else self.average.module
+        self.parts = None if whole is None else Parts(model, whole, processes)
+        if self.parts is not None and isinstance(self.optimizer, SAM):
+            self.optimizer.norm_of = self.parts.norm
+        self.evaluated: nn.Module = self._trained if whole is None else whole
         device = examples.device
         self.scale = LossScale(device)
         self.epoch = 0  # the one that is running or comes next
@@ -135,6 +144,13 @@ class Fit:
         self._wrong, self._norm_before = torch.full((), -1, device=device), self.norm
         self._saved = time.monotonic()
         self._load()
+        if self.parts is not None:
+            self.parts.fill(self._trained)
+
+    @property
+    def _trained(self) -> nn.Module:
+        """The weights of this process that count: the model's, or their average."""
+        return self.model if self.average is None else self.average.module
 
     @property
     def steps(self) -> int:
@@ -170,8 +186,9 @@ class Fit:
                         self.average.update_parameters(self.model)
                     self.step += 1
                     progress.advance(1)
-                    stopped = self.processes.any(bool(stop))
-                    due = stopped or self._due()
+                    asked = bool(stop)
+                    due = self.processes.any(asked or self._due())
+                    stopped = due and self.processes.any(asked)
                     if self.step % self._look == 0 or due:
                         self._check_finite()
                     if due:
@@ -216,7 +233,7 @@ class Fit:
                 limit.copy_(self.training.max_norm / scale)
             if self.float16:
                 torch._foreach_div_(self._gradients(), scale)
-                self.scale.update(nn.utils.get_total_norm(self._gradients()).isfinite())
+                self.scale.update(self._norm().isfinite())
             elif self.training.clip == "scaled":  # none overflows in float32
                 self.scale.update(True)
             return loss
@@ -224,7 +241,7 @@ class Fit:
         def clipped() -> Tensor:
             loss = closure()
             parameters = self._parameters()
-            self.norm = nn.utils.get_total_norm(self._gradients())
+            self.norm = self._norm()
             if self.float16 and not bool(self.norm.isfinite()):
                 optimizer.zero_grad(set_to_none=True)  # so that the optimizer finds nothing to do
                 self.skipped += 1
@@ -256,6 +273,10 @@ class Fit:
     def _gradients(self) -> list[Tensor]:
         return [gradient for parameter in self._parameters() if (gradient := parameter.grad) is not None]
 
+    def _norm(self) -> Tensor:
+        """That of all gradients."""
+        return nn.utils.get_total_norm(self._gradients()) if self.parts is None else self.parts.norm(self._parameters())
+
     def _note(self, loss: Tensor) -> None:
         """Add a step's loss to the epoch's, and remember the first that isn't finite; a GPU isn't waited for."""
         finite = torch.isfinite(loss)
@@ -270,6 +291,8 @@ class Fit:
         if skipped := self.skipped + getattr(self.optimizer, "skipped", 0):
             curve["skipped steps"] = skipped
         self.epoch, self.step = self.epoch + 1, 0
+        if self.parts is not None:
+            self.parts.fill(self._trained)
         if after_epoch is not None:
             self.evaluated.eval()
             with torch.inference_mode():
@@ -278,7 +301,7 @@ class Fit:
         keep = self.training.keep_every
         if keep and self.epoch % keep == 0:
             self.write_checkpoint(f"epoch-{self.epoch:04d}")
-        if self.epoch == self.training.epochs or self._due():
+        if self.epoch == self.training.epochs or self.processes.any(self._due()):
             self.save()
         if self.on_epoch is not None and self.processes.first:
             self.on_epoch(self.curves)
@@ -322,11 +345,15 @@ class Fit:
 
     def save(self) -> None:
         """Write all that the next step depends on to `state.pt`."""
+        state = self._state() if self.parts is None else self.parts.joined(self._state(), self.optimizer)
         if self.processes.first:
-            self._write_state()
+            buffer = io.BytesIO()  # torch's own writing to a file forgets why it failed, such as a full disk
+            torch.save(state, buffer)
+            with atomic_write(self.folder / "state.pt") as file:
+                file.write(buffer.getbuffer())
         self._saved = time.monotonic()
 
-    def _write_state(self) -> None:
+    def _state(self) -> dict[str, Any]:
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -342,24 +369,25 @@ class Fit:
             state["average"] = self.average.state_dict()
         if self.examples.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.examples.device)
-        buffer = io.BytesIO()  # torch's own writing to a file forgets why it failed, such as a full disk
-        torch.save(state, buffer)
-        with atomic_write(self.folder / "state.pt") as file:
-            file.write(buffer.getbuffer())
+        return state
 
     def _load(self) -> None:
         path = self.folder / "state.pt"
         if not path.exists():
             return
         try:
-            state = torch.load(path, map_location=self.examples.device, weights_only=True)
+            if self.parts is None:
+                state = torch.load(path, map_location=self.examples.device, weights_only=True)
+            else:  # mapped, for not all of it is needed
+                state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+                state = self.parts.cut(state, self.optimizer)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
             self.scale.load_state_dict(state["scale"])
             self.epoch, self.step, self.skipped = state["epoch"], state["step"], state["skipped"]
-            self.total, self.curves = state["total"], state["curves"]
+            self.total, self.curves = state["total"].to(self.total.device), state["curves"]
             torch.set_rng_state(state["rng"].cpu())
             if self.examples.device.type == "cuda" and "cuda_rng" in state:  # not if it was begun on the CPU
                 torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.examples.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from guie_core import Config, GuieError, Slot
+from guie_core import Config, GuieError, Slot, UsageError
 from guie_core.files import atomic_write
 from guie_core.registry import build, load
 from guie_core.signature import signature
@@ -27,6 +28,7 @@ from guie_train.fitting import Curve, Fit, Resident, Together, Training, sampler
 from guie_train.planning.forecast import Features, Forecast, Outlook, Trained, about
 from guie_train.planning.meta import on_meta, parameters
 from guie_train.planning.training import forecast_training
+from guie_train.processes import Processes
 from guie_train.stage import Stage, Workspace, damage_told
 from guie_train.stages.selection import Selection, Selector, answerable_pairs
 
@@ -61,6 +63,22 @@ class HeadWithLoss(nn.Module):
         """The loss, a scalar, of features [B, D] with labels [B]."""
         loss: Tensor = self.loss(self.head(features), labels)
         return loss
+
+    def divide(self, processes: Processes, device: torch.device) -> HeadWithLoss:
+        """Keep the class centres of this process's part of the classes. Returns all as it was: on `device` in the first
+        process, as shapes (meta device) in the others.
+
+        Raises:
+            UsageError: the loss has no centres that can be divided.
+        """
+        if not callable(divide := getattr(self.loss, "divide", None)):
+            raise UsageError(
+                f"recipe.loss: {type(self.loss).__name__} has no class centres that processes could divide among them; "
+                'leave profile.divide at "images".'
+            )
+        whole = deepcopy(self)
+        divide(processes)
+        return whole.to(device if processes.first else "meta")
 
 
 @dataclass(frozen=True)
@@ -121,6 +139,10 @@ def sizes_of(manifest: Manifest, rows: NDArray[np.int64], image_size: int) -> Te
     return size_values(height, width, image_size)
 
 
+def _divides_classes(workspace: Workspace) -> bool:
+    return workspace.profile.divide == "classes" and workspace.processes.count > 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitHead(Stage[TrainedHead]):
     """Train the head with a margin loss on the training split (5th place, points 4 to 8)."""
@@ -155,7 +177,9 @@ class FitHead(Stage[TrainedHead]):
         )
         answerable_pairs(self.selection.protocol, "recipe.selection.protocol", manifest)
         sizes = {**signature(load("heads", self.head["type"])).defaults, **self.head}
-        self._loss(sizes.get("out_features", 64), np.unique(train, return_counts=True)[1])
+        loss = self._loss(sizes.get("out_features", 64), np.unique(train, return_counts=True)[1])
+        if _divides_classes(workspace):
+            HeadWithLoss(nn.Identity(), loss).divide(workspace.processes, torch.device("meta"))
 
     def _loss(self, embedding_size: int, class_counts: NDArray[np.int64]) -> nn.Module:
         return build_loss(self.loss, embedding_size, class_counts, "recipe.loss")
@@ -202,7 +226,9 @@ class FitHead(Stage[TrainedHead]):
         torch.manual_seed(self.seed)
         head = build("heads", self.head, where="recipe.head", in_features=train.dimension)
         loss = self._loss(head.out_features, counts)
-        model = HeadWithLoss(head, loss).to(device)
+        model, processes = HeadWithLoss(head, loss), workspace.processes
+        whole = model.divide(processes, device) if _divides_classes(workspace) else None
+        model = model.to(device)
         fit = Fit(
             model,
             Resident(
@@ -217,8 +243,10 @@ class FitHead(Stage[TrainedHead]):
             on_epoch=partial(workspace.on_epoch, self.name),
             sampler=sampler_of(self.training, manifest.select(rows), labels, self.seed),
             example=lambda row: str(manifest.images()[rows[row]]),
-            processes=workspace.processes,
-            backward=Together(workspace.processes) if workspace.processes.count > 1 else whole_batch,
+            processes=processes,
+            # where classes are divided, every process sees the whole batch
+            backward=Together(processes) if processes.count > 1 and whole is None else whole_batch,
+            whole=whole,
         )
 
         def inputs(rows: NDArray[np.int64]) -> Tensor:
@@ -228,7 +256,7 @@ class FitHead(Stage[TrainedHead]):
         selector = Selector(self.selection, fit, manifest, classes, trained.loss, inputs, trained.head)
         curves = fit.run(workspace.stop, selector, self.selection.enough)
         fit.write_checkpoint("last")
-        if not workspace.processes.first:
+        if not processes.first:
             return
         with atomic_write(folder / "curves.json", "w") as file:
             about = {"in_features": train.dimension, "chosen": self.selection.chosen(curves), "curves": curves}
