@@ -8,9 +8,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
 from guie_core import GuieError, Interrupted
@@ -509,3 +511,40 @@ def test_each_epoch_is_told(tmp_path: Path) -> None:
 def test_decays_that_cannot_be_are_refused(decay: float) -> None:
     with pytest.raises(ValueError, match="ema_decay is"):
         Training(epochs=1, batch_size=1, optimizer=SAM, ema_decay=decay)
+
+
+def test_the_recipe_s_steps_are_these_to_the_bit(tmp_path: Path) -> None:
+    """What `Training` has besides (averages, scales, limits that aren't reached) leaves the 5th place as it is."""
+    fitted = fit(tmp_path, epochs=4)
+    fitted.run(Stop())
+
+    def seed(*parts: int) -> int:
+        return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+    model, (features, labels) = Model(), data()
+    parameters = list(model.parameters())
+    adamw = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)
+    schedule = CosineLRScheduler(
+        adamw, t_initial=4, lr_min=1e-6, warmup_t=3, warmup_lr_init=1e-6, warmup_prefix=True
+    )  # point 7
+    for epoch in range(4):
+        torch.manual_seed(seed(5, epoch, 1))
+        schedule.step(epoch)
+        order = torch.randperm(50, generator=torch.Generator().manual_seed(seed(5, epoch, 0)))
+        for rows in order[:48].split(16):
+            weights = [parameter.detach().clone() for parameter in parameters]
+            adamw.zero_grad()
+            model(features[rows], labels[rows]).backward()
+            with torch.no_grad():
+                gradients = [parameter.grad for parameter in parameters]
+                norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter += gradient * (0.05 / (norm + 1e-12))
+            adamw.zero_grad()
+            model(features[rows], labels[rows]).backward()
+            with torch.no_grad():
+                for parameter, weight in zip(parameters, weights, strict=True):
+                    parameter.copy_(weight)
+            adamw.step()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, fitted.model.state_dict()[name]), name
