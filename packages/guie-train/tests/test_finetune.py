@@ -464,3 +464,13 @@ def test_a_plan_that_does_not_fit_proposes_what_does(tmp_path: Path, pictures: s
     assert forecast.device is not None
     ways = list(forecast.lighter(forecast.device - 1))
     assert ways == ["--set profile.checkpointing=True", "--set profile.batch.finetune=1"]
+
+
+def test_a_loss_that_is_not_finite_names_batch_epoch_and_images(tmp_path: Path, pictures: str) -> None:
+    wild = {"optimizer": {"type": "SGD", "lr": 1e30}, "lr_min": 1e30}
+    with pytest.raises(GuieError) as raised:
+        tune(tmp_path, stage(pictures, training=wild))
+    text = str(raised.value)
+    assert "finetune: the loss is not finite in epoch 1, batch 2 of 2" in text
+    assert ".png" in text
+    assert "Lower the learning rate" in text
