@@ -42,7 +42,7 @@ def free_memory() -> tuple[str, int]:
 
 
 def compute_dtype(profile: Profile) -> str:
-    """What a frozen backbone computes in fastest: the profile's dtype, or bfloat16 where the processor multiplies it."""
+    """What a frozen backbone computes in fastest: the profile's dtype, or bfloat16 on CPUs that multiply it."""
     if profile.device == "cpu" and profile.dtype == "float32" and multiplies_bfloat16():
         return "bfloat16"
     return profile.dtype

@@ -61,10 +61,11 @@ def build(
     overrides: tuple[str, ...],
     work_dir: Path | None,
 ) -> None:
-    """Compute the features that EXPERIMENT trains and evaluates on, as guie-train would; it then finds them there.
+    """Compute the features of EXPERIMENT ahead.
 
-    Only images that a store lacks are computed. Ctrl-C stops after the current batch, and the same command goes on.
-    N processes, on one machine or on several that share the folder, compute a part each:
+    They are what it trains and evaluates on; guie-train then finds them there. Only images that a store lacks are
+    computed. Ctrl-C stops after the current batch, and the same command goes on. N processes, on one machine or on
+    several that share the folder, compute a part each:
 
     \b
     guie features build experiments/5th_place.py --share 1/2 &
@@ -105,7 +106,10 @@ def _share(text: str | None) -> tuple[int, int]:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--format", "style", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def info(folder: Path, style: str) -> None:
-    """Say what made the features in FOLDER, a store or a run that has some, how many there are and what they take."""
+    """Say what made the features in FOLDER.
+
+    FOLDER is a store of features, or a run that has some. Told is also how many there are and what they take.
+    """
     found = [_about(store) for store in _stores(folder)]
     if style == "json":
         click.echo(json.dumps(found, indent=2))
@@ -122,9 +126,10 @@ def info(folder: Path, style: str) -> None:
 @click.option("--repair", is_flag=True, help="Let go of what is damaged; the next run computes it again.")
 @click.pass_context
 def verify(ctx: click.Context, folder: Path, repair: bool) -> None:
-    """Read all features in FOLDER, a store or a run that has some, and compare them with their checksums.
+    """Check the features in FOLDER for damage.
 
-    The exit code is 1 if anything is damaged, unless it is repaired.
+    FOLDER is a store of features, or a run that has some; all rows are compared with their checksums. The exit code
+    is 1 if anything is damaged, unless it is repaired.
     """
     from guie_core.progress import bar
 
@@ -180,10 +185,11 @@ def export_(
     overrides: tuple[str, ...],
     work_dir: Path | None,
 ) -> None:
-    """Write features of EXPERIMENT's STAGE, such as train, to FOLDER as the 5th place's code has them.
+    """Write features as NumPy files.
 
-    emb_0.npy is float32 [n, D], label_0.npy int64 [n] with labels 0..C-1, in the order of the manifest; a pair has up
-    to 250,000 rows. Features that are not there yet are computed.
+    Those of EXPERIMENT's STAGE, such as train, go to FOLDER as the 5th place's code has them: emb_0.npy is float32
+    [n, D], label_0.npy int64 [n] with labels 0..C-1, in the order of the manifest; a pair has up to 250,000 rows.
+    Features that are not there yet are computed.
 
     \b
     guie features export experiments/5th_place.py train embs/train --split train --sizes
@@ -216,9 +222,10 @@ def import_(
     overrides: tuple[str, ...],
     work_dir: Path | None,
 ) -> None:
-    """Add features in FOLDER, as the 5th place's code has them, to those of EXPERIMENT's STAGE, such as train.
+    """Add features from NumPy files.
 
-    The rows must be those of the manifest's images, in its order. What can show that they are not is looked at first:
+    Those in FOLDER, as the 5th place's code has them, become features of EXPERIMENT's STAGE, such as train. The rows
+    must be those of the manifest's images, in its order. What can show that they are not is looked at first:
     how many there are, which share a label, their size values, and a few images that are computed and compared.
 
     \b
