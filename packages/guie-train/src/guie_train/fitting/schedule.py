@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
@@ -19,7 +19,7 @@ def schedule_of(training: Training, optimizer: Optimizer) -> Scheduler:
     """
     from timm.scheduler import CosineLRScheduler, StepLRScheduler  # here: an experiment is checked seconds sooner
 
-    warmup = {
+    warmup: dict[str, Any] = {
         "warmup_t": training.warmup_epochs,
         "warmup_lr_init": training.warmup_lr,
         "warmup_prefix": training.warmup_prefix and training.warmup_epochs > 0,
