@@ -18,7 +18,19 @@ Base = Mapping[str, Any] | Optimizer | Callable[..., Optimizer]
 ADAMW: Mapping[str, Any] = {"type": "AdamW", "lr": 1e-2, "weight_decay": 0.1}
 """The recipe's base optimiser."""
 
-OWN = ("base", "rho", "max_norm", "adaptive", "eta", "infinite", "_perturbation", "_skipped", "_last", "norm", "norm_of")
+OWN = (
+    "base",
+    "rho",
+    "max_norm",
+    "adaptive",
+    "eta",
+    "infinite",
+    "_perturbation",
+    "_skipped",
+    "_last",
+    "norm",
+    "norm_of",
+)
 
 
 class SAM(Optimizer):
