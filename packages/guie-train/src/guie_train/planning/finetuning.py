@@ -15,7 +15,7 @@ from guie_train.fitting import Training
 from guie_train.fitting.images import Seen
 from guie_train.fitting.micro_batches import MicroBatches
 from guie_train.planning.backbones import powers_below
-from guie_train.planning.forecast import LIBRARIES, Forecast, Outlook
+from guie_train.planning.forecast import LIBRARIES, Forecast, Outlook, Trained
 from guie_train.planning.meta import Traced, on_meta, parameters, trace
 
 
@@ -24,16 +24,14 @@ class FineTuned:
     """A network to be tuned, on the meta device, and what training it takes.
 
     Args:
-        make: builds the network, a `Tunable` with a `backbone`, and the optimizer's groups.
+        make: builds the network, a `Tunable` with `backbone` and `head`, and the optimizer's groups.
         training: how.
         compute: dtype of the backbone's arithmetic; weights, gradients and moments are float32.
-        side: of the images, in pixels.
     """
 
     make: Callable[[], tuple[Any, list[dict[str, Any]]]]
     training: Training
     compute: str
-    side: int
 
     def traced(self, size: int, checkpointing: bool) -> tuple[float, Traced, Traced]:
         """With `size` images at once: bytes of the device's memory, a step on so many, and their features alone."""
@@ -45,7 +43,7 @@ class FineTuned:
         optimizer: Any = on_meta(lambda: build_optimizer(self.training.optimizer, groups))
         _fill_moments(optimizer)
         dtype = next(backbone.parameters()).dtype
-        pixels = torch.empty(size, 3, self.side, self.side, device="meta", dtype=dtype)
+        pixels = torch.empty(size, 3, backbone.image_size, backbone.image_size, device="meta", dtype=dtype)
         seen = Seen(pixels, torch.empty(size, 3, device="meta"))
         labels = torch.empty(size, dtype=torch.long, device="meta")
 
@@ -84,8 +82,8 @@ class FineTuned:
         average = 4 * opened if training.ema_decay else 0
         at_once = f"{size} at once" + (", activations computed again" if profile.checkpointing else "")
         return Forecast(
-            does=f"{training.epochs:,} epochs of {steps:,} steps of {training.batch_size} images of {self.side} px, "
-            f"{at_once}, in {self.compute} with float32 weights",
+            does=f"{training.epochs:,} epochs of {steps:,} steps of {training.batch_size} images of "
+            f"{model.backbone.image_size} px, {at_once}, in {self.compute} with float32 weights",
             parameters=total,
             trained=opened,
             disk=(kept + 4) * 4 * opened + average,  # the chosen weights; while it trains, the state with two moments
@@ -94,6 +92,7 @@ class FineTuned:
             seconds=None if trained is None or seen is None else trained + seen,
             at_least=at_least,
             basis=basis,
+            gives=Trained(parameters(model.head)[0]),
             lighter=lambda limit: self._lighter(size, profile.checkpointing, limit),
         )
 

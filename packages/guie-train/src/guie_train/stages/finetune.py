@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -30,8 +30,8 @@ from guie_train.fitting import Fit, Training, sampler_of
 from guie_train.fitting.images import Images, Seen
 from guie_train.fitting.micro_batches import MicroBatches
 from guie_train.planning.finetuning import FineTuned
-from guie_train.planning.forecast import Forecast, Outlook, Trained
-from guie_train.planning.meta import on_meta, parameters
+from guie_train.planning.forecast import Forecast, Outlook
+from guie_train.planning.meta import on_meta
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.head import LOSS_PROVIDES, HeadWithLoss, TrainedHead, build_loss, sizes_of, with_sizes
 from guie_train.stages.selection import Selection, Selector, answerable_pairs
@@ -226,17 +226,9 @@ class FineTune(Stage[TrainedHead]):
         images = outlook.images(self.manifest)
         train, selected = images.of(TRAIN), images.all.images - images.of(TRAIN).images
         counts = np.full(train.classes, max(1, train.images // train.classes))
-        model, _ = on_meta(lambda: self._model(counts, weights="none"))
-        work = FineTuned(
-            lambda: self._model(counts, weights="none"),
-            self.settings.training,
-            self.compute,
-            model.backbone.image_size,
-        )
+        work = FineTuned(lambda: self._model(counts, weights="none"), self.settings.training, self.compute)
         evaluations = -(-self.settings.training.epochs // self.selection.every)
-        return replace(
-            work.forecast(outlook, train.images, selected, evaluations), gives=Trained(parameters(model.head)[0])
-        )
+        return work.forecast(outlook, train.images, selected, evaluations)
 
     def _model(self, class_counts: NDArray[np.int64], **weights: Any) -> tuple[Tuned, list[dict[str, Any]]]:
         """What is trained, random but for the backbone, and the optimizer's groups."""
