@@ -18,11 +18,13 @@ from guie_core import GuieError, Interrupted, UsageError
 from guie_core.interrupt import Stop
 from guie_core.profiles import profile
 from guie_core.registry import check
-from guie_datasets import Manifest
+from guie_datasets import Extent, Manifest
 from guie_models.heads import BatchNormLinear
 from guie_models.losses import ArcFace
 from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Training
+from guie_train.planning import forecast as planning
+from guie_train.planning.forecast import Forecast, Outlook
 from guie_train.processes import Processes
 from guie_train.stage import Stage, Workspace
 from guie_train.stages import head as stages_head
@@ -182,6 +184,48 @@ def test_what_cannot_be_divided_is_told_before_features_are_computed(
     alone.get(stage(loss).manifest)
     with pytest.raises(UsageError, match=re.escape(message)):
         stage(loss).check(replace(alone, processes=Processes(0, 4, 0)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Many(Images):
+    """Planned images of a hundred thousand classes."""
+
+    def forecast(self, outlook: Outlook) -> Forecast:
+        extent = Extent(200_000, 100_000, ("all",), True)
+        return Forecast(gives=planning.Images(extent, {"train": extent}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned(Random):
+    """Features that nobody has computed."""
+
+    def forecast(self, outlook: Outlook) -> Forecast:
+        return Forecast(gives=planning.Features(10))
+
+
+def test_a_plan_knows_that_processes_divide_the_classes(tmp_path: Path) -> None:
+    """A step holds nine tensors of the size of the centres; the first process all centres in place of one of them."""
+    many = Many(name="images")
+    head = replace(stage({"type": "ArcFace"}), manifest=many, train=Planned(name="features", manifest=many))
+
+    def forecast(count: int, divide: Any = "images") -> Forecast:
+        on = replace(profile("cpu"), divide=divide)
+        return head.forecast(Outlook(Workspace(tmp_path, on, Stop(), processes=Processes(0, count, 0))))
+
+    alone, four = forecast(1), forecast(4, "classes")
+    centres = 100_000 * 4 * 4
+    assert alone.device is not None
+    assert four.device is not None
+    assert alone.seconds is not None
+    resident = 200_000 * (13 * 4 + 8)
+    assert alone.device - resident == pytest.approx(9 * centres, rel=0.01)
+    assert four.device - resident == pytest.approx((9 - 1) * centres / 4 + centres, rel=0.01)
+    assert four.seconds == pytest.approx(alone.seconds / 4, rel=0.01)
+    assert four.disk == alone.disk
+    assert four.parameters == alone.parameters
+    assert list(alone.lighter(four.device)) == []  # one process has nobody to divide with
+    assert list(forecast(4).lighter(four.device)) == ["--set profile.divide=classes"]
+    assert list(forecast(4).lighter(four.device - 1)) == []
 
 
 def test_a_scheduled_margin_grows_with_the_epochs(

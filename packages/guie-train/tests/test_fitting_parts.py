@@ -20,7 +20,6 @@ from guie_train.processes import ALONE, Processes
 from guie_train.stages.head import HeadWithLoss
 
 InProcesses = Callable[[int, Callable[[Processes], Any]], list[Any]]
-CPU = torch.device("cpu")
 CLASSES = 11
 ADAMW = {"type": "AdamW", "lr": 1e-2, "weight_decay": 0.1}
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -61,7 +60,7 @@ def fit(
     **training: Any,
 ) -> Fit:
     network = model(loss)
-    whole = network.divide(processes, CPU) if processes.count > 1 else None
+    whole = network.divide(processes) if processes.count > 1 else None
     settings: dict[str, Any] = {"epochs": 3, "batch_size": 16, "warmup_epochs": 1, "keep_every": 2, **training}
     inputs, labels = data()
     return Fit(
@@ -201,12 +200,12 @@ def test_losses_without_centres_are_refused() -> None:
     with pytest.raises(
         UsageError, match=r'recipe\.loss: PmlLoss has no class centres .* leave profile.divide at "images"'
     ):
-        network.divide(Processes(0, 2, 0), CPU)
+        network.divide(Processes(0, 2, 0))
 
 
 def test_the_others_hold_shapes_alone() -> None:
     network = model(LOSSES["ArcFace"])
-    whole = network.divide(Processes(1, 2, 0), CPU)
+    whole = network.divide(Processes(1, 2, 0))
     assert {parameter.device.type for parameter in whole.parameters()} == {"meta"}
     assert whole.loss.centres.shape == (CLASSES, 4)
     assert network.loss.centres.shape == (6, 4)

@@ -39,6 +39,20 @@ def test_the_first_answers_for_all(in_processes: InProcesses) -> None:
     assert in_processes(2, lambda processes: processes.any(False)) == [False, False]
 
 
+def test_the_first_has_all_parts(in_processes: InProcesses) -> None:
+    whole = torch.arange(2 * 7 * 3).view(2, 7, 3)
+
+    def gather(processes: Processes) -> tuple[bool, torch.Tensor]:
+        mine = whole[:, processes.part(7)]
+        found = processes.gathered(mine, 1, 7)
+        return found is mine, found
+
+    (_, first), *others = in_processes(3, gather)
+    assert torch.equal(first, whole)
+    assert [same for same, _ in others] == [True, True]
+    assert ALONE.gathered(whole, 1, 7) is whole
+
+
 @pytest.mark.parametrize(("error", "code"), [(GuieError("no space"), 1), (Interrupted("stopped"), 130)])
 def test_the_failure_of_the_first_ends_all(error: GuieError, code: int, in_processes: InProcesses) -> None:
     def fail(processes: Processes) -> None:

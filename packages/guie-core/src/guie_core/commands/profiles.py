@@ -59,4 +59,5 @@ def _rows(found: Profile) -> list[tuple[str, str]]:
         ("workers", str(found.workers)),
         ("compile", "yes" if found.compile else "no"),
         ("checkpointing", "yes" if found.checkpointing else "no"),
+        ("processes divide", found.divide),
     ]

@@ -44,8 +44,8 @@ class Divided:
     def places(self, labels: Tensor) -> Tensor:
         """Where the centre of each label [B] is among those of this process; -1 if it is elsewhere."""
         here = self.here
-        elsewhere = (labels < here.start) | (labels >= here.stop)
-        return (labels - here.start).masked_fill(elsewhere, -1)
+        places: Tensor = labels - here.start
+        return places.masked_fill((places < 0) | (labels >= here.stop), -1)
 
     def from_owners(self, vectors: Tensor, places: Tensor) -> Tensor:
         """Vectors [B, E] by image, each taken from the process that has the class, where it has a place."""

@@ -70,13 +70,14 @@ class Fit:
         processes: those that train it together, each with a Fit of its own on the same examples; `backward` then gives
             all of them the same gradients (`Together`). The first alone evaluates and writes.
         whole: where each of them has but a part of some parameters, and their gradients: the same model with all of
-            them, on the device in the first process, and as shapes (meta device) in the others. The optimizer has to
-            treat each number by itself, as AdamW and SGD do, and SAM but for the norm. What is on disk is whole, so
-            that any number of processes can go on from it.
+            them, on the CPU in the first process, and as shapes (meta device) in the others. The optimizer has to treat
+            each number by itself, as AdamW and SGD do, and SAM but for the norm. What is on disk is whole, so that any
+            number of processes can go on from it.
 
     Attributes:
         evaluated: the module of which checkpoints are written, and which is to be evaluated: `model`, or a copy of it
-            with the moving average of its weights where `training.ema_decay` asks for that; or `whole`, with the same.
+            with the moving average of its weights where `training.ema_decay` asks for that; or `whole`, with the same,
+            which is on the device while `after_epoch` looks at it.
 
     Raises:
         GuieError: fewer images than a batch, or the loss is not finite.
@@ -122,7 +123,7 @@ class Fit:
                 f"lower batch_size{' or epoch_parts' if part else ''}, or add images"
             )
         self.optimizer = build_optimizer(training.optimizer, model.parameters() if parameters is None else parameters)
-        self.schedule = schedule_of(training, self.optimizer)
+        self.schedule: Any = schedule_of(training, self.optimizer)
         self.average: AveragedModel | None = None
         if training.ema_decay:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(training.ema_decay))
@@ -294,9 +295,7 @@ class Fit:
         if self.parts is not None:
             self.parts.fill(self._trained)
         if after_epoch is not None:
-            self.evaluated.eval()
-            with torch.inference_mode():
-                curve |= self.processes.told(partial(after_epoch, self.epoch))
+            curve |= self.processes.told(partial(self._evaluate, after_epoch))
         self.curves.append(curve)
         keep = self.training.keep_every
         if keep and self.epoch % keep == 0:
@@ -305,6 +304,18 @@ class Fit:
             self.save()
         if self.on_epoch is not None and self.processes.first:
             self.on_epoch(self.curves)
+
+    def _evaluate(self, after_epoch: Callable[[int], Curve]) -> Curve:
+        """What `after_epoch` says, in the first process."""
+        self.evaluated.eval()
+        if self.parts is not None:  # the device has room for all while there are no gradients
+            self.optimizer.zero_grad(set_to_none=True)
+            self.evaluated.to(self.examples.device)
+        with torch.inference_mode():
+            found = after_epoch(self.epoch)
+        if self.parts is not None:
+            self.evaluated.cpu()
+        return found
 
     def _due(self) -> bool:
         return time.monotonic() - self._saved > self.save_seconds

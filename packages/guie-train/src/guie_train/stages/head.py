@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,9 +26,9 @@ from guie_models.views import size_values
 from guie_train.device import device_of
 from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Curve, Fit, Resident, Together, Training, sampler_of, whole_batch
-from guie_train.planning.forecast import Features, Forecast, Outlook, Trained, about
-from guie_train.planning.meta import on_meta, parameters
-from guie_train.planning.training import forecast_training
+from guie_train.planning.forecast import Features, Forecast, Outlook, Trained, about, known
+from guie_train.planning.meta import on_meta, parameters, state_bytes
+from guie_train.planning.training import Unsent, forecast_training
 from guie_train.processes import Processes
 from guie_train.stage import Stage, Workspace, damage_told
 from guie_train.stages.selection import Selection, Selector, answerable_pairs
@@ -64,9 +65,9 @@ class HeadWithLoss(nn.Module):
         loss: Tensor = self.loss(self.head(features), labels)
         return loss
 
-    def divide(self, processes: Processes, device: torch.device) -> HeadWithLoss:
-        """Keep the class centres of this process's part of the classes. Returns all as it was: on `device` in the first
-        process, as shapes (meta device) in the others.
+    def divide(self, processes: Processes) -> HeadWithLoss:
+        """Keep the class centres of this process's part of the classes. Returns all as it was, but in processes other
+        than the first, which have no use for its numbers, on the meta device.
 
         Raises:
             UsageError: the loss has no centres that can be divided.
@@ -78,7 +79,7 @@ class HeadWithLoss(nn.Module):
             )
         whole = deepcopy(self)
         divide(processes)
-        return whole.to(device if processes.first else "meta")
+        return whole if processes.first else whole.to("meta")
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class FitHead(Stage[TrainedHead]):
         sizes = {**signature(load("heads", self.head["type"])).defaults, **self.head}
         loss = self._loss(sizes.get("out_features", 64), np.unique(train, return_counts=True)[1])
         if _divides_classes(workspace):
-            HeadWithLoss(nn.Identity(), loss).divide(workspace.processes, torch.device("meta"))
+            HeadWithLoss(nn.Identity(), loss).divide(workspace.processes)
 
     def _loss(self, embedding_size: int, class_counts: NDArray[np.int64]) -> nn.Module:
         return build_loss(self.loss, embedding_size, class_counts, "recipe.loss")
@@ -198,15 +199,37 @@ class FitHead(Stage[TrainedHead]):
         model = on_meta(make)
         head: Any = model.head
         width = dimension + getattr(head, "size_features", 0)
-        found = forecast_training(
+        forecast = partial(
+            forecast_training,
             outlook,
-            model,
-            self.training,
+            training=self.training,
             images=train.images,
             others=images.all.images - train.images + (features.views - 1) * train.images,
             width=width,
             files=4,  # chosen, last, and best by validation loss and accuracy
         )
+        found, count = forecast(model), outlook.workspace.processes.count
+
+        def divided() -> Forecast:
+            """What the first of the processes takes where they divide the classes."""
+            part = on_meta(make)
+            all_of_it = state_bytes(part.divide(Unsent(count - 1, count)))  # of the last, none has a larger part
+            of_part = forecast(part)
+            return replace(
+                found,
+                # between two epochs it has all centres in place of gradients
+                device=(of_part.device or 0) + all_of_it - state_bytes(part),
+                host=(of_part.host or 0) + all_of_it,
+                seconds=of_part.seconds,
+                at_least=of_part.at_least,
+                basis=of_part.basis,
+            )
+
+        def lighter(memory: float) -> Iterator[str]:
+            if count > 1 and (smaller := known(divided)) is not None and (smaller.device or 0) <= memory:
+                yield "--set profile.divide=classes"
+
+        found = divided() if _divides_classes(outlook.workspace) else replace(found, lighter=lighter)
         does = (
             f"[{about(train)}, {width:,}] -> [{head.out_features}], {self.loss['type']} over "
             f"{train.classes:,} classes; {found.does}"
@@ -227,7 +250,7 @@ class FitHead(Stage[TrainedHead]):
         head = build("heads", self.head, where="recipe.head", in_features=train.dimension)
         loss = self._loss(head.out_features, counts)
         model, processes = HeadWithLoss(head, loss), workspace.processes
-        whole = model.divide(processes, device) if _divides_classes(workspace) else None
+        whole = model.divide(processes) if _divides_classes(workspace) else None
         model = model.to(device)
         fit = Fit(
             model,
