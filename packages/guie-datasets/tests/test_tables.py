@@ -18,6 +18,7 @@ from PIL import Image
 
 from guie_core import GuieError, UsageError, build
 from guie_datasets import Dataset, ImageRef, prepare
+from guie_datasets.rows import UNKNOWN
 from guie_datasets.sets.tables import Table, read_table
 from guie_datasets.testing import DatasetContract
 
@@ -389,3 +390,25 @@ def test_dates_beyond_python_s_are_bad_rows(tmp_path: Path, kind: pa.DataType, v
         assert first.bad
         assert first.place.endswith("row 1")
         assert len(rows) + len(table.left_out()) == 2
+
+
+def test_where_no_label_is_needed(tmp_path: Path) -> None:
+    """A row without one is a row, and a table without the column a table; the label of a good one is as ever."""
+    dataset = Table(table(tmp_path / "t.csv", "path,label\na.png,7\nb.png,\nc.png,-1\nd.png,x\n,3\n"))
+    dataset.needs_labels = False
+    assert [(Path(row.image.path).name, row.label) for row in dataset.rows()] == [
+        ("a.png", 7),
+        ("b.png", UNKNOWN),
+        ("c.png", UNKNOWN),
+        ("d.png", UNKNOWN),
+    ]
+    assert [item.place for item in dataset.left_out()] == [f"{tmp_path}/t.csv, line 6"]
+    bare = Table(table(tmp_path / "bare.csv", "path\na.png\n"))
+    with pytest.raises(GuieError, match="no column 'label'"):
+        list(bare.rows())
+    bare.needs_labels = False
+    assert [row.label for row in bare.rows()] == [UNKNOWN]
+    asked = Table(tmp_path / "bare.csv", columns={"label": "class"})
+    asked.needs_labels = False
+    with pytest.raises(GuieError, match="no column 'class'"):
+        list(asked.rows())

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -40,6 +41,7 @@ from guie_models import (
     load,
 )
 from guie_train.prediction import models, predicting
+from guie_train.prediction.kept import Kept
 
 CLASSES, SIZE = 9, 32
 torch.set_num_threads(1)  # tests run beside each other
@@ -250,6 +252,36 @@ def test_labels_of_two_data_sets_are_kept_apart(here: Path, run: Run) -> None:
     assert {row["category"] for row in rows} == {"things", ""}
 
 
+def test_rows_without_a_label_are_images_as_well(here: Path, run: Run) -> None:
+    first, second, third, *_ = sorted((here / "photos").rglob("*.png"))
+    Path("t.csv").write_text(f"path,label,name\n{first},4,four\n{second},,\n{third},-1,\n,5,\n")
+    run("predict", "one", "t.csv", "-o", "e.parquet", "--max-bad", "0.3")
+    rows = pq.read_table("e.parquet").to_pylist()
+    assert [(row["path"], row["label"], row["name"]) for row in rows] == [
+        (str(first), 4, "four"),
+        (str(second), None, ""),
+        (str(third), None, ""),
+    ]
+    Path("texts.csv").write_text(f"path,label\n{first},apple\n{second},\n{third},pear\n")
+    run("predict", "one", "texts.csv", "-o", "texts.parquet")
+    assert [row["label"] for row in pq.read_table("texts.parquet").to_pylist()] == [0, None, 1]
+    # what was predicted of unlabelled images names images as well as any table
+    run("predict", "one", first, second, "-o", "unlabelled.parquet")
+    run("predict", "one", "unlabelled.parquet", "-o", "again.parquet")
+    assert embeddings("again.parquet") == embeddings("unlabelled.parquet")
+    Path("empty.csv").write_text("path,x\n,1\n")
+    message = run("predict", "one", "empty.csv", "-o", "f.parquet", code=2)
+    assert "there is no image to embed; 1 other thing cannot be used, such as empty.csv, line 2: " in message
+
+
+def test_an_image_without_a_suffix(here: Path, run: Run) -> None:
+    path = next((here / "photos").rglob("*.png"))
+    shutil.copy(path, "0123456789abcdef")
+    run("predict", "one", "0123456789abcdef", path, "-o", "e.parquet")
+    first, second = embeddings("e.parquet").values()
+    np.testing.assert_allclose(first, second, atol=1e-6)
+
+
 # stopped, killed, changed
 
 
@@ -326,11 +358,11 @@ def test_a_full_disk_is_one_message_and_nothing_is_lost(here: Path, run: Run, mo
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     flush = predicting._Work._flush
 
-    def full(self: Any, pending: Any) -> None:
+    def full(self: Any, pending: Any, rows: Any) -> None:
         if self.done:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
         try:
-            flush(self, pending)
+            flush(self, pending, rows)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
@@ -439,12 +471,93 @@ def test_raising_max_bad_goes_on(here: Path, run: Run, monkeypatch: pytest.Monke
         models.OneView, "embed", lambda self, images: [seen.append(len(images)), embed(self, images)][1]
     )
     command = ("predict", "one", "photos", "-o", "b.parquet", "--batch-size", 8)
+    assert "1 of 54 images cannot be used, more than" in run(*command, code=1)
+    assert sum(seen) == 53 + 1  # so few are all looked at
     run(*command, code=1)
-    assert sum(seen) == 31 + 1  # up to the end of its batch, without it
-    run(*command, code=1)
-    assert sum(seen) == 32  # nothing is done again to say so again
+    assert sum(seen) == 54  # nothing is done again to say so again
     run(*command, "--max-bad", "0.1")
-    assert sum(seen) == 32 + 22 + 1
+    assert sum(seen) == 54
+    message = run(*command, "--max-bad", "0", code=1)
+    assert "b.parquet is there already, without 1 of 54 images, more than --max-bad 0 allows" in message
+
+
+def test_of_many_images_not_all_are_looked_at(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predicting, "PATIENCE", 10)
+    for path in sorted((here / "photos").rglob("*.png"))[3:6]:
+        path.write_bytes(b"")
+    command = ("predict", "one", "photos", "-o", "b.parquet", "--batch-size", 8)
+    assert "3 of 54 images cannot be used (16 were looked at), more than" in run(*command, code=1)
+
+
+def test_mended_removed_and_new_images_go_on_with_the_others(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = sorted((here / "photos").rglob("*.png"))
+    whole = paths[5].read_bytes()
+    for path in (paths[5], paths[40]):
+        path.write_bytes(b"no image")
+    command = ("predict", "one", "photos", "-o", "b.parquet", "--batch-size", 8)
+    message = run(*command, code=1)
+    assert "Mend or remove them, or raise --max-bad: then the same command goes on with the others" in message
+    paths[5].write_bytes(whole)
+    paths[40].unlink()
+    shutil.copy(paths[0], paths[0].with_name("copy.png"))
+    seen: list[int] = []
+    embed = models.OneView.embed
+    monkeypatch.setattr(
+        models.OneView, "embed", lambda self, images: [seen.append(len(images)), embed(self, images)][1]
+    )
+    run(*command)
+    assert seen == [1, 2]  # of opening the model; what is mended and what is new
+    found = pq.read_table("b.parquet").to_pylist()
+    run("predict", "one", "photos", "-o", "anew.parquet", "--batch-size", 8)
+    anew = pq.read_table("anew.parquet").to_pylist()
+    assert [row["path"] for row in found] == [str(path) for path in sorted((here / "photos").rglob("*.png"))]
+    for row, other in zip(found, anew, strict=True):
+        np.testing.assert_allclose(row.pop("embedding"), other.pop("embedding"), atol=1e-6)
+        assert row == other
+    assert not Path("b.quarantine.csv").exists()
+    assert not Path("b.parquet.partial").exists()
+
+
+def test_a_stopped_prediction_of_other_images_is_kept(here: Path, run: Run) -> None:
+    some, *others = sorted((here / "photos").rglob("*.png"))
+    others[3].write_bytes(b"")
+    run("predict", "one", *others[:9], "-o", "b.parquet", code=1)
+    message = run("predict", "one", some, "-o", "b.parquet", code=2)
+    assert "b.parquet.partial holds what a stopped prediction of other images has done." in message
+    # where nothing was embedded, nothing is lost
+    run("predict", "one", others[3], "-o", "c.parquet", code=1)
+    run("predict", "one", some, "-o", "c.parquet")
+    run("predict", "switched", others[3], "-o", "c.npy", code=1)
+    run("predict", "one", some, "-o", "c.npy")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_results_are_found_by_their_keys(tmp_path: Path, seed: int) -> None:
+    """Against a plain search; keys that come several times, in several shards."""
+    random = np.random.default_rng(seed)
+    here, wanted = (random.integers(0, 30, count).astype("S16") for count in (50, 80))
+    kept = Kept(tmp_path)
+    assert (kept.find(wanted) == -1).all()
+    for first, last in ((0, 20), (20, 21), (21, 50)):
+        columns = {
+            "key": pa.array([key.ljust(16, b"\0") for key in here[first:last].tolist()], pa.binary(16)),
+            "hash": pa.nulls(last - first, pa.binary(16)),
+            "reason": pa.array([None if n % 7 else f"bad {n}" for n in range(first, last)], pa.string()),
+            "embedding": pa.FixedSizeListArray.from_arrays(np.arange(2 * first, 2 * last, dtype=np.float32), 2),
+        }
+        kept.add(pa.table(columns))
+    for again in (kept, Kept(tmp_path)):
+        free = {key: [n for n, other in enumerate(here) if other == key] for key in set(here.tolist())}
+        expected = [free[key].pop(0) if free.get(key) else -1 for key in wanted.tolist()]
+        np.testing.assert_array_equal(again.find(wanted), expected)
+        numbers = random.permutation(50)
+        taken = again.take(numbers)
+        assert [value[0] for value in taken["embedding"].to_pylist()] == (2 * numbers).tolist()
+        np.testing.assert_array_equal(np.flatnonzero(again.bad()), range(0, 50, 7))
+        assert again.reason(21) == "bad 21"
+        assert again.embeddings == 42
 
 
 def test_all_bad_missing_and_changed(here: Path, run: Run) -> None:
@@ -461,7 +574,12 @@ def test_all_bad_missing_and_changed(here: Path, run: Run) -> None:
     for path in paths[:5]:
         path.write_bytes(b"nothing")
     message = run("predict", "one", *paths[:5], "-o", "c.parquet", "--max-bad", "1", code=1)
-    assert "5 of 5 images cannot be used, which is all" in message
+    assert "None of the images can be used, 5 in all:" in message
+    assert "--max-bad" not in message
+    Path("t.csv").write_text("path\nnone.png\n")
+    advice = "Paths of t.csv are taken from the table's folder"
+    assert advice in run("predict", "one", "t.csv", "-o", "d.parquet", code=1)
+    run("predict", "one", "t.csv", "-o", "d.parquet", "--set", "root=photos", code=1)
 
 
 # other people's models
@@ -576,6 +694,13 @@ def test_batches_end_before_the_memory_does(here: Path, run: Run, monkeypatch: p
         ),
         (("one", "photos", "-o", "mine.parquet"), "mine.parquet is there already, and was not made by guie predict"),
         (("one", "photos", "-o", "e.parquet", "--set", "catgory=x"), "catgory"),
+        (("one", "list.txt", "-o", "e.parquet"), "list.txt: a file of unknown kind. Name a folder of class folders"),
+        (("one", "list.txt", "-o", "e.parquet"), ".jpg, "),
+        (("one", "list.txt", "-o", "e.parquet"), "A list of paths is a table with the column path"),
+        (
+            ("one", "photos", "-o", "e.parquet", "--view", "dict(type='Squash')"),
+            "--view is for ONNX files; one/embedder",
+        ),
     ],
 )
 def test_messages(here: Path, run: Run, arguments: tuple[str, ...], message: str) -> None:
@@ -593,6 +718,7 @@ def test_messages(here: Path, run: Run, arguments: tuple[str, ...], message: str
     Path("empty run").mkdir()
     Path("empty run/run.json").write_text("{}")
     Path("hollow").mkdir()
+    Path("list.txt").write_text("photos/a.jpg\n")
     Path("cars.csv").write_text("file,model\na.jpg,1\n")
     Path("mine.parquet").write_text("keep me")
     for name in ("images.parquet", "images.csv", "list.quarantine.csv"):

@@ -87,7 +87,8 @@ def test_an_embedder_goes_through_the_exporter(runs: Path, run: Run) -> None:
     with torch.no_grad():
         torch.testing.assert_close(scripts[0](image), scripts[1](image), atol=1e-6, rtol=0)
     Path("m.onnx").write_bytes(b"")
-    assert "m.onnx: not a model that can be used here" in run("build", "m.onnx", "-o", "t.zip", code=2)
+    assert "TorchScript, which can't be made from ONNX" in run("build", "m.onnx", "-o", "t.zip", code=2)
+    assert "m.txt: not a model that can be used here" in run("build", Path("m.onnx").rename("m.txt"), code=2)
     assert "a submission is a .zip" in run("build", runs / "tensors", "-o", "t.pt", code=2)
 
 

@@ -17,6 +17,9 @@ from guie_datasets.extent import Extent
 #: The most that is read of one image: what is no image may fill the memory otherwise.
 MAX_BYTES = 256 << 20
 
+#: The label of an image of which nothing is said. It can be embedded, and not be trained with.
+UNKNOWN = -1
+
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:

@@ -25,6 +25,10 @@ _TABLE = (".csv", ".tsv", ".parquet")
 _PACKED = (".zip", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
 
+class UnknownKindError(UsageError):
+    """A file that none of the data sets reads, by its name."""
+
+
 def settings(argument: str) -> dict[str, Any]:
     """`dict(type=...)` of the data set that an argument names: one by its name, or a path by what is there.
 
@@ -131,7 +135,7 @@ def _of_file(path: Path) -> dict[str, Any]:
         return {"type": "table", "file": str(path)}
     if suffix in _PACKED:
         raise UsageError(f"{path} is an archive. Unpack it and name the folder that holds the class folders")
-    raise UsageError(
+    raise UnknownKindError(
         f"{path}: a file of unknown kind. Name a folder of class folders, a table "
         f"({', '.join(_TABLE)}), TFRecord files (.tfrec), tar shards ({', '.join(_TARS)}), or a manifest"
     )

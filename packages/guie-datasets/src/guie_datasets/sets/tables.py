@@ -16,7 +16,7 @@ from guie_core.wording import did_you_mean, listing
 from guie_datasets.compressed import COMPRESSIONS
 from guie_datasets.extent import Extent, counted
 from guie_datasets.places import Inside, absolute, check_path, is_text, joined
-from guie_datasets.rows import Dataset, ImageRef, LeftOut, Row
+from guie_datasets.rows import UNKNOWN, Dataset, ImageRef, LeftOut, Row
 
 #: What a table can say of an image, besides its path and its label.
 OPTIONAL = ("source", "category", "split", "role", "name")
@@ -67,6 +67,10 @@ class Table(Dataset):
     `rows()` raises GuieError if the file is no table, or lacks a column.
     """
 
+    #: Whether a row without a label is bad, and a table without labels none. Where False, as for prediction, the label
+    #: is then UNKNOWN.
+    needs_labels = True
+
     def __init__(
         self,
         file: str | os.PathLike[str],
@@ -99,7 +103,7 @@ class Table(Dataset):
         classes = self._classes()
         inside = None if self.root is None else Inside(self.root)
         fields = self._fields()
-        optional = fields[2:]
+        optional = [field for field in fields if field in OPTIONAL]
         parts = self._part_columns()
         for line in self._lines([self._column(field) for field in fields] + parts):
             if line.values is None:
@@ -108,7 +112,7 @@ class Table(Dataset):
             given = dict(zip([*fields, *parts], line.values, strict=True))
             try:
                 image = _image(self._path(given["path"], inside), given)
-                label, name = _label(given["label"], classes)
+                label, name = self._label(given.get("label"), classes)
                 said = {field: _text(given[field]) for field in optional}
             except ValueError as error:
                 left_out.append(self._bad(line.number, str(error)))
@@ -153,7 +157,8 @@ class Table(Dataset):
         there = column_names(self.file, self.delimiter, self.encoding)
         wanted = [field for field in FIELDS if self._column(field)]
         for field in wanted:
-            if self._column(field) not in there and (field in self.columns or field not in OPTIONAL):
+            needed = field == "path" or field in self.columns or (field == "label" and self.needs_labels)
+            if needed and self._column(field) not in there:
                 raise GuieError(f"{self.file}: {_no_column(self._column(field), field, there)}")
         return [field for field in wanted if self._column(field) in there]
 
@@ -172,7 +177,8 @@ class Table(Dataset):
 
     def _classes(self) -> dict[str, int] | None:
         """The label of each text, or None when labels are whole numbers."""
-        self._fields()  # says what is missing
+        if "label" not in self._fields():  # which says what is missing
+            return None
         numbers, others = 0, 0
         texts: set[str] = set()
         for line in self._lines([self._column("label")]):
@@ -185,6 +191,15 @@ class Table(Dataset):
                 texts.add(value.strip())
                 others += not whole
         return {text: number for number, text in enumerate(sorted(texts))} if others > numbers else None
+
+    def _label(self, value: Any, classes: Mapping[str, int] | None) -> tuple[int, str]:
+        """(label, name). Raises ValueError in words."""
+        try:
+            return _label(value, classes)
+        except ValueError:
+            if self.needs_labels:
+                raise
+            return UNKNOWN, ""
 
     def _path(self, value: Any, inside: Inside | None) -> str:
         if not isinstance(value, str):

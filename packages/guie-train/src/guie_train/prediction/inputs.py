@@ -6,30 +6,34 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from guie_core import UsageError, lookup
 from guie_core.files import explain_os_errors
 from guie_core.signature import signature
-from guie_core.wording import shown
+from guie_core.wording import listing, plural, shown
 from guie_datasets import Dataset, ImageRef, LeftOut, Manifest, Row
 from guie_datasets.places import printable
-from guie_datasets.preparing.recognition import datasets, named_settings, settings
+from guie_datasets.preparing.recognition import UnknownKindError, datasets, named_settings, settings
+from guie_datasets.rows import UNKNOWN
 from guie_datasets.sets.folders import IMAGE_SUFFIXES, entries_of
 from guie_datasets.sets.prepared import Prepared
-from guie_datasets.sets.tables import column_names
+from guie_datasets.sets.tables import Table
+from guie_datasets.tfrecord import shard_suffix
+from guie_train.prediction.kept import bytes16
 
-UNKNOWN = -1  # the label of an image of which nothing is said
 _TEXTS = ("compression", "name", "source", "category", "split", "role")
 _CHUNK = 65_536  # rows gathered as Python objects before they become columns
 
-#: The rows as they lie on the disk; `expected` is the hash that a manifest has of the image.
+#: The rows as they lie on the disk. `expected` is the hash that a manifest has of the image; `key` is a hash over where
+#: the image is, what is expected, and size and date of its file, and so another one when the image is.
 SCHEMA = pa.schema(
     [
         ("path", pa.large_string()),
@@ -38,6 +42,7 @@ SCHEMA = pa.schema(
         ("label", pa.int64()),  # null: not known
         *((name, pa.string()) for name in _TEXTS),
         ("expected", pa.binary(16)),
+        ("key", pa.binary(16)),
     ]
 )
 
@@ -84,24 +89,12 @@ class AnyFolder(Dataset):
                 yield entry.path
 
 
-class Unlabelled(Dataset):
-    """The rows of another data set without their labels and names of classes."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def rows(self) -> Iterator[Row]:
-        return (replace(row, label=UNKNOWN, name="") for row in self.dataset.rows())
-
-    def left_out(self) -> Sequence[LeftOut]:
-        return self.dataset.left_out()
-
-
 def recognised(arguments: Sequence[str], overrides: Sequence[str] = ()) -> list[Dataset]:
     """The data sets that the arguments name, in their order.
 
-    An image stands for itself. A folder of class folders gives labels; any other folder is searched at any depth, and a
-    table may lack the column `label`. Everything else is as for `guie data prepare`, `overrides` (NAME.KEY=VALUE) too.
+    An image stands for itself, whatever its name. A folder of class folders gives labels; any other folder is searched
+    at any depth, and a table may lack labels. Everything else is as for `guie data prepare`, `overrides`
+    (NAME.KEY=VALUE) too.
 
     Raises UsageError: no arguments, or neither a data set nor a path; ExperimentError: overrides that don't fit.
     """
@@ -124,14 +117,17 @@ def recognised(arguments: Sequence[str], overrides: Sequence[str] = ()) -> list[
     if overrides and not left:
         raise UsageError(f"--set {overrides[0]}: images and folders without classes have nothing to set")
     if left:
-        named = named_settings([name for _, name in left], overrides)
-        bare = [_lacks_labels(values) for values in named.values()]
-        for values, without in zip(named.values(), bare, strict=True):
-            if without:  # any column will do for what is not looked at
-                columns = dict(values.get("columns") or {})
-                values["columns"] = {**columns, "label": columns.get("path", "path")}
-        for (place, _), dataset, without in zip(left, datasets(named), bare, strict=True):
-            found[place] = Unlabelled(dataset) if without else dataset
+        try:
+            named = named_settings([name for _, name in left], overrides)
+        except UnknownKindError as error:
+            raise UsageError(
+                f"{error}; or any folder of images, or images ({listing(sorted(IMAGE_SUFFIXES), 99)}). A list of paths "
+                "is a table with the column path"
+            ) from None
+        for (place, _), dataset in zip(left, datasets(named), strict=True):
+            if isinstance(dataset, Table):
+                dataset.needs_labels = False
+            found[place] = dataset
     return [dataset for dataset in found if dataset is not None]
 
 
@@ -144,7 +140,10 @@ def spelling(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def _is_image(argument: str) -> bool:
-    return os.path.splitext(argument)[1].lower() in IMAGE_SUFFIXES and os.path.isfile(os.path.expanduser(argument))
+    """A file whose name says so, or nothing at all."""
+    suffix = os.path.splitext(argument)[1].lower()
+    named = suffix in IMAGE_SUFFIXES or (not suffix and not shard_suffix(os.path.basename(argument)))
+    return named and os.path.isfile(os.path.expanduser(argument))
 
 
 def _holds_class_folders(folder: Path) -> bool:
@@ -159,21 +158,12 @@ def _holds_class_folders(folder: Path) -> bool:
         return True
 
 
-def _lacks_labels(values: Mapping[str, Any]) -> bool:
-    """Whether these are the settings of a table that has no labels, and none were asked for."""
-    if values["type"] != "table" or "label" in (values.get("columns") or {}):
-        return False
-    return "label" not in column_names(
-        Path(values["file"]), values.get("delimiter", ""), values.get("encoding", "utf-8")
-    )
-
-
 @dataclass(frozen=True)
 class Rows:
     """A list of images on the disk, memory-mapped.
 
-    table: columns as SCHEMA. digest: 32 hexadecimal digits over what the rows say and over the size and date of each
-    file, so that a changed input shows before anything is read. left_out: what the data sets passed over.
+    table: columns as SCHEMA. digest: 32 hexadecimal digits over all of them, so that a changed input shows before
+    anything is read. left_out: what the data sets passed over.
     """
 
     table: pa.Table
@@ -182,6 +172,11 @@ class Rows:
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
+
+    @property
+    def keys(self) -> NDArray[np.bytes_]:
+        """The column `key` as an array [N]."""
+        return bytes16(self.table.column("key"))
 
     def image(self, row: int) -> ImageRef:
         """Where the image of a row is."""
@@ -199,7 +194,7 @@ def listed(sets: Sequence[Dataset], file: Path) -> Rows:
     """Writes the rows of data sets to `file`, one after the other, and opens it.
 
     Labels of each data set are offset by the highest before it plus 1, so that no two share one. Memory doesn't grow
-    with the rows, but for tables without labels, whose paths are held while they are listed.
+    with the rows.
 
     Raises UsageError: there are no images; GuieError as the data sets do, or if the disk is full.
     """
@@ -215,17 +210,18 @@ def listed(sets: Sequence[Dataset], file: Path) -> Rows:
             while chunk := list(itertools.islice(rows, _CHUNK)):
                 highest = max(highest, *(offset + row.label for row, _ in chunk if row.label != UNKNOWN), offset - 1)
                 columns = _columns(chunk, offset)
+                columns["key"] = [_key(row.image, expected, stamp(row.image.path)) for row, expected in chunk]
                 writer.write_batch(pa.record_batch(list(columns.values()), schema=SCHEMA))
                 for values in columns.values():
                     digest.update("\0".join(map(str, values)).encode())
-                digest.update(b"".join(map(stamp, columns["path"])))
                 count += len(chunk)
             left_out += dataset.left_out()
     if not count:
-        raise UsageError(
-            "there is no image to embed"
-            + (f"; {len(left_out):,} other files, such as {shown(left_out[0].place)}" if left_out else "")
-        )
+        told = ""
+        if left_out:
+            others = plural(sum(item.count for item in left_out), "other thing")
+            told = f"; {others} cannot be used, such as {shown(left_out[0].place)}: {left_out[0].reason}"
+        raise UsageError(f"there is no image to embed{told}")
     return Rows(pa.ipc.open_file(pa.memory_map(str(file))).read_all(), digest.hexdigest(), left_out)
 
 
@@ -238,7 +234,7 @@ def _with_hashes(dataset: Dataset) -> Iterable[tuple[Row, bytes | None]]:
 
 
 def _columns(chunk: Sequence[tuple[Row, bytes | None]], offset: int) -> dict[str, list[Any]]:
-    """Rows as columns of SCHEMA, in its order."""
+    """Rows as columns of SCHEMA, in its order, without the last one."""
     return {
         "path": [row.image.path for row, _ in chunk],
         "offset": [row.image.offset for row, _ in chunk],
@@ -250,10 +246,15 @@ def _columns(chunk: Sequence[tuple[Row, bytes | None]], offset: int) -> dict[str
     }
 
 
+def _key(image: ImageRef, expected: bytes | None, stamp: bytes) -> bytes:
+    place = "\0".join(map(str, (image.path, image.offset, image.length, image.compression)))
+    return hashlib.blake2b(place.encode() + (expected or b"") + stamp, digest_size=16).digest()
+
+
 def _stamp(path: str) -> bytes:
-    """Size and date of a file; zeros for one that is not there, which is told when it is to be read."""
+    """Size and date of a file; zeros for one that is not there or not readable, which is told when it is to be read."""
     try:
         about = os.stat(path)
     except OSError:
         return bytes(16)
-    return np.array([about.st_size, about.st_mtime_ns], "<i8").tobytes()
+    return np.array([about.st_size, about.st_mtime_ns], "<i8").tobytes() if os.access(path, os.R_OK) else bytes(16)

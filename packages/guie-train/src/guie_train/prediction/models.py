@@ -12,7 +12,7 @@ import warnings
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -126,14 +126,21 @@ class ModelFile:
 def find_model(where: Path, prefer: Sequence[Kind] = tuple(IN_A_RUN), view: Config | None = None) -> ModelFile:
     """The model that a path stands for: itself, or of a run's folder what it exported, in the order of `prefer`.
 
-    Raises UsageError: no such file, a file of another kind, a run that has exported nothing.
+    Raises UsageError: no such file, a file of another kind, a run that has exported nothing, a view for a model that
+    has its own.
     """
-    path = where.expanduser()
+    found = _find(where.expanduser(), prefer)
+    if view is not None and found.kind != "ONNX":
+        raise UsageError(f"--view is for ONNX files; {shown(found.path)}, {found.kind}, has a view of its own")
+    return replace(found, view=view)
+
+
+def _find(path: Path, prefer: Sequence[Kind]) -> ModelFile:
     if path.is_dir():
         for folder in (path / "stages" / "export", path):
             for kind in prefer:
                 if (folder / IN_A_RUN[kind]).is_file():
-                    return ModelFile(folder / IN_A_RUN[kind], kind, view)
+                    return ModelFile(folder / IN_A_RUN[kind], kind)
         wanted = listing(IN_A_RUN[kind] for kind in prefer)
         if (path / "run.json").is_file():
             raise UsageError(
@@ -144,9 +151,13 @@ def find_model(where: Path, prefer: Sequence[Kind] = tuple(IN_A_RUN), view: Conf
     if not path.is_file():
         raise UsageError(f"{shown(path)}: no such file or folder. Name a run's folder or a model: {_kinds()}")
     found = _SUFFIXES.get(path.suffix.lower())
+    if found == "ONNX" and "ONNX" not in prefer:
+        raise UsageError(
+            f"{shown(path)}: the contest takes TorchScript, which can't be made from ONNX. Name {_kinds(prefer)}"
+        )
     if found is None or found not in prefer:
         raise UsageError(f"{shown(path)}: not a model that can be used here. It is one of {_kinds(prefer)}")
-    return ModelFile(path, found, view)
+    return ModelFile(path, found)
 
 
 def _kinds(kinds: Sequence[Kind] = tuple(IN_A_RUN)) -> str:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from guie_core import GuieError, Interrupted, UsageError
-from guie_core.files import atomic_write, explain_os_errors
+from guie_core.files import atomic_write, explain, explain_os_errors
 from guie_core.interrupt import Stop, interruptible
 from guie_core.processors import threads
 from guie_core.profiles import Profile
@@ -30,12 +30,14 @@ from guie_datasets import BadImage, Dataset, Finding, Quarantine, decode
 from guie_datasets.images.reading import Reader, ordered_map
 from guie_train.prediction import outputs
 from guie_train.prediction.inputs import Rows, listed
+from guie_train.prediction.kept import Kept
 from guie_train.prediction.models import Model, ModelFile
 
-VERSION = 1
+VERSION = 2
 FLUSH_SECONDS = 30.0  # between two shards on disk; what a kill can cost
 SHARD = 16_384  # images at most in a shard
 BYTES_AT_ONCE = 2**29  # of prepared images in a batch: raw photos of 30 megapixels would fill the memory otherwise
+PATIENCE = 1000  # images that are looked at before bad ones end it: to mend one at a time is a nuisance
 _SHOWN = 10  # bad images that an error lists
 _DISTRIBUTIONS = ("guie-datasets", "guie-models", "guie-train", "torch")
 
@@ -70,10 +72,11 @@ def predict(
     """Embed the images of `data`, in order, and write `output` (.parquet or .npy, see `outputs.write`).
 
     Finished batches are kept in `<output>.partial`: the same call goes on from there, and ends with the same bytes on
-    the same machine. An output that is complete already is left as it is. Images that cannot be read, decoded or
-    embedded are listed in `<output's stem>.quarantine.csv`, and what the data sets pass over as well.
+    the same machine. So does a call with some images mended, removed or added: those whose place, file size and date
+    are the same are not embedded again. An output that is complete already is left as it is. Images that cannot be
+    read, decoded or embedded are listed in `<output's stem>.quarantine.csv`, and what the data sets pass over as well.
 
-    Memory doesn't grow with the images: a batch is held, and a batch ahead.
+    A batch is held in memory, and a batch ahead; of each image 8 bytes, and some 50 for a moment when it goes on.
 
     Args:
         normalise: give embeddings the L2 norm 1; otherwise they are as the model gives them.
@@ -81,8 +84,8 @@ def predict(
         fresh: begin anew instead of going on, and replace an output of another model or of other images.
 
     Raises:
-        UsageError: the output, or what a stopped call left, was made by another model, of other images or in another
-            way (it is told which), or belongs to somebody else.
+        UsageError: the output, or what a stopped call left, was made by another model, of other images alone or in
+            another way (it is told which), or belongs to somebody else.
         Interrupted: after Ctrl-C; what is done is kept.
         GuieError: too many bad images, or as the model and the data sets do.
     """
@@ -90,7 +93,7 @@ def predict(
     outputs.check_name(output, [model.path])
     partial = output.with_name(f"{output.name}.partial")
     before = outputs.provenance(output)
-    with _locked(partial), interruptible() as stop:
+    with _locked(partial, output), interruptible() as stop:
         rows = listed(data, partial / "rows.arrow")
         if stop:
             raise Interrupted(f"{plural(len(rows), 'image')} were listed, and nothing else was done")
@@ -107,20 +110,24 @@ def predict(
         }
         about = json.loads(json.dumps(about))
         now = about | {"versions": {name: version(name) for name in _DISTRIBUTIONS}}
+        del now["input"]  # each image is known by its key
         state = partial / "state.json"
-        shards = shards_of(partial)
-        if fresh:
-            for shard in shards:
-                shard.unlink()
-        elif shards:
+        if fresh or (Kept.files(partial) and not Kept(partial).embeddings):
+            Kept.clear(partial)
+        if Kept.files(partial):
             _same(_read(state), now, f"{shown(partial)} holds what a stopped prediction has done, which", "Add")
-        elif before is not None:
+        elif before is not None and not fresh:
             _same(before, about, f"{shown(output)} is there already, and", "Choose another --output, or add")
-            return _there(output, before)
-        if fresh or not shards:
+            return _there(output, before, max_bad)
+        else:
             with atomic_write(state, "w") as file:
                 json.dump(now, file, indent=1)
-        work = _Work(rows, partial, output, normalise, max_bad)
+        work = _Work(rows, Kept(partial), output, normalise, max_bad, data)
+        if len(work.kept) and not work.done:
+            raise UsageError(
+                f"{shown(partial)} holds what a stopped prediction of other images has done. "
+                "Choose another --output, or add --fresh to begin anew"
+            )
         work.judge()
         first, seconds = work.done, 0.0
         if first < len(rows):
@@ -132,97 +139,95 @@ def predict(
                 raise Interrupted(f"{stopped}{' if --fresh is left out' if fresh else ''}") from None
             seconds = time.monotonic() - start
         quarantine = work.write_quarantine()
-        good, dimension = len(rows) - work.bad, work.dimension
+        good, dimension = len(rows) - work.bad, work.kept.dimension
         about |= {"images": good, "dimension": dimension, "bad": work.bad_images, "versions": now["versions"]}
         about["model"]["path"] = str(model.path.absolute())
         outputs.write(output, work.blocks, good, dimension, about)
-        for shard in shards_of(partial):
-            shard.unlink()
+        Kept.clear(partial)
     rate = (len(rows) - first) / seconds if seconds else 0.0
     passed_over = sum(item.count for item in rows.left_out if not item.bad)
     return Prediction(output, good, dimension, work.bad_images, passed_over, quarantine, rate, reused=False)
 
 
-def shards_of(folder: Path) -> list[Path]:
-    """The files of what is done, in order."""
-    return sorted(folder.glob("[0-9]*.arrow"))
-
-
 @dataclass(slots=True)
 class _Item:
-    """An image that was read: its hash and what the model makes of it, or what is wrong."""
+    """An image that was read: its key, its hash and what the model makes of it, or what is wrong."""
 
+    key: bytes
     hash: bytes | None
     prepared: Any
     reason: str = ""
 
 
 class _Work:
-    """The rows, the shards of what is done, and what goes on in between.
+    """The rows, what is kept of them, and what goes on in between.
 
-    Shards `<first row>-<end>.arrow` have a row for each image: hash, reason (null for a good one), embedding.
+    numbers: of each row's result among those that are kept, -1 where there is none yet [N].
     """
 
-    def __init__(self, rows: Rows, folder: Path, output: Path, normalise: bool, max_bad: float) -> None:
-        self.rows, self.folder, self.output = rows, folder, output
+    def __init__(
+        self, rows: Rows, kept: Kept, output: Path, normalise: bool, max_bad: float, data: Sequence[Dataset]
+    ) -> None:
+        self.rows, self.kept, self.output, self.data = rows, kept, output, data
         self.normalise, self.max_bad = normalise, max_bad
-        self.done = self.bad = 0  # rows
-        self._shards: list[tuple[int, pa.Table]] = []
-        for path in shards_of(folder):
-            start, end = (int(part) for part in path.stem.split("-"))
-            shard = _open(path)
-            if start != self.done or shard.num_rows != end - start:
-                raise GuieError(f"{path} is damaged; add --fresh to begin anew")
-            self._add(start, shard)
-
-    def _add(self, start: int, shard: pa.Table) -> None:
-        self._shards.append((start, shard))
-        self.done = start + shard.num_rows
-        self.bad += shard.num_rows - shard.column("reason").null_count
+        self.numbers = kept.find(rows.keys)
 
     @property
-    def dimension(self) -> int:
-        return int(self._shards[0][1].schema.field("embedding").type.list_size)
+    def done(self) -> int:
+        return int((self.numbers >= 0).sum())
+
+    @property
+    def bad(self) -> int:
+        """Rows that are known to be bad."""
+        return len(self._bad_rows())
+
+    def _bad_rows(self) -> NDArray[np.int64]:
+        known = np.flatnonzero(self.numbers >= 0)
+        return known[self.kept.bad()[self.numbers[known]]]
+
+    @property
+    def _left_out(self) -> int:
+        """Images that the data sets could give no row for."""
+        return sum(item.count for item in self.rows.left_out if item.bad)
 
     @property
     def bad_images(self) -> int:
-        """With those that the data sets could give no row for."""
-        return self.bad + sum(item.count for item in self.rows.left_out if item.bad)
+        return self.bad + self._left_out
 
     def run(self, model: Model[Any], workers: int, stop: Stop) -> None:
         """Embed what is left; shards are written now and then, at the ends of batches."""
-        total, start = len(self.rows), self.done
+        total, left = len(self.rows), np.flatnonzero(self.numbers < 0)
         window = max(4 * workers, model.batch_size if model.workers is None else 0)
         with ExitStack() as stack:
             stack.enter_context(model)
             reader = stack.enter_context(Reader())
-            items = ordered_map(lambda row: self._read(row, reader, model), range(start, total), workers, window)
+            items = ordered_map(lambda row: self._read(int(row), reader, model), left, workers, window)
             stack.enter_context(closing(items))
-            progress = stack.enter_context(bar(total, "predict", initial=start))
+            progress = stack.enter_context(bar(total, "predict", initial=total - len(left)))
             pending: list[pa.Table] = []
             due = time.monotonic() + FLUSH_SECONDS
-            reached = start
-            while reached < total:
+            bad, done = self.bad_images, 0
+            while done < len(left):
                 # a model that runs in the threads that read isn't waited for as data is
                 with progress.waiting() if model.workers is None else nullcontext():
                     batch = self._batch(items, model)
                 embedded = self._embed(batch, model)
                 pending.append(embedded)
-                reached += len(batch)
-                bad = sum(table.num_rows - table.column("reason").null_count for table in pending)
+                done += len(batch)
+                bad += embedded.num_rows - embedded.column("reason").null_count
                 progress.advance(len(batch))
-                too_many = self._too_many(self.bad_images + bad)
+                too_many = self._too_many(bad, total - len(left) + done)
                 # only whole batches are kept: the ones that follow are then the same whether or not this call goes on
-                full = reached == total or reached - self.done >= SHARD
+                full = done == len(left) or sum(map(len, pending)) >= SHARD
                 if stop or too_many or full or time.monotonic() > due:
-                    self._flush(pending)
+                    self._flush(pending, left[:done])
                     due = time.monotonic() + FLUSH_SECONDS
                 if too_many:
                     self.judge()
-                if stop and reached < total:
+                if stop and done < len(left):
                     self.write_quarantine()
                     raise Interrupted(
-                        f"{reached:,} of {plural(total, 'image')} are done and kept; the same command goes on"
+                        f"{self.done:,} of {plural(total, 'image')} are done and kept; the same command goes on"
                     )
 
     def _batch(self, items: Iterator[_Item], model: Model[Any]) -> list[_Item]:
@@ -237,18 +242,18 @@ class _Work:
         return batch
 
     def _read(self, row: int, reader: Reader, model: Model[Any]) -> _Item:
-        ref = self.rows.image(row)
+        ref, key = self.rows.image(row), self.rows.value("key", row)
         try:
             data = reader.read(ref)
         except GuieError as error:
-            return _Item(None, None, str(error).removeprefix(f"{ref}: "))
+            return _Item(key, None, None, str(error).removeprefix(f"{ref}: "))
         found = hashlib.blake2b(data, digest_size=16).digest()
         if self.rows.value("expected", row) not in (None, found):
-            return _Item(found, None, "its bytes have changed since it was prepared")
+            return _Item(key, found, None, "its bytes have changed since it was prepared")
         try:
-            return _Item(found, model.prepare(decode(data)))
+            return _Item(key, found, model.prepare(decode(data)))
         except BadImage as error:
-            return _Item(found, None, error.reason)
+            return _Item(key, found, None, error.reason)
 
     def _embed(self, batch: list[_Item], model: Model[Any]) -> pa.Table:
         good = [number for number, item in enumerate(batch) if not item.reason]
@@ -264,6 +269,7 @@ class _Work:
         fine = np.array([not item.reason for item in batch])
         return pa.table(
             {
+                "key": pa.array([item.key for item in batch], pa.binary(16)),
                 "hash": pa.array([item.hash for item in batch], pa.binary(16)),
                 "reason": pa.array([item.reason or None for item in batch], pa.string()),
                 "embedding": pa.FixedSizeListArray.from_arrays(
@@ -272,51 +278,57 @@ class _Work:
             }
         )
 
-    def _flush(self, pending: list[pa.Table]) -> None:
-        shard = pa.concat_tables(pending).combine_chunks()
+    def _flush(self, pending: list[pa.Table], rows: NDArray[np.int64]) -> None:
+        """Keeps the results of the last of these rows."""
+        results = pa.concat_tables(pending)
         pending.clear()
-        start = self.done
-        path = self.folder / f"{start:012}-{start + shard.num_rows:012}.arrow"
-        with atomic_write(path) as file, pa.ipc.new_file(file, shard.schema) as writer:
-            writer.write_table(shard)
-        self._add(start, _open(path))
+        before = len(self.kept)
+        self.kept.add(results)
+        self.numbers[rows[-len(results) :]] = np.arange(before, len(self.kept))
 
     @property
     def _total(self) -> int:
-        return len(self.rows) + sum(item.count for item in self.rows.left_out if item.bad)
+        return len(self.rows) + self._left_out
 
-    def _too_many(self, bad: int) -> bool:
-        return bad > self.max_bad * self._total or bad == self._total
+    def _too_many(self, bad: int, done: int) -> bool:
+        """Whether so many cannot be left out, once enough was looked at; `done` rows were."""
+        enough = done >= min(len(self.rows), PATIENCE)
+        return (enough and bad > self.max_bad * self._total) or bad == self._total
 
     def judge(self) -> None:
-        """Raises GuieError if so many images cannot be left out."""
-        if not self._too_many(self.bad_images):
+        """Raises GuieError if there are too many bad images."""
+        bad, done = self.bad_images, self.done
+        if not self._too_many(bad, done):
             return
         table = self.write_quarantine()
-        bad = list(itertools.islice((each for each in self._findings() if each.kind == "bad"), _SHOWN))
-        first = "\n".join(f"  {finding.place}: {finding.reason}" for finding in bad)
-        more = f"\n  and {self.bad_images - len(bad):,} more" if self.bad_images > len(bad) else ""
-        allowed = f"more than --max-bad {self.max_bad:g} allows" if self.bad_images < self._total else "which is all"
+        listed = list(itertools.islice((each for each in self._findings() if each.kind == "bad"), _SHOWN))
+        first = "\n".join(f"  {finding.place}: {finding.reason}" for finding in listed)
+        more = f"\n  and {bad - len(listed):,} more" if bad > len(listed) else ""
+        advice = next(filter(None, (each.advice(listed[0].reason) for each in self.data)), "")
+        if bad == self._total:
+            raise GuieError(
+                f"None of the images can be used, {self._total:,} in all:\n{first}{more}\n"
+                f"The list is in {shown(table)}. {advice}".rstrip()
+            )
+        looked = "" if done == len(self.rows) else f" ({done + self._left_out:,} were looked at)"
         raise GuieError(
-            f"{self.bad_images:,} of {plural(self._total, 'image')} cannot be used, {allowed}:\n{first}{more}\n"
-            f"The list is in {shown(table)}. Mend or remove them, or raise --max-bad: what is done is kept"
+            f"{bad:,} of {plural(self._total, 'image')} cannot be used{looked}, more than --max-bad {self.max_bad:g} "
+            f"allows:\n{first}{more}\nThe list is in {shown(table)}. Mend or remove them, or raise --max-bad: then the "
+            "same command goes on with the others"
         )
 
     def _findings(self) -> Iterator[Finding]:
         for item in self.rows.left_out:
             yield Finding("bad" if item.bad else "left out", item.place, item.reason, count=item.count)
-        for start, shard in self._shards:
-            reasons = shard.column("reason")
-            for number in np.flatnonzero(reasons.is_valid().to_numpy()):
-                row = start + int(number)
-                source, label = self.rows.value("source", row), self.rows.value("label", row)
-                place, reason = str(self.rows.image(row)), reasons[int(number)].as_py()
-                yield Finding("bad", place, reason, source, label, name=self.rows.value("name", row))
+        for row in map(int, self._bad_rows()):
+            source, label, name = (self.rows.value(column, row) for column in ("source", "label", "name"))
+            reason = self.kept.reason(int(self.numbers[row]))
+            yield Finding("bad", str(self.rows.image(row)), reason, source, label, name=name)
 
     def write_quarantine(self) -> Path:
         """Lists what is bad so far and what was passed over; no list where there is nothing."""
         path = outputs.quarantine_of(self.output)
-        found = Quarantine(self._findings(), len(self.rows), self.folder)
+        found = Quarantine(self._findings(), len(self.rows), self.kept.folder)
         if found:
             found.write(path)
         else:
@@ -325,16 +337,9 @@ class _Work:
 
     def blocks(self) -> Iterator[pa.Table]:
         """The good rows, from as many images at a time whatever the shards are."""
-        ends = [start + shard.num_rows for start, shard in self._shards]
         for first in range(0, len(self.rows), outputs.BLOCK):
-            last = min(first + outputs.BLOCK, len(self.rows))
-            parts = [
-                shard.slice(max(first - start, 0), min(last, end) - max(first, start))
-                for (start, shard), end in zip(self._shards, ends, strict=True)
-                if start < last and end > first
-            ]
-            found = pa.concat_tables(parts)
-            said = self.rows.table.slice(first, last - first)
+            said = self.rows.table.slice(first, outputs.BLOCK)
+            found = self.kept.take(self.numbers[first : first + outputs.BLOCK])
             columns = [found.column("hash") if name == "hash" else said.column(name) for name in outputs.COLUMNS.names]
             block = pa.table([*columns, found.column("embedding")], names=[*outputs.COLUMNS.names, "embedding"])
             yield block.filter(found.column("reason").is_null())
@@ -348,13 +353,6 @@ def _normalised(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     return result
 
 
-def _open(path: Path) -> pa.Table:
-    try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (pa.ArrowException, OSError) as error:
-        raise GuieError(f"{path} is damaged ({error}); add --fresh to begin anew") from error
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text())
@@ -363,8 +361,15 @@ def _read(path: Path) -> dict[str, Any]:
         raise GuieError(f"{path} is damaged ({error}); add --fresh to begin anew") from error
 
 
-def _there(output: Path, about: Mapping[str, Any]) -> Prediction:
-    return Prediction(output, about["images"], about["dimension"], about["bad"], 0, outputs.quarantine_of(output))
+def _there(output: Path, about: Mapping[str, Any], max_bad: float) -> Prediction:
+    """An output that is complete. Raises GuieError if more bad images were left out than may be now."""
+    bad, total = about["bad"], about["images"] + about["bad"]
+    if bad > max_bad * total:
+        raise GuieError(
+            f"{shown(output)} is there already, without {bad:,} of {plural(total, 'image')}, more than --max-bad "
+            f"{max_bad:g} allows. Mend or remove them and add --fresh, or raise --max-bad"
+        )
+    return Prediction(output, about["images"], about["dimension"], bad, 0, outputs.quarantine_of(output))
 
 
 def _same(then: Mapping[str, Any], now: Mapping[str, Any], what: str, choice: str) -> None:
@@ -373,8 +378,9 @@ def _same(then: Mapping[str, Any], now: Mapping[str, Any], what: str, choice: st
     model, other = then.get("model", {}), now["model"]
     if model.get("hash") != other["hash"] or model.get("view") != other["view"]:
         problems.append(f"the model is another: {model.get('name')} then, {other['name']} now, and not the same bytes")
-    images, count = then.get("input", {}).get("images"), now["input"]["images"]
-    if then.get("input", {}).get("digest") != now["input"]["digest"]:
+    listed, given = then.get("input", {}), now.get("input", {})
+    if given and listed.get("digest") != given["digest"]:
+        images, count = listed.get("images"), given["images"]
         counts = f"{images:,} then, {count:,} now" if images != count else "as many, but not the same names or dates"
         problems.append(f"the images are others: {counts}")
     for group in ("options", "versions"):
@@ -391,17 +397,19 @@ def _same(then: Mapping[str, Any], now: Mapping[str, Any], what: str, choice: st
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, output: Path) -> Iterator[None]:
     """A folder that no other process works in meanwhile; it goes away again where nothing was left in it."""
-    with explain_os_errors(folder):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(f"another process is writing {shown(folder.with_suffix(''))} at this moment") from None
-            try:
-                yield
-            finally:
-                if not shards_of(folder):
-                    shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise GuieError(explain(error, output)) from error
+    with explain_os_errors(folder), open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another process is writing {shown(output)} at this moment") from None
+        try:
+            yield
+        finally:
+            if not Kept.files(folder):
+                shutil.rmtree(folder, ignore_errors=True)

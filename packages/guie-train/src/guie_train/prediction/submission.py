@@ -50,15 +50,13 @@ class Check:
 
 
 def build_submission(model: ModelFile, output: Path) -> None:
-    """Writes a submission's zip from a model: a TorchScript file as it is, an embedder through its exporter, which
-    compares what it wrote with the embedder.
+    """Writes a submission's zip from a model, which is no ONNX file: TorchScript as it is, an embedder through its
+    exporter, which compares what it wrote with the embedder.
 
     The same model gives the same bytes.
 
-    Raises UsageError: a model of another kind. GuieError: the exporter finds a difference, or the disk is full.
+    Raises GuieError: the exporter finds a difference, or the disk is full.
     """
-    if model.kind == "ONNX":
-        raise UsageError(f"{shown(model.path)}: the contest takes TorchScript, which can't be made from ONNX")
     with tempfile.TemporaryDirectory(prefix="guie-") as folder:
         if model.kind == "safetensors":
             embedder = guie_models.load(model.path)
