@@ -647,6 +647,25 @@ def test_onnx_needs_to_know_its_view(here: Path, run: Run) -> None:
     assert embeddings("g.parquet") == expected
 
 
+def test_onnx_has_one_view_and_says_so(here: Path, run: Run) -> None:
+    note = "switched/model.onnx has one view of an image: its embeddings differ from those of the same model's other"
+    command = ("predict", "switched/model.onnx", "photos", "-o", "e.parquet")
+    assert note in run(*command)
+    assert note in run(*command)  # which is complete already
+    assert "view" not in run("predict", "one/model.onnx", "photos", "-o", "f.parquet")
+    assert "view" not in run("predict", "switched", "photos", "-o", "g.parquet")
+    # in a run's folder the export's own report tells
+    Path("alone").mkdir()
+    shutil.copy("switched/model.onnx", "alone/model.onnx")
+    view = "dict(type='Squash', mean=(.5, .5, .5), std=(.5, .5, .5))"
+    Path("alone/exports.json").write_text(json.dumps([{"path": "model.onnx", "note": "compared without"}]))
+    assert "one view" in run("predict", "alone", "photos", "-o", "h.parquet", "--view", view)
+    Path("alone/exports.json").write_text("[1]")
+    assert "alone/exports.json is damaged" in run(
+        "predict", "alone", "photos", "-o", "h.parquet", "--view", view, code=1
+    )
+
+
 def test_batches_end_before_the_memory_does(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run("predict", "switched", "photos", "-o", "e.parquet")
     largest: list[int] = []

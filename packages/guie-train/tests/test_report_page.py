@@ -69,7 +69,9 @@ class Exported:
     max_difference: float = 3.1e-7
     min_cosine: float = 0.9999998
     top5_agreement: float = 1.0
-    images_per_second: float = 61.3
+    speed: str = "61 images/s"
+    note: str = ""
+    prepared: bool = False
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,10 @@ def report() -> Report:
             {"epoch": e, "loss": 1 / e, "lr": 0.01, **({"mP@5": 0.1 * e} if e % 2 == 0 else {})} for e in range(1, 9)
         ],
         chosen_epoch=6,
-        exports=[Exported(Path("some/folder/saved_model.pt")), Exported(Path("model.onnx"), max_difference=0.0)],
+        exports=[
+            Exported(Path("some/folder/saved_model.pt")),
+            Exported(Path("model.onnx"), max_difference=0.0, note="without augmentation", prepared=True),
+        ],
         stages=[StageLine("head", 75.0, False, "epoch 6 of 8"), StageLine("features", 400.0, True)],
         profile="cpu",
         machine="2 cores",
@@ -296,3 +301,23 @@ def test_what_cannot_be_compared_is_refused(report: Report, tmp_path: Path) -> N
 def test_drawing_libraries_are_loaded_only_when_a_page_is_made() -> None:
     code = "import sys, guie_train.report.page; print(sorted({'matplotlib', 'jinja2'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_says_where_training_made_it_worse(report: Report, tmp_path: Path) -> None:
+    scores = {s.name: s.result.overall["mP@5"] for s in report.systems if s.augmented}
+    low, *_, high = sorted(scores, key=scores.__getitem__)
+    assert scores[low] < scores[high]
+    assert replace(report, trained=high, baseline=low).worse == ""
+    assert replace(report, trained=low, baseline="").worse == ""
+    worse = replace(report, trained=low, baseline=high)
+    text = (
+        f"Training made it worse: mP@5 is {scores[low]:.3f}, and {scores[high]:.3f} with {high}. Most often there are"
+    )
+    assert worse.worse.startswith(text)
+    assert text in Page(render(worse, tmp_path / "report.html").read_text(encoding="utf-8")).words
+
+
+def test_says_what_an_exports_speed_leaves_out(page: Page) -> None:
+    assert "model.onnx takes images that are resized and normalised already, which its speed leaves out." in page.words
+    assert "saved_model.pt takes" not in page.words
+    assert page.words.count("It has one view of an image") == 1

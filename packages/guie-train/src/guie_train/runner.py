@@ -123,10 +123,14 @@ def train(
             )
             run.record(scores=_scores(report))
             written = render(report, folder / "report.html")
-            click.echo(f"\n{_table(report)}\n\nreport: {shown(written)}")
+            click.echo(f"\n{_table(report)}")
+            if report.worse:
+                click.echo(f"\n{report.worse}.")
+            click.echo(f"\nreport: {shown(written)}")
             for export in report.exports:
                 path = shown(folder / "stages" / "export" / export.path.name)
-                click.echo(f"model:  {path}  {size(export.bytes)}, {export.images_per_second:.0f} images/s on the CPU")
+                lacks = "; one view, without the test-time augmentation" * bool(export.note)
+                click.echo(f"model:  {path}  {size(export.bytes)}, {export.speed} on the CPU{lacks}")
         elif stage is None:
             click.echo(f"\nresults: {shown(folder / 'stages')}")
     return folder

@@ -95,7 +95,7 @@ class Onnx:
                 )
 
             what, note = f"ONNX, {self.precision}", left_out(embedder)
-            return verify(path, Path(directory) / path.name, run, expected, self.limits, what, note)
+            return verify(path, Path(directory) / path.name, run, expected, self.limits, what, note, prepared=True)
 
 
 def left_out(embedder: Embedder) -> str:

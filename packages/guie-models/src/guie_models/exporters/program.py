@@ -59,4 +59,5 @@ class Program:
                 self.limits,
                 "torch.export",
                 left_out(embedder),
+                prepared=True,
             )

@@ -94,6 +94,8 @@ def predict(
         click.echo(f"{shown(done.output)} is complete already: {facts}. --fresh makes it anew.")
     else:
         click.echo(f"{shown(done.output)}: {facts}" + (f", {done.rate:,.1f} images/s" if done.rate else ""))
+    if found.note:
+        click.echo(found.note)
     listed = [f"{done.bad:,} bad"] * bool(done.bad) + [f"{done.left_out:,} passed over"] * bool(done.left_out)
     if listed and done.quarantine.exists():
         click.echo(f"{' and '.join(listed)}; listed in {shown(done.quarantine)}")

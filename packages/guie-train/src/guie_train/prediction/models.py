@@ -104,6 +104,16 @@ class ModelFile:
                     raise GuieError(f"{path}: cannot be read: {error.strerror or error}") from error
         return whole.hexdigest()
 
+    @cached_property
+    def note(self) -> str:
+        """What people have to know of the model's embeddings, as far as the files beside it tell; "" for nothing."""
+        if self.kind != "ONNX" or not _augmented(self.path):
+            return ""
+        return (
+            f"{shown(self.path)} has one view of an image: its embeddings differ from those of the same model's other "
+            "files, which average several. Embed index and queries by one of them."
+        )
+
     def open(self, profile: Profile, batch_size: int | None = None) -> Model[Any]:
         """The model on the profile's device; it has embedded an image when this returns.
 
@@ -406,6 +416,19 @@ def _view(path: Path, config: Config | None, size: Any) -> Any:
         f"{beside.name}, or the stage.json of a run). Say it: "
         "--view \"dict(type='Squash', size=224, mean=(.5, .5, .5), std=(.5, .5, .5))\""
     )
+
+
+def _augmented(path: Path) -> bool:
+    """Whether the embedder that an ONNX file was exported from has switched augmentation, which isn't in such files."""
+    exports, beside = path.with_name("exports.json"), path.with_name(IN_A_RUN["safetensors"])
+    if exports.is_file():
+        try:
+            return any(each["path"] == path.name and each["note"] for each in json.loads(exports.read_text()))
+        except (ValueError, KeyError, TypeError) as error:
+            raise GuieError(
+                f"{shown(exports)} is damaged: {error}. Run the experiment again from its export"
+            ) from error
+    return beside.is_file() and guie_models.load(beside).augmentation is not None
 
 
 def view_settings(text: str | None) -> Config | None:

@@ -65,7 +65,11 @@ class Export(Protocol):
     @property
     def top5_agreement(self) -> float: ...
     @property
-    def images_per_second(self) -> float: ...
+    def speed(self) -> str: ...
+    @property
+    def note(self) -> str: ...
+    @property
+    def prepared(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,27 @@ class Report:
     seed: int = 0
     pictures: int = 4
 
+    def variant(self, name: str, augmented: bool) -> System | None:
+        """The system of that name, in the wanted variant if it has it."""
+        found = [system for system in self.systems if system.name == name]
+        return next((system for system in found if system.augmented == augmented), found[0] if found else None)
+
+    @property
+    def worse(self) -> str:
+        """That training made retrieval worse than the baseline is, in words; "" where it did not."""
+        trained = self.variant(self.trained, self.augmented)
+        baseline = trained and self.variant(self.baseline, trained.augmented)
+        if not trained or not baseline:
+            return ""
+        metric = self.metric or next(iter(trained.result.per_query))
+        after, before = trained.result.overall[metric], baseline.result.overall[metric]
+        if not after < before:
+            return ""
+        return (
+            f"Training made it worse: {metric} is {after:.3f}, and {before:.3f} with {baseline.name}. Most often there "
+            "are too few classes or images to learn from, or too many epochs"
+        )
+
 
 def render(report: Report, path: str | Path) -> Path:
     """Write the page to `path` and return it.
@@ -175,15 +200,10 @@ class _Page:
         self.metric = report.metric or self.metrics[0]
         if self.metric not in self.metrics:
             raise GuieError(f"the results have no metric {self.metric!r}; they have {', '.join(self.metrics)}")
-        self.trained = self._variant(report.trained, report.augmented) or report.systems[-1]
-        self.baseline = self._variant(report.baseline, self.trained.augmented)
+        self.trained = report.variant(report.trained, report.augmented) or report.systems[-1]
+        self.baseline = report.variant(report.baseline, self.trained.augmented)
         if self.baseline is self.trained:
             self.baseline = None
-
-    def _variant(self, name: str, augmented: bool) -> System | None:
-        """The system of that name, in the wanted variant if it has it."""
-        found = [system for system in self.report.systems if system.name == name]
-        return next((system for system in found if system.augmented == augmented), found[0] if found else None)
 
     def fields(self) -> dict[str, Any]:
         report = self.report

@@ -133,8 +133,10 @@ class Evaluate(Stage[list[System]]):
         return systems
 
     def summary(self, output: list[System]) -> str:
-        """The first metric of each system, the better of its variants."""
-        best: dict[str, float] = {}
-        for system in output:
-            best[system.name] = max(best.get(system.name, 0.0), system.result.overall[self.metrics[0]])
-        return f"{self.metrics[0]} " + ", ".join(f"{score:.3f} {name}" for name, score in best.items())
+        """The first metric of each system with one view, and of what is exported with its augmentation."""
+        metric = self.metrics[0]
+        shown = [system for system in output if not system.augmented or system.name == TRAINED]
+        return f"{metric} " + ", ".join(
+            f"{system.result.overall[metric]:.3f} {system.name}{' with augmentation' * system.augmented}"
+            for system in shown
+        )

@@ -112,6 +112,7 @@ class Export(Stage[list[ExportReport]]):
         return [ExportReport(**report | {"path": folder / report["path"]}) for report in found]
 
     def summary(self, output: list[ExportReport]) -> str:
-        """The files, and the worst of their differences."""
+        """The files, which of them are without the test-time augmentation, and the worst of their differences."""
         worst = max(report.max_difference for report in output)
-        return f"{', '.join(report.path.name for report in output)} equal the model within {worst:.0e}"
+        files = [report.path.name + " (one view)" * bool(report.note) for report in output]
+        return f"{', '.join(files)} equal the model within {worst:.0e}"
