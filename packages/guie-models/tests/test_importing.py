@@ -7,6 +7,7 @@ the 5th place's public repository.
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import types
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -301,5 +303,47 @@ def test_the_commands_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str
     code, _, err = _guie(capsys, "--head", str(tmp_path / "head.pth"), "--set", "haed.type=Linear")
     assert code == 2
     assert "Did you mean 'head'?" in err
-    code, _, err = _guie(capsys, "--head", str(tmp_path / "head.pth"), "--map-head", "fc")
+    code, _, err = _guie(capsys, "--head", str(tmp_path / "head.pth"), "--map-head", "fc.=linear.")
+    assert code == 2
+    assert err.startswith("error: --map-head needs to be told what the head is: --set head.type=Linear")
+    code, _, err = _guie(capsys, "--head", str(tmp_path / "head.pth"), "--set", "head.type=Linear", "--map-head", "fc")
     assert (code, err) == (2, "error: --map-head 'fc' is not of the form FROM=TO; for example --map-head fc.=linear.\n")
+
+
+@torch.no_grad()
+def test_a_timm_model_with_a_linear_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As most training code saves it: the advice of the first try, followed, gives what the model gives."""
+    torch.manual_seed(0)
+    model: Any = timm.create_model("test_resnet", num_classes=16).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+    file = str(tmp_path / "model.pth")
+    torch.save({"epoch": 3, "state_dict": model.state_dict()}, file)
+    code, _, err = _guie(capsys, "--head", file, "--backbone", "timm/test_resnet")
+    assert code == 1
+    advice = shlex.split(err.partition("guie models import: ")[2])
+    assert advice == ["--map-head", "state_dict.fc.=linear.", "--set", "head.type=Linear"]
+    arguments = ["--head", file, *advice, "--backbone", "timm/test_resnet", "--set", f"backbone.weights=file:{file}"]
+    code, out, err = _guie(capsys, *arguments, "--set", "view.type=CenterCrop", "--output", str(tmp_path / "model"))
+    assert (code, err) == (0, "")
+    assert "head: Linear with linear.weight [16, 96], linear.bias [16]" in out
+    assert "view: CenterCrop(" in out
+    embedder = load(tmp_path / "model" / "embedder.safetensors")
+    size, mean, std = model.default_cfg["input_size"][1], model.default_cfg["mean"], model.default_cfg["std"]
+    image = torch.randint(0, 256, (3, size, size), dtype=torch.uint8)  # which CenterCrop leaves as it is
+    pixels = (image / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    expected = nn.functional.normalize(model(pixels[None]))
+    torch.testing.assert_close(embedder(image[None]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_sizes_are_told_by_the_weight(tmp_path: Path) -> None:
+    state = {"fc.weight": torch.zeros(8, 35), "fc.bias": torch.zeros(8)}
+    torch.save(state, tmp_path / "x.pth")
+    for config, wanted in (({}, 35), ({"size_features": 3}, 32)):
+        found = import_part(tmp_path / "x.pth", "head", mapping={"fc.": "linear."}, config={"type": "Linear", **config})
+        assert isinstance(found.module, Linear)
+        assert (found.module.in_features, found.module.out_features) == (wanted, 8)
+    torch.save({f"fc{n}.weight": torch.zeros(8, 35) for n in range(2)}, tmp_path / "y.pth")
+    with pytest.raises(GuieError, match=r"such as \{'neck\.fc\.': 'linear\.'\}"):
+        import_part(tmp_path / "y.pth")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from guie_core import Config, GuieError, UsageError, build
+from guie_core import Config, GuieError, UsageError, build, lookup
 from guie_core.wording import listing
 from guie_models.augmentation import SwitchedAugmentation
 from guie_models.backbones import Backbone
@@ -94,8 +96,9 @@ def import_part(
 
     Files laid out as the 5th place's are known: `import_part(path)` is enough. Others (plain torch, Lightning,
     mmengine, safetensors) need `part`, a `mapping` from beginnings of places in the file to names of the component,
-    such as {"state_dict.neck.fc.": "linear."}, and `config`, such as dict(type="Linear", in_features=1024,
-    out_features=64). A known layout's component takes further arguments from `config`.
+    such as {"state_dict.neck.fc.": "linear."}, and `config`, such as dict(type="Linear"). The sizes of one linear layer
+    are told by its weight; of a component with more of them `config` has to say them. A known layout's component takes
+    further arguments from `config`.
 
     Raises GuieError where the file is damaged, holds no such part, or its tensors don't fit the component (which keys,
     which shapes), and UsageError for a mapping without a part or component.
@@ -108,7 +111,8 @@ def import_part(
             raise UsageError("a mapping needs the part it is of ('head' or 'classifier') and its component, type=...")
         layout = Layout("a part by its mapping", part, mapping, config, {})
     state = checkpoint.take(layout.mapping)
-    settings = {**_sizes(state, layout), **layout.config, **(config or {})}
+    settings = {**layout.config, **(config or {})}
+    settings = {**_sizes(state, layout, settings), **settings}
     module: nn.Module = build("heads", settings, where=layout.part)
     load_matching(module, state, (), f"{checkpoint.path}, as {settings['type']}", numbered=False)
     kept = [place for place, what in layout.besides.items() if what == "class centres" and place in checkpoint.tensors]
@@ -124,24 +128,28 @@ def fifth_place_embedder(
     head: nn.Module,
     classifier: nn.Module | None,
     categories: Sequence[str] = FIFTH_PLACE_CATEGORIES,
+    view: Config | None = None,
 ) -> Embedder:
     """The embedder of the 5th place (recipes, point 10) with the given parts; without a classifier a single view, the
     squashed image that its validation used (point 3).
 
+    view: settings of another view than that, dict(type="CenterCrop") for example.
     categories: names of the classifier's outputs, in their order; images of apparel, packaged goods and toys get the
     padded view. Where they are unknown, (), none does. Raises UsageError where the classifier has another number.
     """
     data: dict[str, Any] = {"size": backbone.image_size, "mean": backbone.mean, "std": backbone.std}
-    view = Squash(**data, interpolation="bilinear", antialias=False)
+    single: Any = Squash(**data, interpolation="bilinear", antialias=False)
+    if view:
+        single = build("views", {"type": "Squash", **view}, where="view", **data)
     if classifier is None:
-        return Embedder(backbone, head, view)
+        return Embedder(backbone, head, single)
     if categories and _outputs(classifier) not in (None, len(categories)):
         raise UsageError(
             f"The classifier tells {_outputs(classifier)} categories apart; {len(categories)} names are given"
             f" ({listing(categories)}). Give its own, or none: categories=()."
         )
     padded_for = [number for number, name in enumerate(categories) if name in ("apparel", "packaged", "toys")]
-    return Embedder(backbone, head, view, SwitchedAugmentation(**data, padded_for=padded_for), classifier)
+    return Embedder(backbone, head, single, SwitchedAugmentation(**data, padded_for=padded_for), classifier)
 
 
 def _outputs(classifier: nn.Module) -> Any:
@@ -154,23 +162,36 @@ def _layout(checkpoint: Checkpoint, part: Part | None) -> Layout:
         if there and part in (None, layout.part):
             return layout
     wanted = " or ".join(f"{layout.name} ({', '.join(layout.mapping)})" for layout in FIFTH_PLACE)
+    part = part or "head"
+    linear = _last_linear(checkpoint) or "neck.fc."
     raise GuieError(
         f"{checkpoint.path}: this is not laid out as {wanted}. It holds: {listing(map(escaped, checkpoint.tensors))}.\n"
-        "Say what is what by a mapping, such as --map neck.fc.=linear."
+        f"Say what is what by a mapping, such as {{{linear!r}: 'linear.'}} and dict(type='Linear'); to guie models "
+        f"import: --map-{part} {shlex.quote(escaped(linear))}=linear. --set {part}.type=Linear"
     )
 
 
-def _sizes(state: Mapping[str, Tensor], layout: Layout) -> dict[str, int]:
-    """in_features, out_features and size_features as the tensors of a known layout tell them."""
+def _last_linear(checkpoint: Checkpoint) -> str:
+    """Where a linear layer with a bias begins, the last one, which a head most often is; "" if there is none."""
+    tensors = checkpoint.tensors
+    places = [place.removesuffix("weight") for place, tensor in tensors.items() if tensor.dim() == 2]
+    return next((place for place in reversed(places) if place.endswith(".") and f"{place}bias" in tensors), "")
+
+
+def _sizes(state: Mapping[str, Tensor], layout: Layout, settings: Config) -> dict[str, int]:
+    """in_features, out_features and size_features as the weight of a component's one linear layer tells them."""
     weight = state.get("linear.weight")
-    if layout not in FIFTH_PLACE or weight is None or weight.dim() != 2:
+    takes = inspect.signature(lookup("heads", settings["type"]).load()).parameters
+    if weight is None or weight.dim() != 2 or not {"in_features", "out_features"} <= takes.keys():
         return {}
-    size_features = 3 if layout.part == "head" else 0
-    return {
-        "in_features": weight.shape[1] - size_features,
-        "out_features": weight.shape[0],
-        "size_features": size_features,
-    }
+    sizes = {"out_features": weight.shape[0]}
+    size_features = 0
+    if "size_features" in takes:
+        by_layout = (
+            {"head": 3, "classifier": 0}[layout.part] if layout in FIFTH_PLACE else takes["size_features"].default
+        )
+        size_features = sizes["size_features"] = settings.get("size_features", by_layout)
+    return {**sizes, "in_features": weight.shape[1] - size_features}
 
 
 def _found(checkpoint: Checkpoint, layout: Layout, module: nn.Module, centres: Tensor | None) -> list[str]:

@@ -19,7 +19,12 @@ def models() -> None:
 @click.option(
     "--classifier", type=click.Path(path_type=Path), metavar="FILE", help="The one that holds the classifier."
 )
-@click.option("--map-head", multiple=True, metavar="FROM=TO", help="Where FILE keeps the head, such as fc.=linear.")
+@click.option(
+    "--map-head",
+    multiple=True,
+    metavar="FROM=TO",
+    help="Where FILE keeps the head, such as state_dict.fc.=linear. May be repeated.",
+)
 @click.option("--map-classifier", multiple=True, metavar="FROM=TO", help="Likewise of the classifier.")
 @click.option(
     "--backbone",
@@ -33,7 +38,7 @@ def models() -> None:
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Settings of backbone, head or classifier, such as backbone.weights=file:ViT-H-14.safetensors.",
+    help="Settings of backbone, view, head or classifier, such as backbone.weights=file:ViT-H-14.safetensors.",
 )
 @click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Write the embedder here.")
 def import_(
@@ -49,7 +54,12 @@ def import_(
 
     Nothing in a checkpoint is executed. The files that the 5th place published are known; of others say what is where
     (--map-head) and what it is (--set head.type=Linear). With --output the embedder of backbone, head and classifier
-    is written as embedder.safetensors with its model card, which guie_models.load() reads back.
+    is written as embedder.safetensors with its model card, which guie_models.load() reads back. It sees images as the
+    5th place's validation did, unless --set view.type=CenterCrop or the like says otherwise.
+
+    \b
+    guie models import --head model.pth --map-head state_dict.fc.=linear. --set head.type=Linear \\
+      --backbone timm/resnet50 --set backbone.weights=file:model.pth --set view.type=CenterCrop --output model
     """
     from guie_core import UsageError
     from guie_core.wording import shown
@@ -66,6 +76,11 @@ def import_(
     for part, path, pairs in (("head", head, map_head), ("classifier", classifier, map_classifier)):
         if path is not None:
             config = settings[part] or None
+            if pairs and "type" not in settings[part]:
+                raise UsageError(
+                    f"--map-{part} needs to be told what the {part} is: --set {part}.type=Linear, or another of "
+                    "guie plugins list --kind heads"
+                )
             found = import_part(path, part, mapping=_mapping(pairs, part), config=config)  # type: ignore[arg-type]
             parts[part], categories = found.module, found.categories or categories
             click.echo(f"{shown(path)}: " + "\n  ".join(found.found))
@@ -77,7 +92,8 @@ def import_(
     if "classifier" in parts and not categories:
         click.echo("What the classifier's outputs mean is not known of its layout, so no category gets a padded view.")
     built = build("backbones", settings["backbone"], where="backbone")
-    embedder = fifth_place_embedder(built, parts["head"], parts.get("classifier"), categories)
+    embedder = fifth_place_embedder(built, parts["head"], parts.get("classifier"), categories, settings["view"])
+    click.echo(f"view: {embedder.view}")
     about = "Head and classifier were imported: see their publishers for licence and training data."
     click.echo(str(Safetensors(categories, about).export(embedder, output, _test_images())))
     click.echo(f"model: {shown(output / 'embedder.safetensors')}")
@@ -87,7 +103,7 @@ def _settings(backbone: str, overrides: Sequence[str]) -> dict[str, dict[str, An
     from guie_core import ExperimentError, Problem
     from guie_core.experiment import apply_override
 
-    values: dict[str, dict[str, Any]] = {"backbone": {"type": backbone}, "head": {}, "classifier": {}}
+    values: dict[str, dict[str, Any]] = {"backbone": {"type": backbone}, "view": {}, "head": {}, "classifier": {}}
     problems: list[Problem] = []
     for override in overrides:
         apply_override(values, override, problems, tuple(values))
