@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # exported without saying so
 
 from guie_core import GuieError, Interrupted, UsageError
-from guie_train.processes import ALONE, ElsewhereError, Processes, launched
+from guie_train.processes import ALONE, ElsewhereError, Processes, launched, meeting_place
 
 InProcesses = Callable[[int, Callable[[Processes], Any]], list[Any]]
 
@@ -79,6 +80,21 @@ def test_a_process_that_dies_is_noticed(in_processes: InProcesses) -> None:
     assert isinstance(survivor, GuieError)
     assert "another process of this run has ended" in str(survivor)
     assert "same command" in str(survivor)
+
+
+def test_a_restart_finds_nothing_of_those_that_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun gives all attempts the same store."""
+    store = TCPStore("127.0.0.1", 0, is_master=True)
+    for name, value in (("ADDR", "127.0.0.1"), ("PORT", str(store.port))):
+        monkeypatch.setenv(f"MASTER_{name}", value)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+
+    def meet(rank: int, attempt: int) -> Store:
+        return meeting_place(Processes(rank, 2), "env://", {"TORCHELASTIC_RESTART_COUNT": str(attempt)})
+
+    meet(0, 0).set("address of 0", "somewhere")
+    assert meet(1, 0).check(["address of 0"])
+    assert not meet(1, 1).check(["address of 0"])
 
 
 @pytest.mark.parametrize(("n", "count"), [(10, 3), (2, 3), (0, 2), (256, 4)])

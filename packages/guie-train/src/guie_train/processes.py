@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # exported without saying so
+from torch.distributed.rendezvous import rendezvous
 
 from guie_core import GuieError, UsageError
 
@@ -174,7 +176,7 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            init_method=address,
+            store=meeting_place(found, address, environment),
             rank=found.rank,
             world_size=found.count,
             timeout=PATIENCE,
@@ -189,6 +191,17 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
                 yield found
     finally:
         dist.destroy_process_group()
+
+
+def meeting_place(processes: Processes, address: str, environment: Mapping[str, str]) -> Store:
+    """Where processes leave word for each other; empty at first.
+
+    torchrun keeps one store over restarts, and torch trusts it to be a new one: a process would find the addresses of
+    those that have ended, and wait for them.
+    """
+    store, *_ = next(rendezvous(address, processes.rank, processes.count, timeout=PATIENCE))
+    store.set_timeout(PATIENCE)
+    return PrefixStore(f"attempt {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 @contextmanager
