@@ -21,6 +21,7 @@ from guie_train.planning.meta import trace
 from guie_train.planning.page import page
 from guie_train.planning.plan import Plan, Step, make_plan, obstacles
 from guie_train.planning.speeds import PEAKS, published, speed_of
+from guie_train.runner import _check_room
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.data import Prepare, Split
 from guie_train.stages.features import Features
@@ -119,6 +120,29 @@ def test_a_disk_or_a_memory_that_is_too_small(workspace, monkeypatch: pytest.Mon
     disk, memory = obstacles(plan, tmp_path)
     assert disk.startswith("disk: 2.0 GB are to be written, and 1.0 GB are free where ")
     assert memory == "memory: 7.4 GB are needed, and this machine has 7.0 GB"
+
+
+def test_what_is_there_need_not_be_written(workspace, tmp_path: Path) -> None:
+    one, two = Large(name="one"), Large(name="two", batch=8)
+    plan = make_plan([one, two], [], workspace("cpu"))
+    assert plan.to_write == 4e9
+    folder = workspace("cpu").folder(one)
+    folder.mkdir(parents=True)
+    (folder / "part").write_bytes(bytes(1000))
+    assert make_plan([one, two], [], workspace("cpu")).to_write == 4e9 - 1000
+    # stages that add to one folder
+    alike = [Step(name, "to do", 0, Forecast(disk=disk), folder) for name, disk in (("a", 5000.0), ("b", 7000.0))]
+    assert Plan(profile("cpu"), [*alike, Step("c", "to do", 0, Forecast(disk=None))]).to_write == 7000
+
+
+def test_a_full_disk_is_told_before_the_first_stage(
+    workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _check_room([Large(name="one")], [], workspace("cpu"))
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(planning, "free_space", lambda folder: 1e9)
+    _check_room([Large(name="one")], [], workspace("cpu"))
+    assert capsys.readouterr().err.startswith("warning: disk: 2.0 GB are to be written, and 1.0 GB are free where ")
 
 
 @pytest.mark.parametrize("name", sorted(PEAKS))

@@ -29,7 +29,7 @@ from guie_core.wording import did_you_mean, shown, size
 from guie_datasets import Manifest
 from guie_train.device import device_of, free_memory
 from guie_train.planning.page import page
-from guie_train.planning.plan import make_plan
+from guie_train.planning.plan import full_disk, make_plan
 from guie_train.processes import joined
 from guie_train.report import Report, StageLine, render
 from guie_train.runs.outputs import LINKS, SWEEP, store_of
@@ -98,7 +98,7 @@ def train(
             workspace.again = _keys(again)
             workspace.on_record = partial(_show, run, [each.name for each in stages])
             workspace.on_epoch = track
-            _check_memory(stages, again, workspace)
+            _check_room(stages, again, workspace)
             # what is unfinished in the store is this run's as well
             run.record(planned=[{"name": each.name, "key": each.key} for each in stages])
         for each, output in _outputs(stages, workspace):
@@ -222,12 +222,16 @@ def show_plan(
         raise GuieError(refusal)
 
 
-def _check_memory(stages: list[Stage[Any]], again: list[Stage[Any]], workspace: Workspace) -> None:
-    """Raise GuieError if a stage that is to do does not fit into the GPU's memory: hours may be saved."""
+def _check_room(stages: list[Stage[Any]], again: list[Stage[Any]], workspace: Workspace) -> None:
+    """Warn of a disk that is too small, and raise GuieError if a stage that is to do does not fit into the GPU's
+    memory: hours may be saved."""
+    plan = make_plan(stages, again, workspace)
     if workspace.profile.device == "cuda":
         where, memory = free_memory()
-        if refusal := make_plan(stages, again, workspace).refusal(memory, where):
+        if refusal := plan.refusal(memory, where):
             raise GuieError(refusal)
+    if full := full_disk(plan, workspace.store):
+        click.echo(f"warning: {full}", err=True)
 
 
 def _chosen(stages: list[Stage[Any]], last: str | None, start: str | None) -> tuple[list[Stage[Any]], list[Stage[Any]]]:

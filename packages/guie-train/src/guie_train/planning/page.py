@@ -78,8 +78,8 @@ def _sums(plan: Plan, folder: Path) -> Iterator[str]:
         yield "All is done: the same command without --dry-run reuses it."
         return
     yield "In all"
-    disk, more = sum(step.disk or 0 for step in steps), any(step.disk is None for step in steps)
-    yield f"  disk    {size(disk)} to be written{' at least' * more}, of {size(free_space(folder))} that are free"
+    more = any(step.disk is None for step in steps)
+    yield f"  disk    {size(plan.to_write)} to be written{' at least' * more}, of {size(free_space(folder))} that are free"
     if plan.profile.device == "cuda":
         device = max(plan.device(step) or 0 for step in steps)
         yield f"  GPU     {size(device)} at the peak, of {size(plan.memory)} that a stage can have"

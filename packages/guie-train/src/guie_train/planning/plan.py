@@ -23,12 +23,13 @@ CONTEXT = 0.6e9
 
 @dataclass(frozen=True)
 class Step:
-    """A stage of a plan. on_disk: bytes that are there already."""
+    """A stage of a plan. on_disk: bytes that are there already; folder: where, if that is known."""
 
     name: str
     state: State
     on_disk: int
     forecast: Forecast
+    folder: Path | None = None
 
     @property
     def disk(self) -> float | None:
@@ -47,6 +48,17 @@ class Plan:
     def to_do(self) -> list[Step]:
         """The steps that are not done."""
         return [step for step in self.steps if step.state != "done before"]
+
+    @property
+    def to_write(self) -> float:
+        """Bytes that are still to be written, as far as they are known; stages that share a folder share its bytes."""
+        wanted: dict[object, tuple[float, int]] = {}
+        for number, step in enumerate(self.to_do):
+            place = step.folder or number
+            disk, _ = wanted.get(place, (0.0, 0))
+            # what is made again takes the place of what was there
+            wanted[place] = (max(disk, step.forecast.disk or 0), step.on_disk)
+        return sum(max(0.0, disk - on_disk) for disk, on_disk in wanted.values())
 
     @property
     def missing(self) -> list[Missing]:
@@ -115,10 +127,9 @@ def make_plan(stages: Sequence[Stage[Any]], again: Sequence[Stage[Any]], workspa
         state: State = "to do" if not there else "again" if stage in again else "done before"
         if there and stage not in again:
             ready.add(stage.name)
-        on_disk = _bytes(workspace.folder(stage)) if there else 0
-        steps.append(
-            Step(stage.name, state, on_disk, Forecast() if state == "done before" else outlook.forecast(stage))
-        )
+        folder = _folder(stage, workspace)
+        found = Forecast() if state == "done before" else outlook.forecast(stage)
+        steps.append(Step(stage.name, state, _bytes(folder) if folder else 0, found, folder))
     return Plan(workspace.profile, steps)
 
 
@@ -127,6 +138,13 @@ def _complete(stage: Stage[Any], workspace: Workspace) -> bool:
         return workspace.complete(stage)
     except GuieError:  # of what it reads, something is not there
         return False
+
+
+def _folder(stage: Stage[Any], workspace: Workspace) -> Path | None:
+    try:
+        return workspace.folder(stage)
+    except GuieError:  # what it is called depends on data that aren't there
+        return None
 
 
 def _bytes(folder: Path) -> int:
@@ -145,11 +163,18 @@ def machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def full_disk(plan: Plan, folder: Path) -> str:
+    """That the disk has no room for what is still to be written below `folder`; "" if it has."""
+    free = free_space(folder)
+    if plan.to_write <= free:
+        return ""
+    return f"disk: {size(plan.to_write)} are to be written, and {size(free)} are free where {shown(folder)} is"
+
+
 def obstacles(plan: Plan, folder: Path) -> Iterator[str]:
     """What stands in the way besides what is missing: room on the disk, and in this machine's memory."""
-    disk, free = sum(step.disk or 0 for step in plan.to_do), free_space(folder)
-    if disk > free:
-        yield f"disk: {size(disk)} are to be written, and {size(free)} are free where {shown(folder)} is"
+    if full := full_disk(plan, folder):
+        yield full
     memory = max((plan.host(step) or 0 for step in plan.to_do), default=0)
     if plan.profile.device == "cpu" and memory > machine_memory():
         yield f"memory: {size(memory)} are needed, and this machine has {size(machine_memory())}"
