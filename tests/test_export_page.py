@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
@@ -51,7 +51,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Embedder, lis
         head.train()(torch.cat([backbone(views), sizes], dim=1))
         head.eval()
         exec(compile(WRITE, "docs/export.md", "exec"), {"embedder": embedder, "photos": photos})
-    Image.fromarray(photos[3].permute(1, 2, 0).numpy()).save(folder / "photo.png")
+    # as a phone held upright writes it: turned, and saying so; without loss, whatever its name says
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    turned = Image.fromarray(photos[3].permute(1, 2, 0).numpy()).transpose(Image.Transpose.ROTATE_90)
+    turned.save(folder / "photo.jpg", format="PNG", exif=exif)
     return folder, embedder, photos
 
 

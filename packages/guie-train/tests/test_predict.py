@@ -688,6 +688,8 @@ def test_batches_end_before_the_memory_does(here: Path, run: Run, monkeypatch: p
     ("arguments", "message"),
     [
         (("nothing.pt", "photos", "-o", "e.parquet"), "nothing.pt: no such file or folder. Name a run's folder or"),
+        (("empty_runs", "photos", "-o", "e.parquet"), "no such file or folder. Did you mean 'empty run'? Name a run's"),
+        (("one", "photos", "-o", "/proc/a.npy"), "/proc/a.npy could not be written"),
         (("photos", "photos", "-o", "e.parquet"), "photos: neither a run's folder nor one that holds a model"),
         (("empty run", "photos", "-o", "e.parquet"), "empty run: this run has exported no model"),
         (("one/README.md", "photos", "-o", "e.parquet"), "one/README.md: not a model that can be used here"),
@@ -742,8 +744,8 @@ def test_messages(here: Path, run: Run, arguments: tuple[str, ...], message: str
     Path("mine.parquet").write_text("keep me")
     for name in ("images.parquet", "images.csv", "list.quarantine.csv"):
         Path(name).write_text("keep me")
-    # a wrong name is wrong usage; what is in a file is not
-    inside = arguments[0].startswith(("cut", "other")) or arguments[1] == "cars.csv"
+    # a wrong name is wrong usage; what is in a file, or what the disk says, is not
+    inside = arguments[0].startswith(("cut", "other")) or arguments[1] == "cars.csv" or arguments[-1] == "/proc/a.npy"
     errors = run("predict", *arguments, code=1 if inside else 2)
     assert message in errors
     assert Path("mine.parquet").read_text() == Path("images.parquet").read_text() == "keep me"

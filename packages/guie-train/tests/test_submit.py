@@ -78,7 +78,7 @@ def test_a_run_with_torchscript_is_packed_as_it_is(runs: Path, run: Run, tmp_pat
     assert len(digests) == 1
 
 
-def test_an_embedder_goes_through_the_exporter(runs: Path, run: Run) -> None:
+def test_an_embedder_goes_through_the_exporter(runs: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nothing failed" in run("build", runs / "tensors", "-o", "s.zip")
     with zipfile.ZipFile("s.zip") as archive:
         archive.extractall()
@@ -89,6 +89,12 @@ def test_an_embedder_goes_through_the_exporter(runs: Path, run: Run) -> None:
     Path("m.onnx").write_bytes(b"")
     assert "TorchScript, which can't be made from ONNX" in run("build", "m.onnx", "-o", "t.zip", code=2)
     assert "m.txt: not a model that can be used here" in run("build", Path("m.onnx").rename("m.txt"), code=2)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run_command(guie, "guie", ["submit", "check", "s.zip", "--profile", "cpu"])
+    lines = capsys.readouterr().out.splitlines()  # no terminal: each check is a line
+    assert all(line.split()[0] in ("ok", "note") for line in lines[:-1])
+    assert any("loads" in line and "which is not tried here" in line for line in lines)
     assert "a submission is a .zip" in run("build", runs / "tensors", "-o", "t.pt", code=2)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -160,7 +161,9 @@ def _checked(path: Path, profile: Profile) -> int:
     from guie_train.prediction.submission import check_submission
 
     checks = check_submission(path, profile)
-    click.echo(table([(check.verdict, check.what, check.finding) for check in checks]))
+    rows = [(check.verdict, check.what, check.finding) for check in checks]
+    # a line each where lines are searched
+    click.echo(table(rows, width=None if sys.stdout.isatty() else sys.maxsize))
     failed = sum(check.verdict == "FAILED" for check in checks)
     click.echo(f"{shown(path)}: " + (f"{plural(failed, 'check')} failed." if failed else "nothing failed."))
     return int(failed > 0)

@@ -28,7 +28,7 @@ from guie_core import Config, GuieError, Problem, UsageError, build
 from guie_core.errors import ExperimentError
 from guie_core.processors import processors
 from guie_core.profiles import Profile
-from guie_core.wording import listing, shown
+from guie_core.wording import did_you_mean, listing, shown
 from guie_datasets import BadImage
 from guie_models import CenterCrop, Embedder, Squash, size_values
 from guie_train.device import device_of
@@ -159,7 +159,9 @@ def _find(path: Path, prefer: Sequence[Kind]) -> ModelFile:
             )
         raise UsageError(f"{shown(path)}: neither a run's folder nor one that holds a model ({wanted})")
     if not path.is_file():
-        raise UsageError(f"{shown(path)}: no such file or folder. Name a run's folder or a model: {_kinds()}")
+        siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = did_you_mean(path.name, siblings)  # runs with settings of their own have a suffix
+        raise UsageError(f"{shown(path)}: no such file or folder.{near} Name a run's folder or a model: {_kinds()}")
     found = _SUFFIXES.get(path.suffix.lower())
     if found == "ONNX" and "ONNX" not in prefer:
         raise UsageError(
