@@ -76,7 +76,7 @@ def predict(
     are the same are not embedded again. An output that is complete already is left as it is. Images that cannot be
     read, decoded or embedded are listed in `<output's stem>.quarantine.csv`, and what the data sets pass over as well.
 
-    A batch is held in memory, and a batch ahead; of each image 8 bytes, and some 50 for a moment when it goes on.
+    A batch is held in memory, and a batch ahead; of each image 8 bytes, and some 100 for a moment when it goes on.
 
     Args:
         normalise: give embeddings the L2 norm 1; otherwise they are as the model gives them.
