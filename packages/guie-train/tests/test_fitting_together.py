@@ -31,6 +31,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     },
     "margins of the batch": {"type": "AdaFace"},
     "hardness of the batch": {"type": "CurricularFace"},
+    "margins drawn at random": {"type": "ElasticFace", "deviation": 0.3},
     "sampled classes": {"type": "CosFace", "softmax": {"sample": 0.6}},
 }
 
@@ -53,12 +54,12 @@ def test_gradients_are_those_of_the_whole_batch(head: str, loss: str, in_process
 
     def gradients(backward: Any) -> tuple[list[Tensor], float, list[Tensor], Tensor]:
         network = model(HEADS[head], LOSSES[loss]).double()
-        torch.manual_seed(7)  # of dropout, and of sampled classes
+        torch.manual_seed(7)  # of dropout, of margins, and of sampled classes
         value = backward(network, features[:17].double(), labels[:17], torch.tensor(8.0, dtype=torch.float64))
         buffers = [buffer.clone() for buffer in network.buffers()]
         return [p.grad for p in network.parameters() if p.grad is not None], float(value), buffers, torch.rand(3)
 
-    expected, value, buffers, _ = gradients(whole_batch)
+    expected, value, buffers, next_drawn = gradients(whole_batch)
     found = in_processes(3, lambda processes: gradients(Together(processes)))
     for mine, loss_value, state, drawn in found:
         assert len(mine) == len(expected)
@@ -66,8 +67,8 @@ def test_gradients_are_those_of_the_whole_batch(head: str, loss: str, in_process
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
         assert loss_value == pytest.approx(value, rel=1e-12)
         torch.testing.assert_close(state, buffers)
-        # what is drawn next, masks of dropout, is the same in all processes
-        assert torch.equal(drawn, found[0][3])
+        # what is drawn next, masks of dropout and margins, is what one process draws
+        assert torch.equal(drawn, next_drawn)
 
 
 def train(folder: Path, processes: Processes, optimizer: dict[str, Any], stop: Stop) -> dict[str, Tensor]:

@@ -113,6 +113,10 @@ class ElasticFace(MarginLoss):
             margin = (margin + draw * self.deviation).clamp(0.0, 3.14)
         return (margin, 0.0) if self.kind == "arc" else (0.0, margin)
 
+    @property
+    def by_image(self) -> bool:
+        return not self.training and super().by_image  # margins are drawn for the whole batch
+
 
 class CurricularFace(MarginLoss):
     """CurricularFace (arXiv 2004.00288): ArcFace, whose hard negatives weigh little at first and more as training goes

@@ -186,7 +186,7 @@ class MarginLoss(nn.Module):
     @property
     def by_image(self) -> bool:
         """Whether the loss of a batch is the mean of what each of its images would have alone, so that parts of the
-        batch can be computed apart."""
+        batch can be computed apart: it depends on no other image, and nothing is drawn at random."""
         return self.softmax.sample == 1.0
 
     def margins(self, embedding: Tensor, labels: Tensor) -> tuple[float | Tensor, float | Tensor]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from guie_core import UsageError
-from guie_train.device import random_state, set_random_state
 from guie_train.processes import Processes
 
 
@@ -23,8 +22,9 @@ class Together:
     through the head. So every process has the gradients of the whole batch, as one process alone would but for
     rounding.
 
-    A loss whose value for an image depends on the others of the batch (`by_image` is not True: margins that follow the
-    batch, pairs, sampled classes) is computed whole in every process; several processes then gain nothing here.
+    A loss whose value for an image depends on the others of the batch, or on chance (`by_image` is not True: margins
+    that follow the batch or are drawn, pairs, sampled classes), is computed whole in every process, all of which draw
+    the same; several processes then gain nothing here.
 
     Args:
         processes: of this run.
@@ -46,10 +46,7 @@ class Together:
                 f"a batch of {len(labels)} cannot be shared by {self.processes.count} processes; start fewer"
             )
         part = embedding.detach()[ours].requires_grad_()
-        # what a loss draws differs between the processes, and what the head draws next must not
-        state = random_state(part.device)
         share: Tensor = model.loss(part, labels[ours]) * ((ours.stop - ours.start) / len(labels))
-        set_random_state(state, part.device)
         (share * scale).backward()
         through = torch.zeros_like(embedding)
         if part.grad is not None:
