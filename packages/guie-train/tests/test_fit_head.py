@@ -25,6 +25,7 @@ from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Training
 from guie_train.planning import forecast as planning
 from guie_train.planning.forecast import Forecast, Outlook
+from guie_train.planning.plan import make_plan
 from guie_train.processes import Processes
 from guie_train.stage import Stage, Workspace
 from guie_train.stages import head as stages_head
@@ -210,7 +211,7 @@ def test_a_plan_knows_that_processes_divide_the_classes(tmp_path: Path) -> None:
 
     def forecast(count: int, divide: Any = "images") -> Forecast:
         on = replace(profile("cpu"), divide=divide)
-        return head.forecast(Outlook(Workspace(tmp_path, on, Stop(), processes=Processes(0, count, 0))))
+        return head.forecast(Outlook(Workspace(tmp_path, on, Stop()), processes=count))
 
     alone, four = forecast(1), forecast(4, "classes")
     centres = 100_000 * 4 * 4
@@ -226,6 +227,19 @@ def test_a_plan_knows_that_processes_divide_the_classes(tmp_path: Path) -> None:
     assert list(alone.lighter(four.device)) == []  # one process has nobody to divide with
     assert list(forecast(4).lighter(four.device)) == ["--set profile.divide=classes"]
     assert list(forecast(4).lighter(four.device - 1)) == []
+
+
+def test_the_first_of_several_processes_plans_by_itself(tmp_path: Path) -> None:
+    """The others do not look at the manifest when it does: it must not ask them, nor take it for done by all."""
+    head = stage({"type": "ArcFace"})
+    workspace(tmp_path).get(head.manifest)
+    first = Workspace(tmp_path, replace(profile("cpu"), divide="classes"), Stop(), processes=Processes(0, 3, 0))
+    planned = Planned(name="features", manifest=head.manifest)
+    plan = make_plan([head.manifest, planned, replace(head, train=planned)], [], first)
+    assert "ArcFace over 3 classes" in plan.steps[2].forecast.does
+    assert first.records == {}
+    with pytest.raises(ValueError, match="process group"):  # which nobody has made here
+        first.get(head.manifest)
 
 
 def test_a_scheduled_margin_grows_with_the_epochs(

@@ -207,6 +207,10 @@ class Workspace:
     _outputs: dict[tuple[str, str], Any] = field(default_factory=dict)
     _made: set[str] = field(default_factory=set)  # keys that were run in this workspace
 
+    def look(self) -> Workspace:
+        """The same store, for one process to look at by itself; what it sees there is no part of the run."""
+        return Workspace(self.store, self.profile, self.stop, wait=self.wait)
+
     def folder(self, stage: Stage[Any]) -> Path:
         """Where the outputs of `stage` are, or will be."""
         return self.store / stage.slug / stage.key

@@ -115,6 +115,7 @@ class Outlook:
 
     workspace: Workspace
     ready: Callable[[Stage[Any]], bool] = lambda stage: False  # whether the outputs are there
+    processes: int = 1  # how many make the run
     _forecasts: dict[str, Forecast] = field(default_factory=dict)  # by the stage's name
     _made: dict[object, Any] = field(default_factory=dict)
 

@@ -119,7 +119,8 @@ def make_plan(stages: Sequence[Stage[Any]], again: Sequence[Stage[Any]], workspa
         GuieError: components refuse their settings.
     """
     ready: set[str] = set()
-    outlook = Outlook(workspace, lambda stage: stage.name in ready)
+    outlook = Outlook(workspace.look(), lambda stage: stage.name in ready, workspace.processes.count)
+    workspace = outlook.workspace
     steps = []
     for stage in stages:
         # in order: whether a stage's outputs are there is known once its inputs' are

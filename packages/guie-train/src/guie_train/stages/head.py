@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from guie_core import Config, GuieError, Slot, UsageError
 from guie_core.files import atomic_write
+from guie_core.profiles import Profile
 from guie_core.registry import build, load
 from guie_core.signature import signature
 from guie_datasets import Manifest
@@ -140,8 +141,8 @@ def sizes_of(manifest: Manifest, rows: NDArray[np.int64], image_size: int) -> Te
     return size_values(height, width, image_size)
 
 
-def _divides_classes(workspace: Workspace) -> bool:
-    return workspace.profile.divide == "classes" and workspace.processes.count > 1
+def _divides_classes(profile: Profile, processes: int) -> bool:
+    return profile.divide == "classes" and processes > 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +180,7 @@ class FitHead(Stage[TrainedHead]):
         answerable_pairs(self.selection.protocol, "recipe.selection.protocol", manifest)
         sizes = {**signature(load("heads", self.head["type"])).defaults, **self.head}
         loss = self._loss(sizes.get("out_features", 64), np.unique(train, return_counts=True)[1])
-        if _divides_classes(workspace):
+        if _divides_classes(workspace.profile, workspace.processes.count):
             HeadWithLoss(nn.Identity(), loss).divide(workspace.processes)
 
     def _loss(self, embedding_size: int, class_counts: NDArray[np.int64]) -> nn.Module:
@@ -208,7 +209,7 @@ class FitHead(Stage[TrainedHead]):
             width=width,
             files=4,  # chosen, last, and best by validation loss and accuracy
         )
-        found, count = forecast(model), outlook.workspace.processes.count
+        found, count = forecast(model), outlook.processes
 
         def divided() -> Forecast:
             """What the first of the processes takes where they divide the classes."""
@@ -229,7 +230,7 @@ class FitHead(Stage[TrainedHead]):
             if count > 1 and (smaller := known(divided)) is not None and (smaller.device or 0) <= memory:
                 yield "--set profile.divide=classes"
 
-        found = divided() if _divides_classes(outlook.workspace) else replace(found, lighter=lighter)
+        found = divided() if _divides_classes(outlook.profile, count) else replace(found, lighter=lighter)
         does = (
             f"[{about(train)}, {width:,}] -> [{head.out_features}], {self.loss['type']} over "
             f"{train.classes:,} classes; {found.does}"
@@ -250,7 +251,7 @@ class FitHead(Stage[TrainedHead]):
         head = build("heads", self.head, where="recipe.head", in_features=train.dimension)
         loss = self._loss(head.out_features, counts)
         model, processes = HeadWithLoss(head, loss), workspace.processes
-        whole = model.divide(processes) if _divides_classes(workspace) else None
+        whole = model.divide(processes) if _divides_classes(workspace.profile, processes.count) else None
         model = model.to(device)
         fit = Fit(
             model,
