@@ -63,7 +63,7 @@ def test_whatever_the_clock_says(chain: Chain, work_dir: Path) -> None:
 
 
 def test_outputs_that_are_made_again(chain: Chain, work_dir: Path) -> None:
-    """With --from what was there goes first; killed in the midst of that, a run leaves no half of it to be read."""
+    """With --from what was there stays until the new is whole; a run that is killed leaves no half of it to be read."""
     chain.check_finishes(work_dir)
     for moment in range(2):
         fault = Fault("kill", moment, "/store/head/")

@@ -37,6 +37,19 @@ class Number(Stage[int]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Store(Number):
+    slug: ClassVar[str] = "store"
+    incremental: ClassVar[bool] = True
+    fail: ClassVar[list[Exception]] = []
+
+    def run(self, folder: Path, workspace: Workspace) -> None:
+        if self.fail:
+            (folder / "half").touch()
+            raise self.fail.pop()
+        super().run(folder, workspace)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sum(Stage[int]):
     slug: ClassVar[str] = "sum"
     one: Stage[int]
@@ -128,11 +141,30 @@ def test_again_runs_from_the_start_and_an_interruption_of_it_goes_on(tmp_path: P
     with pytest.raises(Interrupted):
         workspace(tmp_path, again=frozenset([stage.key])).get(stage)
     assert not workspace(tmp_path).complete(stage)  # else the plain command would take the old result
+    # which is there all the same, for other runs have links to it
+    assert (workspace(tmp_path).folder(stage) / "sum").read_text() == "3 False"
+    assert (workspace(tmp_path).folder(stage) / "stage.json").exists()
     assert workspace(tmp_path).get(stage) == 3
     assert (workspace(tmp_path).folder(stage) / "sum").read_text() == "3 True"
     again = workspace(tmp_path, again=frozenset([stage.key]))
     assert again.get(stage) == 3
     assert (again.folder(stage) / "sum").read_text() == "3 False"
+
+
+def test_a_store_that_is_made_again_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    stage = Store(name="store", value=7)
+    workspace(tmp_path).get(stage)
+    folder = workspace(tmp_path).folder(stage)
+    (folder / "of another run").touch()
+    Store.fail.append(Interrupted("stopped"))
+    with pytest.raises(Interrupted):
+        workspace(tmp_path, again=frozenset([stage.key])).get(stage)
+    assert sorted(path.name for path in folder.iterdir()) == ["number", "of another run", "stage.json"]
+    assert not workspace(tmp_path).complete(stage)
+    assert workspace(tmp_path).get(stage) == 7
+    assert sorted(path.name for path in folder.iterdir()) == ["half", "number", "stage.json"]
+    assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == [stage.key]
+    assert workspace(tmp_path).complete(stage)
 
 
 def test_again_means_a_stage_and_what_depends_on_it() -> None:

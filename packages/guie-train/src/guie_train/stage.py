@@ -216,8 +216,12 @@ class Workspace:
         return self.store / stage.slug / stage.key
 
     def complete(self, stage: Stage[Any]) -> bool:
-        """Whether all outputs of `stage` are there."""
-        return stage.complete(self.folder(stage), self)
+        """Whether all outputs of `stage` are there, and are not being made again (`again`)."""
+        return not self._partial(stage).exists() and stage.complete(self.folder(stage), self)
+
+    def _partial(self, stage: Stage[Any]) -> Path:
+        """Where the outputs of `stage` grow that are renamed when all are there."""
+        return self.folder(stage).with_name(f"{stage.key}.partial")
 
     def get(self, stage: Stage[T]) -> T:
         """The outputs of `stage`, which is run first if they are not there (and its inputs before it).
@@ -286,11 +290,12 @@ class Workspace:
 
     def _begin(self, stage: Stage[Any], folder: Path) -> Path:
         """The folder that `stage` is to write to."""
-        staging = folder if stage.incremental else folder.with_name(f"{stage.key}.partial")
-        if self._again(stage):
-            remove_directory(folder)
-        if self._again(stage) or (self.fresh and not stage.incremental):
+        staging = self._partial(stage)
+        if self._again(stage) or self.fresh:
             remove_directory(staging)
+        # what is made again doesn't touch the outputs that are there, which other runs have, before its own are whole
+        if stage.incremental and not self._again(stage) and not staging.exists():
+            staging = folder
         for place in (folder, staging):
             sweep(place)
         staging.mkdir(parents=True, exist_ok=True)
@@ -308,7 +313,7 @@ class Workspace:
         with atomic_write(staging / "stage.json", "w") as file:
             json.dump(about, file, indent=2)
         if staging != folder:
-            replace_directory(staging, folder)  # where one is there, it is damaged: it has no stage.json
+            replace_directory(staging, folder)
 
     @contextmanager
     def sharing(self, stage: Stage[Any]) -> Iterator[Path]:
