@@ -16,7 +16,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
 from guie_core import GuieError, UsageError
-from guie_models.optimizers import ASAM, SAM
+from guie_models.optimizers import ASAM, SAM, build_optimizer
 
 ADAMW = dict(type="AdamW", lr=1e-2, weight_decay=0.1)
 
@@ -358,6 +358,44 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
         sam.step(whole.closure)
         again.step(resumed.closure)
     assert same(whole.weights(), resumed.weights())
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("sam", [False, True])
+def test_a_state_leaves_it_to_the_device_how_a_step_is_computed(
+    sam: bool, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was begun on the CPU may go on with on a GPU, where the optimiser is a fused one, or the other way."""
+
+    def made(problem: Problem, fused: bool) -> Any:
+        base = ADAMW | ({"fused": True} if fused else {})
+        return build_optimizer({"type": "SAM", "base": base} if sam else base, problem.parameters())
+
+    def inner(optimizer: Any) -> Any:
+        return optimizer.base if sam else optimizer
+
+    problem = Problem()
+    before, after, plain = made(problem, not there), made(problem, there), made(problem, not there)
+    before.step(problem.closure)
+    after.param_groups[0]["lr"] = 5.0
+    for optimizer in (after, plain):
+        optimizer.load_state_dict(copy.deepcopy(before.state_dict()))
+    (group,) = inner(after).param_groups
+    assert bool(group["fused"]) is there
+    assert group["lr"] == 1e-2
+    if sam and there:  # as on a GPU: whether a step is left out is told to the base
+        monkeypatch.setattr(after, "_unseen", lambda norm: True)
+    weights = problem.weights()
+    found = []
+    for optimizer in (after, plain):
+        for parameter, weight in zip(problem.parameters(), weights, strict=True):
+            parameter.data.copy_(weight)
+        optimizer.zero_grad()
+        optimizer.step(problem.closure)
+        found.append(problem.weights())
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    assert not same(found[0], weights)
 
 
 def test_a_state_of_other_parameters_is_refused() -> None:

@@ -375,6 +375,16 @@ def test_sparse_gradients_need_an_optimiser_that_takes_them(tmp_path: Path) -> N
         workspace(tmp_path).get(stage(loss))
 
 
+def test_sparse_gradients_train_as_dense_ones_do(tmp_path: Path) -> None:
+    """By plain SGD, to which a centre without a gradient is one with zeros."""
+    found = []
+    for sparse in (False, True):
+        loss = {"type": "ArcFace", "softmax": {"sample": 0.4, "sparse": sparse}}
+        trained = workspace(tmp_path).get(stage(loss, optimizer={"type": "SGD", "lr": 1e-2}, max_norm=1.0))
+        found.append(load_file(trained.folder / "last.safetensors"))
+    torch.testing.assert_close(found[0], found[1])
+
+
 def scores(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     """Selection finds these, one after the other."""
     evaluated, rest = selecting.evaluate, list(values)

@@ -11,12 +11,14 @@ from torch.optim import Optimizer
 
 from guie_core import Config, GuieError, Slot, UsageError, build
 from guie_core.registry import load
-from guie_core.signature import signature
 
 Base = Mapping[str, Any] | Optimizer | Callable[..., Optimizer]
 
 ADAMW: Mapping[str, Any] = {"type": "AdamW", "lr": 1e-2, "weight_decay": 0.1}
 """The recipe's base optimiser."""
+
+IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
+"""Settings of torch's optimisers that say how a step is computed, and nothing of what."""
 
 OWN = (
     "base",
@@ -307,16 +309,29 @@ def build_optimizer(
 ) -> Optimizer:
     """The optimiser of `config`, of kind "optimizers", over parameters or groups of them.
 
-    On a GPU in torch's fused form, if it has one and `config` says nothing of it: one pass over weights and moments,
-    which nothing waits for. On the CPU that brings little, and rounds otherwise.
+    Adam and AdamW on a GPU in torch's fused form, if `config` says nothing of it: one pass over weights and moments,
+    which nothing waits for. On the CPU that brings little, and rounds otherwise; fused SGD takes no sparse gradients.
+
+    A state that is loaded changes nothing about how steps are computed (`IMPLEMENTATION`), so that what was begun on
+    the CPU goes on fused on a GPU, and the other way.
     """
     groups: list[Any] = [
         {**group, "params": list(group["params"])} if isinstance(group, dict) else group for group in params
     ]
     tensors = [tensor for group in groups for tensor in (group["params"] if isinstance(group, dict) else [group])]
     if tensors and all(isinstance(tensor, Tensor) and tensor.is_cuda for tensor in tensors) and "type" in config:
-        takes = signature(load("optimizers", config["type"])).defaults
-        if "fused" in takes and not config.keys() & {"fused", "foreach", "capturable", "differentiable"}:
+        fuses = load("optimizers", config["type"]) in (torch.optim.Adam, torch.optim.AdamW)
+        if fuses and not config.keys() & set(IMPLEMENTATION):
             config = {**config, "fused": True}
     built: Optimizer = build("optimizers", config, where=where, params=groups)
+    built.register_load_state_dict_pre_hook(_keep_implementation)
     return built
+
+
+def _keep_implementation(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """`state`, with how `optimizer` computes in place of how the one that it is of did."""
+    groups = [
+        {**saved, **{name: group[name] for name in IMPLEMENTATION if name in group}}
+        for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=False)
+    ]
+    return {**state, "param_groups": groups + state["param_groups"][len(groups) :]}  # torch refuses another number

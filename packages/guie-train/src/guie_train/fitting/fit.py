@@ -261,7 +261,7 @@ class Fit:
             if any(p.grad is not None and p.grad.is_sparse for p in self.model.parameters()):
                 raise UsageError(
                     f"{self.name}: the loss gives sparse gradients, and {type(optimizer).__name__} doesn't take"
-                    " those. Leave softmax.sparse of the loss out, or name an optimizer that takes them"
+                    " those. Leave softmax.sparse of the loss out, or take an optimizer that does: SGD without momentum"
                 ) from error
             raise
         return loss
@@ -387,10 +387,10 @@ class Fit:
         if not path.exists():
             return
         try:
-            if self.parts is None:
-                state = torch.load(path, map_location=self.examples.device, weights_only=True)
-            else:  # mapped, for not all of it is needed
-                state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            # mapped where it is copied, as a whole or in part; each loader knows where its tensors belong
+            copied = self.parts is not None or self.examples.device.type != "cpu"
+            state = torch.load(path, map_location="cpu", mmap=copied, weights_only=True)
+            if self.parts is not None:
                 state = self.parts.cut(state, self.optimizer)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -399,9 +399,9 @@ class Fit:
             self.scale.load_state_dict(state["scale"])
             self.epoch, self.step, self.skipped = state["epoch"], state["step"], state["skipped"]
             self.total, self.curves = state["total"].to(self.total.device), state["curves"]
-            torch.set_rng_state(state["rng"].cpu())
+            torch.set_rng_state(state["rng"])
             if self.examples.device.type == "cuda" and "cuda_rng" in state:  # not if it was begun on the CPU
-                torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.examples.device)
+                torch.cuda.set_rng_state(state["cuda_rng"], self.examples.device)
         except Exception as error:  # torch raises a dozen kinds for a damaged file
             raise GuieError(f"{path} cannot be read ({error}); delete it to train from the start") from error
         if self.step:
