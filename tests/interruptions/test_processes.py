@@ -113,6 +113,14 @@ def test_after_a_process_has_died_torchrun_s_restart_goes_on(data: Path, togethe
     assert learnt(tmp_path / "run") == learnt(together)
 
 
+def test_divided_classes_give_the_same_also_when_a_process_has_died(data: Path, together: Path, tmp_path: Path) -> None:
+    told = torchrun(data, tmp_path / "run", "--set", "profile.divide=classes", fault=KILL, restarts=1)
+    assert "exit code 0" in told
+    assert "error: another process of this run has ended" in told
+    assert "Traceback" not in told
+    check_same_head(tmp_path / "run", together)
+
+
 def test_ctrl_c_saves_and_one_process_can_go_on(data: Path, together: Path, tmp_path: Path) -> None:
     told = torchrun(data, tmp_path / "run", fault=CTRL_C, who=0)
     assert "exit code 0" not in told
