@@ -25,9 +25,11 @@ class Notes(Tracker):
     """Keeps what it gets, over all of its instances."""
 
     got: ClassVar[list[tuple[int, dict[str, float]]]] = []
-    fails_at: ClassVar[int] = 0
+    fails_at: ClassVar[int] = 0  # an epoch; below 0: when it is made
 
     def __init__(self, folder: Path, name: str = "") -> None:
+        if self.fails_at < 0:
+            raise ConnectionError("no server")
         self.name = name
 
     def write(self, epoch: int, figures: Mapping[str, float]) -> None:
@@ -72,6 +74,20 @@ def test_a_tracker_that_fails_stops_nothing(
     assert caplog.messages == ["Notes is left alone from here on: no server"]
     notes.fails_at = 0
     Tracking(tmp_path, [{"type": "Notes"}])("head", CURVES)  # what it missed comes with the next run
+    assert [epoch for epoch, _ in notes.got] == [1, 2, 3]
+
+
+def test_a_tracker_that_cannot_begin_stops_nothing(
+    tmp_path: Path, notes: type[Notes], caplog: pytest.LogCaptureFixture
+) -> None:
+    notes.fails_at = -1
+    with caplog.at_level(logging.WARNING):
+        tracking = Tracking(tmp_path, [{"type": "Notes"}])
+    assert caplog.messages == ["Notes is left alone from here on: no server"]
+    tracking("head", CURVES)
+    tracking.close()
+    notes.fails_at = 0
+    Tracking(tmp_path, [{"type": "Notes"}])("head", CURVES)
     assert [epoch for epoch, _ in notes.got] == [1, 2, 3]
 
 

@@ -53,7 +53,12 @@ class Tracking:
         for number, config in enumerate(trackers):
             # settings decide where it writes: with others it has everything to get
             key = digest(json.dumps(config, sort_keys=True, default=str))
-            self._trackers[key] = build("trackers", config, where=f"recipe.trackers.{number}", folder=folder)
+            try:
+                self._trackers[key] = build("trackers", config, where=f"recipe.trackers.{number}", folder=folder)
+            except GuieError:  # a setting or library, which people can mend
+                raise
+            except Exception as error:
+                _leave_alone(config["type"], error)
 
     def __call__(self, stage: str, curves: Sequence[Mapping[str, float]]) -> None:
         """Write those epochs of these curves that trackers don't have yet."""
@@ -66,8 +71,8 @@ class Tracking:
                     done[stage] = epoch
                     with atomic_write(self._path, "w") as file:
                         json.dump(self._done, file)
-            except Exception as error:  # a server that is down, a disk that is full: what is trained stays right
-                log.warning("%s is left alone from here on: %s", type(tracker).__name__, error)
+            except Exception as error:
+                _leave_alone(type(tracker).__name__, error)
                 del self._trackers[key]
 
     def close(self) -> None:
@@ -77,6 +82,11 @@ class Tracking:
                 tracker.close()
             except Exception as error:
                 log.warning("%s didn't end well: %s", type(tracker).__name__, error)
+
+
+def _leave_alone(name: str, error: Exception) -> None:
+    """Of a server that is down, a login that is missing, a disk that is full: what is trained stays right."""
+    log.warning("%s is left alone from here on: %s", name, error)
 
 
 class _Backend(Tracker):
