@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -160,6 +161,22 @@ def test_batches_are_the_sampler_s_and_an_interruption_changes_no_bit(
             labels = rows.column("label")
             for batch in as_a_whole:
                 assert Counter(labels[batch].tolist()) == dict.fromkeys(COUNTS, 4)
+
+
+def test_the_classifier_holds_each_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its plan has it: features of what it learns from, and of what is held out."""
+    held: list[int] = []
+    batches = Resident.batches
+
+    def looking(self: Resident, epoch: int, rows: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        tensors = [each for each in gc.get_objects() if type(each) is Tensor and each.shape[1:] == (10,)]
+        features = [each.untyped_storage() for each in tensors if len(each) not in (2, BATCH)]  # nor weights, a batch
+        held.append(sum({each.data_ptr(): each.nbytes() for each in features}.values()))
+        yield from batches(self, epoch, rows)
+
+    monkeypatch.setattr(Resident, "batches", looking)
+    workspace(tmp_path).get(classifier(None))
+    assert held == [48 * 10 * 4] * 3
 
 
 def test_classes_of_the_classifier_are_its_categories(tmp_path: Path, batches: list[list[int]]) -> None:
