@@ -81,6 +81,26 @@ def apart(found: list[Tensor], wanted: list[Tensor]) -> float:
 
 
 @needs_compiler
+@pytest.mark.parametrize("compiles", [True, False])
+def test_a_target_that_another_process_has_is_left_out_of_no_class(
+    compiles: bool, compiled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_compiles", lambda device: compiles)
+    torch.manual_seed(0)
+    z, labels = torch.randn(14, CLASSES) * 40, torch.randint(0, CLASSES, (14,))
+    labels[::3] = -1
+    out = z.clone()
+    total, logs, sums, _ = module._exponentials(out, labels, torch.randn(14), SCALE, 100.0, None, 0.1)
+    assert (counters["stats"]["unique_graphs"] > 0) == compiles
+    exact, target = z.double(), torch.arange(CLASSES) == labels[:, None]
+    negatives = exact.masked_fill(target, -math.inf)
+    torch.testing.assert_close(logs.double(), negatives.logsumexp(1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out.double() / total[:, None], negatives.softmax(1), rtol=1e-4, atol=1e-7)
+    assert isinstance(sums, Tensor)
+    torch.testing.assert_close(sums.double(), exact.masked_fill(target, 0.0).sum(1), rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
 @pytest.mark.parametrize(
     ("arguments", "subs", "precision"),
     [
