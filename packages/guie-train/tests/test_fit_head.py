@@ -187,6 +187,15 @@ def test_what_cannot_be_divided_is_told_before_features_are_computed(
         stage(loss).check(replace(alone, processes=Processes(0, 4, 0)))
 
 
+def test_parts_of_epochs_without_a_batch_are_told_before_features_are_computed(tmp_path: Path) -> None:
+    for name in ("Shuffled", None):
+        made = stage({"type": "ArcFace"}, epoch_parts=4, sampler=name and {"type": name})
+        text = "recipe.arcface: 42 training images do not fill one batch of 14 in each of 4 parts"
+        with pytest.raises(GuieError, match=text):
+            made.check(workspace(tmp_path))
+    assert not (tmp_path / "random").exists()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Many(Images):
     """Planned images of a hundred thousand classes."""

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -505,6 +506,22 @@ def test_each_epoch_is_told(tmp_path: Path) -> None:
     fitted.on_epoch = lambda curves: told.append(len(curves))
     fitted.run(Stop())
     assert told == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"optimizer": {"type": "AdamW", "lr": 1e-7}}, "lr_min"),
+        ({"optimizer": {"type": "SAM", "base": {"type": "AdamW", "lr": 1e-7}}, "lr_min": 0.0}, "warmup_lr"),
+    ],
+)
+def test_rates_that_would_rise_to_their_end_are_refused(settings: dict[str, Any], name: str) -> None:
+    """A backbone's rate is often below the default of the last one."""
+    text = f"{name} is 1e-06, above the optimizer's own lr, 1e-07; lower it, such as to 1e-08"
+    with pytest.raises(ValueError, match=text):
+        Training(epochs=2, batch_size=1, **settings)
+    Training(epochs=2, batch_size=1, **settings, **{name: 1e-8}, warmup_epochs=0)
+    Training(epochs=2, batch_size=1, **settings, decay=0.9, warmup_epochs=0)  # neither is used
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, math.nan])

@@ -75,6 +75,7 @@ class Fit:
             number of processes can go on from it.
 
     Attributes:
+        steps: in an epoch.
         evaluated: the module of which checkpoints are written, and which is to be evaluated: `model`, or a copy of it
             with the moving average of its weights where `training.ema_decay` asks for that; or `whole`, with the same,
             which is on the device while `after_epoch` looks at it.
@@ -116,12 +117,7 @@ class Fit:
         self.on_epoch = on_epoch
         self.save_seconds = save_seconds
         self.processes = processes
-        if self.steps < 1:
-            part = f" in each of {training.epoch_parts} parts" if training.epoch_parts > 1 else ""
-            raise GuieError(
-                f"{name}: {len(examples):,} training images do not fill one batch of {training.batch_size}{part}; "
-                f"lower batch_size{' or epoch_parts' if part else ''}, or add images"
-            )
+        self.steps = training.steps(len(examples), sampler, name)
         self.optimizer = build_optimizer(training.optimizer, model.parameters() if parameters is None else parameters)
         self.schedule: Any = schedule_of(training, self.optimizer)
         self.average: AveragedModel | None = None
@@ -152,12 +148,6 @@ class Fit:
     def _trained(self) -> nn.Module:
         """The weights of this process that count: the model's, or their average."""
         return self.model if self.average is None else self.average.module
-
-    @property
-    def steps(self) -> int:
-        """Steps in an epoch."""
-        batches = len(self.examples) // self.training.batch_size if self.sampler is None else len(self.sampler)
-        return batches // self.training.epoch_parts
 
     def run(
         self,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from guie_core import Config, Slot
+from guie_core import Config, GuieError, Slot
 from guie_core.registry import build
 
 if TYPE_CHECKING:
@@ -27,10 +28,10 @@ class Training:
         sampler: a component of kind "samplers", which draws the batches of each epoch; of the classifier, its classes
             are the categories. None: every image at most once an epoch, in random order, drawn by torch as the
             original does (`Shuffled` draws another order, with numpy).
-        lr_min: learning rate at the end of the cosine.
+        lr_min: learning rate at the end of the cosine, of the same scale as the optimizer's.
         decay: instead of the cosine, the rate is so many times the one before, in each epoch after warm-up.
         warmup_epochs: epochs in which the rate climbs linearly from `warmup_lr`.
-        warmup_lr: learning rate of the first epoch.
+        warmup_lr: learning rate of the first epoch of warm-up, of the same scale as the optimizer's.
         warmup_prefix: whether the clock of cosine or decay begins after warm-up, or runs from the start.
         lr_per: whether the rate changes with each "epoch" or each "step".
         max_norm: gradients whose norm is larger are scaled down to it.
@@ -74,6 +75,36 @@ class Training:
             raise ValueError(f"ema_decay is {self.ema_decay}; it is 0 (no average) to below 1, such as 0.999.")
         if self.decay is not None and not 0 < self.decay <= 1:
             raise ValueError(f"decay is {self.decay}; it is above 0 and up to 1.")
+        if (rate := _rate(self.optimizer)) is None:
+            return
+        for name, used in {"lr_min": self.decay is None, "warmup_lr": self.warmup_epochs > 0}.items():
+            if used and (value := getattr(self, name)) > rate:
+                raise ValueError(
+                    f"{name} is {value:g}, above the optimizer's own lr, {rate:g}; lower it, such as to {rate / 10:g}."
+                )
+
+    def steps(self, images: int, sampler: Sampler | None, where: str) -> int:
+        """Steps in an epoch of so many images.
+
+        Raises:
+            GuieError: there are none; `where` is what the settings are called.
+        """
+        batches = images // self.batch_size if sampler is None else len(sampler)
+        if batches >= self.epoch_parts:
+            return batches // self.epoch_parts
+        part = f" in each of {self.epoch_parts} parts" if self.epoch_parts > 1 else ""
+        raise GuieError(
+            f"{where}: {images:,} training images do not fill one batch of {self.batch_size}{part}; "
+            f"lower batch_size{' or epoch_parts' if part else ''}, or add images"
+        )
+
+
+def _rate(optimizer: Config) -> float | None:
+    """The learning rate that is named in the settings of an optimizer, or of the one that it is around."""
+    if "lr" in optimizer:
+        return float(optimizer["lr"])
+    base = optimizer.get("base")
+    return _rate(base) if isinstance(base, Mapping) else None
 
 
 def sampler_of(training: Training, manifest: Manifest, labels: ArrayLike, seed: int, where: str = "") -> Sampler | None:

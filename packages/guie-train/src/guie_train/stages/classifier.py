@@ -99,14 +99,10 @@ class FitClassifier(Stage[TrainedClassifier]):
                 f"recipe.classifier: category {str(categories[counts.argmin()])!r} has {counts.min()} images; "
                 f"lower recipe.classifier.folds from {self.folds}, or leave the classifier out"
             )
-        if len(rest) * (self.folds - 1) // self.folds < self.training.batch_size:
-            raise GuieError(
-                f"recipe.classifier: {len(rest):,} images do not fill one batch of {self.training.batch_size}; "
-                "lower recipe.classifier.training.batch_size, or leave the classifier out"
-            )
         kinds = np.unique(rest, return_inverse=True)[1]
         images = manifest.select(self._rows(manifest))
-        sampler_of(self.training, images, kinds, self.seed, "recipe.classifier.training.sampler")
+        sampler = sampler_of(self.training, images, kinds, self.seed, "recipe.classifier.training.sampler")
+        self.training.steps(len(rest) * (self.folds - 1) // self.folds, sampler, "recipe.classifier.training")
         if self.augmentation:
             self.augmentation.build(categories.tolist())
 
@@ -139,14 +135,18 @@ class FitClassifier(Stage[TrainedClassifier]):
         categories, labels = np.unique(manifest.column("category")[rows], return_inverse=True)
         folds = StratifiedKFold(self.folds, shuffle=True, random_state=self.split_seed)
         train, valid = next(folds.split(rows, labels))
-        features = torch.from_numpy(store.read(manifest.column("hash")[rows])).to(device)
-        targets = torch.from_numpy(labels).to(device)
+        hashes = manifest.column("hash")[rows]
+
+        def part(chosen: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
+            return torch.from_numpy(store.read(hashes[chosen])).to(device), torch.from_numpy(labels[chosen]).to(device)
+
+        seen, targets = part(valid)
 
         torch.manual_seed(self.seed)
         model = LinearClassifier(store.dimension, len(categories)).to(device)
         fit = Fit(
             model,
-            Resident(features[train], targets[train]),
+            Resident(*part(train)),
             self.training,
             seed=self.seed,
             folder=folder,
@@ -158,7 +158,7 @@ class FitClassifier(Stage[TrainedClassifier]):
         def accuracy(epoch: int) -> Curve:
             if epoch % self.every and epoch != self.training.epochs:
                 return {}
-            right = model.linear(features[valid]).argmax(1) == targets[valid]
+            right = model.linear(seen).argmax(1) == targets
             return {"valid accuracy": float(right.float().mean())}
 
         curves = fit.run(workspace.stop, accuracy)

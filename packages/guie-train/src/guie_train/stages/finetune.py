@@ -211,13 +211,8 @@ class FineTune(Stage[TrainedHead]):
         manifest = workspace.get(self.manifest)
         train = manifest.select(manifest.column("split") == TRAIN)
         labels, training = train.column("label"), self.settings.training
-        if len(labels) < training.batch_size * training.epoch_parts:
-            parts = f" in each of {training.epoch_parts} parts" if training.epoch_parts > 1 else ""
-            raise GuieError(
-                f"recipe.finetune.training: {len(labels):,} training images do not fill one batch of "
-                f"{training.batch_size}{parts}; lower its batch_size{' or epoch_parts' if parts else ''}, or add images"
-            )
-        sampler_of(training, train, labels, self.seed, "recipe.finetune.training.sampler")
+        sampler = sampler_of(training, train, labels, self.seed, "recipe.finetune.training.sampler")
+        training.steps(len(labels), sampler, "recipe.finetune.training")
         answerable_pairs(self.selection.protocol, "recipe.selection.protocol", manifest)
         on_meta(lambda: self._model(np.unique(labels, return_counts=True)[1], weights="none"))
 

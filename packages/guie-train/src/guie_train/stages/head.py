@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from guie_core import Config, GuieError, Slot, UsageError
+from guie_core import Config, Slot, UsageError
 from guie_core.files import atomic_write
 from guie_core.profiles import Profile
 from guie_core.registry import build, load
@@ -163,20 +163,10 @@ class FitHead(Stage[TrainedHead]):
     def check(self, workspace: Workspace) -> None:
         """Raise GuieError if there is nothing to train on or to choose by, or the loss refuses its arguments."""
         manifest = workspace.get(self.manifest)
-        train = manifest.column("label")[manifest.column("split") == TRAIN]
-        images = len(train)
-        if images < self.training.batch_size:
-            raise GuieError(
-                f"recipe.arcface: {images:,} training images do not fill one batch of {self.training.batch_size}; "
-                "lower recipe.arcface.batch_size or add images"
-            )
-        sampler_of(
-            self.training,
-            manifest.select(manifest.column("split") == TRAIN),
-            train,
-            self.seed,
-            "recipe.arcface.sampler",
-        )
+        images = manifest.select(manifest.column("split") == TRAIN)
+        train = images.column("label")
+        sampler = sampler_of(self.training, images, train, self.seed, "recipe.arcface.sampler")
+        self.training.steps(len(train), sampler, "recipe.arcface")
         answerable_pairs(self.selection.protocol, "recipe.selection.protocol", manifest)
         sizes = {**signature(load("heads", self.head["type"])).defaults, **self.head}
         loss = self._loss(sizes.get("out_features", 64), np.unique(train, return_counts=True)[1])
