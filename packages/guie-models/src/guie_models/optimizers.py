@@ -20,19 +20,8 @@ ADAMW: Mapping[str, Any] = {"type": "AdamW", "lr": 1e-2, "weight_decay": 0.1}
 IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
 """Settings of torch's optimisers that say how a step is computed, and nothing of what."""
 
-OWN = (
-    "base",
-    "rho",
-    "max_norm",
-    "adaptive",
-    "eta",
-    "infinite",
-    "_perturbation",
-    "_skipped",
-    "_last",
-    "norm",
-    "norm_of",
-)
+NormOf = Callable[[list[Tensor]], Tensor]
+"""The norm of the gradients of these parameters, a scalar."""
 
 
 class SAM(Optimizer):
@@ -94,8 +83,6 @@ class SAM(Optimizer):
         self._last: bool | Tensor = False
         #: of the last step's gradients: the second pass's before clipping, the first's if that isn't finite; a scalar
         self.norm: Tensor | None = None
-        #: the norm of the gradients of some parameters, a scalar; for processes each of which has but a part of them
-        self.norm_of: Callable[[list[Tensor]], Tensor] = _norm
         self._share()
 
     @property
@@ -115,13 +102,15 @@ class SAM(Optimizer):
         *,
         grad_scale: float = 1.0,
         max_norm: float | Tensor | None = None,
+        norm_of: NormOf | None = None,
     ) -> Tensor:
         """One step; returns the loss of the first pass, at the weights before the step.
 
         `closure` computes the loss of one batch, calls backward and returns the loss. It is called twice, with
         gradients enabled and cleared each time; to accumulate over micro-batches it loops inside. Under loss scaling
         (fp16) it calls backward on loss * `grad_scale`; clip and base see true gradients. `max_norm` is a limit for
-        this step, beside the optimiser's own; the lower one counts. Raises UsageError without a closure.
+        this step, beside the optimiser's own; the lower one counts. `norm_of` computes the norm where it isn't that of
+        the gradients at hand: in a process that has but a part of them. Raises UsageError without a closure.
         """
         if closure is None:
             raise UsageError(
@@ -133,7 +122,8 @@ class SAM(Optimizer):
         if self.adaptive:
             for parameter in parameters:
                 cast(Tensor, parameter.grad).mul_(parameter.abs() + self.eta)
-        self.norm = norm = self.norm_of(parameters)
+        norm_of = norm_of or _norm
+        self.norm = norm = norm_of(parameters)
         finite = torch.isfinite(norm)
         unseen = self._unseen(norm)
         ascend = unseen or bool(finite)
@@ -157,7 +147,8 @@ class SAM(Optimizer):
             self._gradients(closure)
         finally:
             torch._foreach_copy_(parameters, weights)
-        return self._done(loss, self._descend(grad_scale, max_norm, {} if ascend else self._perturbation, finite))
+        stale = {} if ascend else self._perturbation
+        return self._done(loss, self._descend(grad_scale, max_norm, norm_of, stale, finite))
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state dictionary, and under "sam" the count of skipped steps (and the perturbation)."""
@@ -185,8 +176,8 @@ class SAM(Optimizer):
         self._share()
 
     def __getstate__(self) -> dict[str, Any]:
-        # torch copies and pickles defaults, state and groups alone
-        return {**super().__getstate__(), **{name: self.__dict__[name] for name in OWN}}
+        # torch copies and pickles defaults, state and groups alone; as there, hooks stay behind
+        return {name: value for name, value in vars(self).items() if not name.startswith("_optimizer_")}
 
     def _share(self) -> None:
         # the very objects, so that whoever changes one changes the other
@@ -219,6 +210,7 @@ class SAM(Optimizer):
         self,
         grad_scale: float,
         max_norm: float | Tensor | None,
+        norm_of: NormOf,
         stale: Mapping[Tensor, Tensor],
         ascended: Tensor,
     ) -> bool | Tensor:
@@ -226,7 +218,7 @@ class SAM(Optimizer):
         finite, or those of the ascent weren't."""
         parameters = self._with_gradients()
         gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
-        self.norm = norm = self.norm_of(parameters) / grad_scale
+        self.norm = norm = norm_of(parameters) / grad_scale
         finite = torch.isfinite(norm)
         unseen = self._unseen(norm)
         if not unseen and not bool(finite):

@@ -124,8 +124,6 @@ class Fit:
         if training.ema_decay:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(training.ema_decay))
         self.parts = None if whole is None else Parts(model, whole, processes)
-        if self.parts is not None and isinstance(self.optimizer, SAM):
-            self.optimizer.norm_of = self.parts.norm
         self.evaluated: nn.Module = self._trained if whole is None else whole
         device = examples.device
         self.scale = LossScale(device)
@@ -242,7 +240,7 @@ class Fit:
 
         try:
             if isinstance(optimizer, SAM):  # it clips, and looks at norms, by itself
-                loss: Tensor = optimizer.step(closure, max_norm=limit)
+                loss: Tensor = optimizer.step(closure, max_norm=limit, norm_of=None if self.parts is None else self.parts.norm)
                 assert optimizer.norm is not None
                 self.norm = optimizer.norm
             else:

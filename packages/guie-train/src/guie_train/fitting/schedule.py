@@ -25,5 +25,7 @@ def schedule_of(training: Training, optimizer: Optimizer) -> Scheduler:
         "warmup_prefix": training.warmup_prefix and training.warmup_epochs > 0,
     }
     if training.decay is None:
-        return CosineLRScheduler(optimizer, t_initial=training.epochs, lr_min=training.lr_min, **warmup)
+        # of cycles after the first, of which there are none; of one epoch, timm else warns that it has no effect
+        cosine = {"t_initial": training.epochs, "lr_min": training.lr_min, "cycle_decay": 0.5}
+        return CosineLRScheduler(optimizer, **cosine, **warmup)
     return StepLRScheduler(optimizer, decay_t=1, decay_rate=training.decay, **warmup)
