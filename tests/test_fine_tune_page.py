@@ -66,6 +66,20 @@ def test_when_it_is_tuned_again_so_are_the_features_of_what_was_tuned() -> None:
     }
 
 
+def test_what_is_said_in_another_way_is_not_trained_again() -> None:
+    def finetune(*more: str) -> Any:
+        training = "recipe.finetune=dict(training=dict(epochs=1, batch_size=8, optimizer=dict(type='AdamW')))"
+        experiment = Experiment.load(ROOT / "experiments" / "quickstart.py", [training, *more])
+        stages = build("recipes", experiment.recipe, where="recipe").stages(experiment.profile)
+        return next(stage for stage in stages if stage.name == "finetune")
+
+    plain = finetune()
+    for alike in ("compute=float32", "every=1", f"loss={dict(plain.loss)}", "layer_decay=1.0"):
+        assert finetune(f"recipe.finetune.{alike}").key == plain.key, alike
+    for other in ("every=2", "loss=dict(type='CosFace')", "layer_decay=0.5", "blocks=1"):
+        assert finetune(f"recipe.finetune.{other}").key != plain.key, other
+
+
 SMALL = [
     "recipe.data.0.styles=['google', 'twitter', 'emojione']",
     "recipe.splits.0.classes=60",

@@ -20,13 +20,11 @@ from guie_train.stages.classifier import FitClassifier
 from guie_train.stages.data import Prepare, Split
 from guie_train.stages.evaluate import RAW, TRAINED, Evaluate
 from guie_train.stages.export import Export
-from guie_train.stages.features import Features, Part, Shape
+from guie_train.stages.features import Features, Part, Shape, ViewConfig
 from guie_train.stages.finetune import FineTune, FineTuning
 from guie_train.stages.head import LOSS_PROVIDES, FitHead, TrainedHead
 from guie_train.stages.selection import Selection
 from guie_train.stages.submission import Submission
-
-ViewConfig = Annotated[Config, Slot("views", defaults=("size", "mean", "std"))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +238,11 @@ class ArcFaceThenClassifier:
                 valid_view=self.views.valid,
                 head=self.head,
                 loss=self.finetune.loss or self.loss,
-                settings=self.finetune,
+                training=self.finetune.training,
+                blocks=self.finetune.blocks,
+                head_lr=self.finetune.head_lr,
+                centres_lr=self.finetune.centres_lr,
+                layer_decay=self.finetune.layer_decay,
                 selection=replace(self.selection, every=self.finetune.every),
                 seed=self.seed,
                 decode=self.features.decode,

@@ -23,6 +23,7 @@ from guie_train.planning.meta import parameters, state_bytes
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.augmentation import Switched
 from guie_train.stages.classifier import TrainedClassifier
+from guie_train.stages.features import ViewConfig
 from guie_train.stages.head import TrainedHead
 
 CODE = 180_000  # bytes of an exported file that are not weights
@@ -42,7 +43,7 @@ class Export(Stage[list[ExportReport]]):
     head: Stage[TrainedHead]
     classifier: Stage[TrainedClassifier] | None
     backbone: Annotated[Config, Slot("backbones")]
-    view: Annotated[Config, Slot("views", defaults=("size", "mean", "std"))]
+    view: ViewConfig
     augmentation: Switched | None
     exporters: list[Annotated[Config, Slot("exporters")]]
     split: str = "test"

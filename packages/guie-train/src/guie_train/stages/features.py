@@ -38,6 +38,7 @@ FLUSH_SECONDS = 10.0  # between two writes to the disk; what a kill can cost
 HASH = 36  # bytes beside an image's features: its hash and a checksum
 Part = Literal["all", "reported", "rest"]
 Shape = Literal["any", "square", "other"]
+ViewConfig = Annotated[Config, Slot("views", defaults=("size", "mean", "std"))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ class Features(Stage[FeatureStore]):
     reported: str = field(default="test", metadata=NOT_IN_KEY)
     shape: Shape = field(default="any", metadata=NOT_IN_KEY)
     backbone: Annotated[Config, Slot("backbones")]
-    view: Annotated[Config, Slot("views", defaults=("size", "mean", "std"))]
+    view: ViewConfig
     tuned: Stage[TrainedHead] | None = None
     seed: int = 0
     views: int = 1
@@ -88,12 +89,12 @@ class Features(Stage[FeatureStore]):
     def arguments(self) -> dict[str, Any]:
         """With the defaults of backbone and view spelt out, so that two ways to write one view share features."""
         plain = dict(super().arguments)
-        for name, kind in (("backbone", "backbones"), ("view", "views")):
-            target = lookup(kind, plain[name]["type"]).load()
+        targets = {name: lookup(f"{name}s", plain[name]["type"]).load() for name in ("backbone", "view")}
+        for name, target in targets.items():
             plain[name] = signature(target).defaults | plain[name]
         if self.tuned is None:
             del plain["tuned"]
-        if not getattr(target, "random", False):
+        if not getattr(targets["view"], "random", False):
             plain["seed"], plain["views"] = 0, 1  # of a view that draws nothing
         return plain
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,17 +14,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from guie_core import Config, ExperimentError, GuieError, Problem, Slot
-from guie_core.files import atomic_write
 from guie_core.profiles import Profile
 from guie_core.registry import build
-from guie_datasets import Manifest
 from guie_datasets.images.decoding import Method
 from guie_datasets.splits import TRAIN
 from guie_models.backbones import Backbone
 from guie_models.backbones.weights import fingerprint
 from guie_train.device import autocast, device_of
 from guie_train.extraction import out_of_memory
-from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Fit, Training, sampler_of
 from guie_train.fitting.images import Images, Seen
 from guie_train.fitting.micro_batches import MicroBatches
@@ -33,11 +29,19 @@ from guie_train.planning.finetuning import FineTuned
 from guie_train.planning.forecast import Forecast, Outlook
 from guie_train.planning.meta import on_meta
 from guie_train.stage import Stage, Workspace
-from guie_train.stages.head import LOSS_PROVIDES, HeadWithLoss, TrainedHead, build_loss, sizes_of, with_sizes
-from guie_train.stages.selection import Selection, Selector, answerable_pairs
+from guie_train.stages.features import ViewConfig
+from guie_train.stages.head import (
+    LOSS_PROVIDES,
+    HeadWithLoss,
+    TrainedHead,
+    TrainsHead,
+    build_loss,
+    sizes_of,
+    with_sizes,
+)
+from guie_train.stages.selection import Selector
 
 SAVE_SECONDS = 600.0  # a state of ViT-H-14 has 7.6 GB: weights and two moments
-ViewConfig = Annotated[Config, Slot("views", defaults=("size", "mean", "std"))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,28 +79,6 @@ class FineTuning:
                 raise ValueError(f"{name} is {value}; it is {least} or more.")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay is {self.layer_decay}; it is above 0 and up to 1.")
-
-    def open(self, backbone: Backbone) -> list[list[nn.Parameter]]:
-        """Opens the backbone's last blocks to training; their parameters by block.
-
-        Raises UsageError: it has fewer blocks.
-        """
-        blocks = backbone.blocks()
-        chosen = len(blocks) if self.blocks is None else self.blocks
-        backbone.unfreeze(chosen)
-        parameters = dict(backbone.network.named_parameters())
-        return [[parameters[name] for name in block] for block in blocks[len(blocks) - chosen :]]
-
-    def groups(self, blocks: list[list[nn.Parameter]], head: nn.Module, loss: nn.Module) -> list[dict[str, Any]]:
-        """Groups for the optimizer, each with its rate in proportion to the optimizer's own."""
-        probe = build("optimizers", self.training.optimizer, params=[nn.Parameter(torch.zeros(1))])
-        rate = probe.param_groups[0]["lr"]
-        parts: list[tuple[Any, float]] = [
-            (block, self.layer_decay**depth) for depth, block in enumerate(reversed(blocks))
-        ]
-        for module, own in ((head, self.head_lr), (loss, self.centres_lr)):
-            parts.append((list(module.parameters()), 1.0 if own is None else own / rate))
-        return [{"params": params, "lr_scale": scale} for params, scale in parts if params]
 
 
 class Tuned(HeadWithLoss):
@@ -173,32 +155,31 @@ class TunedHead(TrainedHead):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTune(Stage[TrainedHead]):
+class FineTune(TrainsHead):
     """Train backbone, head and margin loss together, on images.
 
     The frozen features of the recipe stay as they are; those of stages that come after this one are of the tuned
     backbone.
 
     Args:
-        valid: frozen features, of which only those images are taken that could be decoded.
         start: the head to begin with; None: a random one.
         train_view, valid_view: how images are seen in training, anew each epoch, and in selection.
-        where: the key of `settings` in the experiment, for messages.
+        blocks, head_lr, centres_lr, layer_decay: what is trained, and at which rates, see `FineTuning`.
+        compute: dtype of the backbone's arithmetic.
     """
 
     slug: ClassVar[str] = "finetune"
     needs: ClassVar[tuple[str, ...]] = ("guie-datasets",)
-    manifest: Stage[Manifest]
-    valid: Stage[FeatureStore]
+    where: ClassVar[str] = "recipe.finetune.training"
+    result: ClassVar[type[TrainedHead]] = TunedHead
     start: Stage[TrainedHead] | None
     backbone: Annotated[Config, Slot("backbones")]
     train_view: ViewConfig
     valid_view: ViewConfig
-    head: Annotated[Config, Slot("heads", provides=("in_features",))]
-    loss: Annotated[Config, Slot("losses", provides=LOSS_PROVIDES)]
-    settings: FineTuning
-    selection: Selection
-    seed: int = 0
+    blocks: int | None = None
+    head_lr: float | None = None
+    centres_lr: float | None = None
+    layer_decay: float = 1.0
     decode: Method = "full"
     compute: str = "float32"
 
@@ -206,41 +187,57 @@ class FineTune(Stage[TrainedHead]):
         """What the weights are, as far as it shows without loading them."""
         return fingerprint(self.backbone.get("weights", "hub"))
 
-    def check(self, workspace: Workspace) -> None:
-        """Raise what would stop the training before hours go into features: batches, blocks, optimizer, loss."""
-        manifest = workspace.get(self.manifest)
-        train = manifest.select(manifest.column("split") == TRAIN)
-        labels, training = train.column("label"), self.settings.training
-        sampler = sampler_of(training, train, labels, self.seed, "recipe.finetune.training.sampler")
-        training.steps(len(labels), sampler, "recipe.finetune.training")
-        answerable_pairs(self.selection.protocol, "recipe.selection.protocol", manifest)
-        on_meta(lambda: self._model(np.unique(labels, return_counts=True)[1], weights="none"))
+    def check_loss(self, class_counts: NDArray[np.int64], workspace: Workspace) -> None:
+        """Raise GuieError if backbone, blocks, head, optimizer or loss are refused."""
+        on_meta(lambda: self._model(class_counts, weights="none"))
 
     def forecast(self, outlook: Outlook) -> Forecast:
         """Steps on micro-batches, counted on one of them."""
         images = outlook.images(self.manifest)
         train, selected = images.of(TRAIN), images.all.images - images.of(TRAIN).images
         counts = np.full(train.classes, max(1, train.images // train.classes))
-        work = FineTuned(lambda: self._model(counts, weights="none"), self.settings.training, self.compute)
-        evaluations = -(-self.settings.training.epochs // self.selection.every)
+        work = FineTuned(lambda: self._model(counts, weights="none"), self.training, self.compute)
+        evaluations = -(-self.training.epochs // self.selection.every)
         return work.forecast(outlook, train.images, selected, evaluations)
 
     def _model(self, class_counts: NDArray[np.int64], **weights: Any) -> tuple[Tuned, list[dict[str, Any]]]:
         """What is trained, random but for the backbone, and the optimizer's groups."""
         backbone: Backbone = build("backbones", {**self.backbone, **weights}, where="recipe.backbone")
         try:
-            blocks = self.settings.open(backbone)
+            blocks = self.open(backbone)
         except GuieError as error:
             raise ExperimentError([Problem("recipe.finetune.blocks", str(error))]) from None
         head = build("heads", self.head, where="recipe.head", in_features=backbone.features)
         loss = build_loss(self.loss, head.out_features, class_counts, "recipe.finetune.loss")
-        return Tuned(backbone, head, loss, self.compute), self.settings.groups(blocks, head, loss)
+        return Tuned(backbone, head, loss, self.compute), self.groups(blocks, head, loss)
+
+    def open(self, backbone: Backbone) -> list[list[nn.Parameter]]:
+        """Opens the backbone's last blocks to training; their parameters by block.
+
+        Raises UsageError: it has fewer blocks.
+        """
+        blocks = backbone.blocks()
+        chosen = len(blocks) if self.blocks is None else self.blocks
+        backbone.unfreeze(chosen)
+        parameters = dict(backbone.network.named_parameters())
+        return [[parameters[name] for name in block] for block in blocks[len(blocks) - chosen :]]
+
+    def groups(self, blocks: list[list[nn.Parameter]], head: nn.Module, loss: nn.Module) -> list[dict[str, Any]]:
+        """Groups for the optimizer, each with its rate in proportion to the optimizer's own."""
+        probe = build("optimizers", self.training.optimizer, params=[nn.Parameter(torch.zeros(1))])
+        rate = probe.param_groups[0]["lr"]
+        parts: list[tuple[Any, float]] = [
+            (block, self.layer_decay**depth) for depth, block in enumerate(reversed(blocks))
+        ]
+        for module, own in ((head, self.head_lr), (loss, self.centres_lr)):
+            parts.append((list(module.parameters()), 1.0 if own is None else own / rate))
+        return [{"params": params, "lr_scale": scale} for params, scale in parts if params]
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write the chosen weights, checkpoints, the curves, and the state from which an interrupted run goes on."""
         valid = workspace.get(self.valid)
         manifest, _ = valid.usable(workspace.get(self.manifest))
-        profile, training = workspace.profile, self.settings.training
+        profile, training = workspace.profile, self.training
         device = device_of(profile)
         rows = np.flatnonzero(manifest.column("split") == TRAIN)
         classes, labels, counts = np.unique(manifest.column("label")[rows], return_inverse=True, return_counts=True)
@@ -304,9 +301,7 @@ class FineTune(Stage[TrainedHead]):
             if not out_of_memory(error):
                 raise
             raise GuieError(self._too_large(profile, size, str(error).partition("\n")[0])) from error
-        with atomic_write(folder / "curves.json", "w") as file:
-            about = {"in_features": backbone.features, "chosen": self.selection.chosen(curves), "curves": curves}
-            json.dump(about, file, indent=1)
+        self.write_curves(folder, backbone.features, curves)
         (folder / "state.pt").unlink(missing_ok=True)  # three times the weights, of which nothing is needed any more
 
     def _too_large(self, profile: Profile, size: int, reason: str) -> str:
@@ -317,20 +312,6 @@ class FineTune(Stage[TrainedHead]):
         else:
             way = "Train fewer blocks with --set recipe.finetune.blocks=N, or choose a smaller backbone"
         return f"{self.name}: the memory is too small to train on {size} images at once ({reason}). {way}"
-
-    def load(self, folder: Path) -> TrainedHead:
-        """The chosen head, what was trained of the backbone, and the curves."""
-        about: dict[str, Any] = json.loads((folder / "curves.json").read_text())
-        return TunedHead(folder, self.head, about["in_features"], about["chosen"], about["curves"])
-
-    def selected(self, output: TrainedHead) -> dict[str, Any]:
-        """The score of the chosen epoch."""
-        return self.selection.figure(output.curves, output.epoch)
-
-    def summary(self, output: TrainedHead) -> str:
-        """Which epoch was chosen, and its score."""
-        metric, curve = self.selection.metric, output.curves[output.epoch - 1]
-        return f"epoch {output.epoch} of {len(output.curves)} chosen: {metric} {curve[metric]:.3f} in selection"
 
 
 def begin_with(model: Tuned, trained: TrainedHead) -> None:

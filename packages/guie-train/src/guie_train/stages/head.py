@@ -1,8 +1,9 @@
-"""The stage that trains the embedding: FitHead."""
+"""Stages that train the embedding: what they share, and FitHead."""
 
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ from guie_train.stages.selection import Selection, Selector, answerable_pairs
 LOSS_PROVIDES = ("embedding_size", "classes", "class_counts")
 """What a loss is given, as far as it takes it; `class_counts` [C] are the images of each class in training."""
 
-ROWS = 8192  # features that are read at once
+ROWS = 2048  # features that are read at once: of larger pieces, glibc keeps some when they are let go of
 
 
 def build_loss(config: Config, embedding_size: int, class_counts: NDArray[np.int64], where: str) -> nn.Module:
@@ -146,13 +147,17 @@ def _divides_classes(profile: Profile, processes: int) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitHead(Stage[TrainedHead]):
-    """Train the head with a margin loss on the training split (5th place, points 4 to 8)."""
+class TrainsHead(Stage[TrainedHead]):
+    """What stages that train a head with a margin loss on the training split have in common.
 
-    slug: ClassVar[str] = "head"
-    together: ClassVar[bool] = True
+    Args:
+        valid: frozen features of all images; those that could not be decoded are left out.
+        training, selection: how, and which checkpoint is kept.
+    """
+
+    where: ClassVar[str]  # the key of `training` in the experiment, for messages
+    result: ClassVar[type[TrainedHead]] = TrainedHead
     manifest: Stage[Manifest]
-    train: Stage[FeatureStore]
     valid: Stage[FeatureStore]
     head: Annotated[Config, Slot("heads", provides=("in_features",))]
     loss: Annotated[Config, Slot("losses", provides=LOSS_PROVIDES)]
@@ -164,12 +169,50 @@ class FitHead(Stage[TrainedHead]):
         """Raise GuieError if there is nothing to train on or to choose by, or the loss refuses its arguments."""
         manifest = workspace.get(self.manifest)
         images = manifest.select(manifest.column("split") == TRAIN)
-        train = images.column("label")
-        sampler = sampler_of(self.training, images, train, self.seed, "recipe.arcface.sampler")
-        self.training.steps(len(train), sampler, "recipe.arcface")
+        labels = images.column("label")
+        sampler = sampler_of(self.training, images, labels, self.seed, f"{self.where}.sampler")
+        self.training.steps(len(labels), sampler, self.where)
         answerable_pairs(self.selection.protocol, "recipe.selection.protocol", manifest)
+        self.check_loss(np.unique(labels, return_counts=True)[1], workspace)
+
+    @abstractmethod
+    def check_loss(self, class_counts: NDArray[np.int64], workspace: Workspace) -> None:
+        """Raise GuieError if the loss, or what else is built for so many images of each class [C], is refused."""
+
+    def write_curves(self, folder: Path, in_features: int, curves: list[Curve]) -> None:
+        """What `load` reads besides the chosen weights."""
+        about = {"in_features": in_features, "chosen": self.selection.chosen(curves), "curves": curves}
+        with atomic_write(folder / "curves.json", "w") as file:
+            json.dump(about, file, indent=1)
+
+    def load(self, folder: Path) -> TrainedHead:
+        """The chosen head and its curves."""
+        about: dict[str, Any] = json.loads((folder / "curves.json").read_text())
+        return self.result(folder, self.head, about["in_features"], about["chosen"], about["curves"])
+
+    def selected(self, output: TrainedHead) -> dict[str, Any]:
+        """The score of the chosen epoch."""
+        return self.selection.figure(output.curves, output.epoch)
+
+    def summary(self, output: TrainedHead) -> str:
+        """Which epoch was chosen, and its score."""
+        metric, curve = self.selection.metric, output.curves[output.epoch - 1]
+        return f"epoch {output.epoch} of {len(output.curves)} chosen: {metric} {curve[metric]:.3f} in selection"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitHead(TrainsHead):
+    """Train the head on frozen features (5th place, points 4 to 8)."""
+
+    slug: ClassVar[str] = "head"
+    together: ClassVar[bool] = True
+    where: ClassVar[str] = "recipe.arcface"
+    train: Stage[FeatureStore]
+
+    def check_loss(self, class_counts: NDArray[np.int64], workspace: Workspace) -> None:
+        """Raise GuieError if the loss refuses its arguments, or to be divided where it is to be."""
         sizes = {**signature(load("heads", self.head["type"])).defaults, **self.head}
-        loss = self._loss(sizes.get("out_features", 64), np.unique(train, return_counts=True)[1])
+        loss = self._loss(sizes.get("out_features", 64), class_counts)
         if _divides_classes(workspace.profile, workspace.processes.count):
             HeadWithLoss(nn.Identity(), loss).divide(workspace.processes)
 
@@ -272,20 +315,4 @@ class FitHead(Stage[TrainedHead]):
         fit.write_checkpoint("last")
         if not processes.first:
             return
-        with atomic_write(folder / "curves.json", "w") as file:
-            about = {"in_features": train.dimension, "chosen": self.selection.chosen(curves), "curves": curves}
-            json.dump(about, file, indent=1)
-
-    def load(self, folder: Path) -> TrainedHead:
-        """The chosen head and its curves."""
-        about: dict[str, Any] = json.loads((folder / "curves.json").read_text())
-        return TrainedHead(folder, self.head, about["in_features"], about["chosen"], about["curves"])
-
-    def selected(self, output: TrainedHead) -> dict[str, Any]:
-        """The score of the chosen epoch."""
-        return self.selection.figure(output.curves, output.epoch)
-
-    def summary(self, output: TrainedHead) -> str:
-        """Which epoch was chosen, and its score."""
-        metric, curve = self.selection.metric, output.curves[output.epoch - 1]
-        return f"epoch {output.epoch} of {len(output.curves)} chosen: {metric} {curve[metric]:.3f} in selection"
+        self.write_curves(folder, train.dimension, curves)
