@@ -16,7 +16,7 @@ class Kept:
     """Results of images, found by the key of the image in whatever list it comes again.
 
     Numbers count results in the order in which they came. They lie in shards `<first>-<end>.arrow`, memory-mapped,
-    with a row each: key, hash, reason (null for a good one) and embedding. Looking for images takes some 100 bytes each.
+    with a row each: key, hash, reason (null for a good one) and embedding. To look for images takes 100 bytes each.
 
     Raises GuieError: a shard is damaged.
     """
