@@ -185,9 +185,13 @@ def test_a_loss_that_is_not_finite_keeps_the_state_before_it(tmp_path: Path) -> 
     fitted.save()
     assert isinstance(fitted.examples, Resident)
     fitted.examples.features[0] = float("nan")
+    before = {name: value.clone() for name, value in fitted.model.state_dict().items()}
     with pytest.raises(GuieError, match="the loss is not finite in epoch 1"):
         fitted.run(Stop())
-    assert fit(tmp_path).epoch == 0
+    again = fit(tmp_path)
+    assert (again.epoch, again.step) == (0, 0)
+    for name, value in again.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 @pytest.mark.parametrize("optimizer", [SAM, {"type": "AdamW", "lr": 1e-2}])
@@ -423,6 +427,67 @@ def test_steps_that_overflow_are_left_out(tmp_path: Path, optimizer: object, sto
     assert fitted.run(Stop())[-1]["skipped steps"] == 3
     assert set(model.scales[4:]) == {2.0**13}
     assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize("optimizer", [SAM, {"type": "AdamW", "lr": 1e-2}])
+@pytest.mark.parametrize("epochs", [40, 6, 1])
+def test_a_training_that_makes_no_step_is_an_error(tmp_path: Path, optimizer: object, epochs: int) -> None:
+    """However small the scale: it is below 1 after 17 steps, of which an epoch has three, or there are no more."""
+    model, fitted = scaled_fit(tmp_path, -1000, optimizer, epochs=epochs)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    epoch = min(epochs, 6)
+    with pytest.raises(GuieError) as told:
+        fitted.run(Stop())
+    first, second = str(told.value).splitlines()
+    assert first.startswith(f"tune: none of the 3 steps of epoch {epoch} could be made, since their gradients are not")
+    assert first.endswith(f"the scale of the loss has come down to {2.0 ** (16 - 3 * epoch):.3g}.")
+    assert second.endswith("Compute in float32, or lower the learning rate.")
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+def test_gradients_that_are_never_finite_are_an_error_in_float32_as_well(tmp_path: Path) -> None:
+    model = Overflowing(-1)  # at a scale of 1, which float32 has
+    training = Training(epochs=6, batch_size=16, optimizer=SAM)
+    fitted = Fit(model, Resident(*data()), training, seed=5, folder=tmp_path, name="tune", backward=model.gradients)
+    with pytest.raises(GuieError, match="none of the 3 steps of epoch 1 could be made.*\n.* Lower the learning rate"):
+        fitted.run(Stop())
+
+
+def test_steps_that_nobody_looks_at_are_left_out_as_well(tmp_path: Path) -> None:
+    """On a GPU the fused optimiser leaves them out. Here, the same on the CPU."""
+    fused = {"type": "AdamW", "lr": 1e-2, "fused": True}
+    (model, looking), (other, blind) = (scaled_fit(tmp_path / name, 13, fused) for name in ("looking", "blind"))
+    blind._unseen = True
+    curves = looking.run(Stop())
+    assert curves[-1]["skipped steps"] == 3
+    assert blind.run(Stop()) == curves
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("optimizer", [SAM, {"type": "AdamW", "lr": 1e-2}, {"type": "SGD", "lr": 1e-2}])
+@pytest.mark.parametrize("clip", ["true", "scaled"])
+@pytest.mark.parametrize("float16", [False, True])
+def test_a_gpu_is_not_waited_for(tmp_path: Path, optimizer: dict[str, Any], clip: Any, float16: bool) -> None:
+    """Within a step; but where a step may have to be left out, and the optimiser can't do so by itself."""
+    device = torch.device("cuda")
+    training = Training(epochs=1, batch_size=4, optimizer=optimizer, clip=clip, ema_decay=0.9)
+    features, labels = (tensor.to(device) for tensor in data())
+    examples = Resident(torch.cat([features, -features]), labels)  # of two views
+    model = Model().to(device)
+    fitted = Fit(model, examples, training, seed=5, folder=tmp_path, name="head", float16=float16)
+    fitted._begin_epoch()
+    batches = fitted.examples.batches(0, fitted._rows())
+    waits = optimizer["type"] == "SGD" and float16
+    try:
+        for number, batch in enumerate(batches):
+            fitted._note(fitted._step(*batch))
+            fitted._follow()
+            if number == 3:  # what is made in the first steps is there
+                torch.cuda.set_sync_debug_mode("default" if waits else "error")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("optimizer", [SAM, {"type": "AdamW", "lr": 1e-2}])

@@ -151,6 +151,10 @@ class Processes:
                 dist.broadcast_object_list(values, src=0)
         return values
 
+    def agreed(self, error: GuieError) -> GuieError:
+        """What to raise of an error that all processes find alike: the first alone tells it."""
+        return error if self.first else ElsewhereError(str(error), error.exit_code)
+
     def wait(self) -> None:
         """Return when all processes have come here."""
         self.any(False)

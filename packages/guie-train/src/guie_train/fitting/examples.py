@@ -57,11 +57,15 @@ class Resident(Examples):
         drawn = None
         if self.views > 1:
             views = np.random.default_rng([self.seed, epoch]).integers(self.views, size=len(self))
-            drawn = torch.from_numpy(views * len(self) + np.arange(len(self))).to(self.device)
+            drawn = self._moved(torch.from_numpy(views * len(self) + np.arange(len(self))))
         for batch in rows:
-            at = batch.to(self.device)
+            at = self._moved(batch)
             seen = at if drawn is None else drawn.index_select(0, at)
             yield self.features.index_select(0, seen), self.labels.index_select(0, at)
+
+    def _moved(self, rows: Tensor) -> Tensor:
+        """On the device, which isn't waited for."""
+        return rows.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else rows
 
     def not_finite(self, rows: Tensor) -> Tensor:
         by_view = self.features.unflatten(0, (self.views, len(self)))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from guie_core import GuieError, Interrupted, UsageError
 from guie_core.files import atomic_write
@@ -81,7 +81,7 @@ class Fit:
             which is on the device while `after_epoch` looks at it.
 
     Raises:
-        GuieError: fewer images than a batch, or the loss is not finite.
+        GuieError: fewer images than a batch, the loss is not finite, or no step of an epoch could be made.
         UsageError: the loss gives sparse gradients, which the optimiser doesn't take.
     """
 
@@ -120,9 +120,7 @@ class Fit:
         self.steps = training.steps(len(examples), sampler, name)
         self.optimizer = build_optimizer(training.optimizer, model.parameters() if parameters is None else parameters)
         self.schedule: Any = schedule_of(training, self.optimizer)
-        self.average: AveragedModel | None = None
-        if training.ema_decay:
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(training.ema_decay))
+        self.average = deepcopy(model) if training.ema_decay else None
         self.parts = None if whole is None else Parts(model, whole, processes)
         self.evaluated: nn.Module = self._trained if whole is None else whole
         device = examples.device
@@ -130,10 +128,13 @@ class Fit:
         self.epoch = 0  # the one that is running or comes next
         self.step = 0  # steps done of it
         self.total = torch.zeros((), device=device)  # sum of the losses of those steps
-        self.skipped = 0  # steps left out, where the optimizer doesn't count them
+        # steps left out, where the optimizer doesn't count them
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self.curves: list[Curve] = []  # one an epoch
         self.norm = torch.zeros((), device=device)  # of the gradients of the last step
         self._one = torch.ones((), device=device)
+        # on a GPU, torch's fused optimisers leave a step out by themselves, so that nobody waits to see whether to
+        self._unseen = device.type == "cuda" and getattr(self.optimizer, "_step_supports_amp_scaling", False)
         self._look = 1 if device.type == "cpu" else LOOK_STEPS
         # the first step of this epoch whose loss wasn't finite, and the gradients' norm in the step before; else -1
         self._wrong, self._norm_before = torch.full((), -1, device=device), self.norm
@@ -145,7 +146,7 @@ class Fit:
     @property
     def _trained(self) -> nn.Module:
         """The weights of this process that count: the model's, or their average."""
-        return self.model if self.average is None else self.average.module
+        return self.model if self.average is None else self.average
 
     def run(
         self,
@@ -171,8 +172,7 @@ class Fit:
                     if self.training.lr_per == "step":
                         self.schedule.step(self.epoch + self.step / self.steps)
                     self._note(self._step(inputs, labels))
-                    if self.average is not None:
-                        self.average.update_parameters(self.model)
+                    self._follow()
                     self.step += 1
                     progress.advance(1)
                     asked = bool(stop)
@@ -223,19 +223,21 @@ class Fit:
             if self.float16:
                 torch._foreach_div_(self._gradients(), scale)
                 self.scale.update(self._norm().isfinite())
-            elif self.training.clip == "scaled":  # none overflows in float32
-                self.scale.update(True)
+            elif self.training.clip == "scaled":
+                self.scale.update(self._one > 0)  # none overflows in float32
             return loss
 
         def clipped() -> Tensor:
             loss = closure()
-            parameters = self._parameters()
             self.norm = self._norm()
-            if self.float16 and not bool(self.norm.isfinite()):
-                optimizer.zero_grad(set_to_none=True)  # so that the optimizer finds nothing to do
-                self.skipped += 1
-            else:
-                nn.utils.clip_grads_with_norm_(parameters, cast(float, limit), self.norm)
+            torch._foreach_mul_(self._gradients(), (limit / (self.norm + 1e-6)).clamp(max=1.0))
+            if self.float16:
+                left_out = ~self.norm.isfinite()
+                self.skipped += left_out
+                if self._unseen:  # what torch.amp.GradScaler tells it
+                    cast(Any, optimizer).grad_scale, cast(Any, optimizer).found_inf = None, left_out.float()
+                elif bool(left_out):
+                    optimizer.zero_grad(set_to_none=True)  # so that the optimizer finds nothing to do
             return loss
 
         try:
@@ -266,6 +268,16 @@ class Fit:
         """That of all gradients."""
         return nn.utils.get_total_norm(self._gradients()) if self.parts is None else self.parts.norm(self._parameters())
 
+    def _follow(self) -> None:
+        """Move the average towards the weights after a step; after the first of all it is at them."""
+        if self.average is None:
+            return
+        weight = 1.0 if self.epoch == self.step == 0 else 1.0 - self.training.ema_decay
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), weight)
+            for own, seen in zip(self.average.buffers(), self.model.buffers(), strict=True):
+                own.copy_(seen)
+
     def _note(self, loss: Tensor) -> None:
         """Add a step's loss to the epoch's, and remember the first that isn't finite; a GPU isn't waited for."""
         finite = torch.isfinite(loss)
@@ -277,8 +289,9 @@ class Fit:
         self._check_finite()
         loss = float(self.total) / self.steps
         curve = {"epoch": self.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], "loss": loss}
-        if skipped := self.skipped + getattr(self.optimizer, "skipped", 0):
+        if skipped := int(self.skipped) + getattr(self.optimizer, "skipped", 0):
             curve["skipped steps"] = skipped
+        self._check_steps(int(skipped))
         self.epoch, self.step = self.epoch + 1, 0
         if self.parts is not None:
             self.parts.fill(self._trained)
@@ -324,8 +337,26 @@ class Fit:
         else:
             text += f".\nIts {len(rows):,} examples: {self._named(rows)}"
             remedy = "Lower the learning rate; where losses grew before, longer warm-up and a lower max_norm help too."
+        raise self.processes.agreed(GuieError(f"{text}.\n{self._kept()} {remedy}"))
+
+    def _check_steps(self, skipped: int) -> None:
+        """Raise GuieError if all steps of this epoch were left out, and more would be. `skipped`: of all epochs."""
+        before = self.curves[-1].get("skipped steps", 0) if self.curves else 0
+        if skipped - before < self.steps:
+            return
+        scale, nothing = float(self.scale.value), skipped == self.steps * self.training.epochs
+        if self.float16 and scale >= 1.0 and not nothing:  # a few short epochs, until the scale has come down
+            return
+        text = f"{self.name}: none of the {self.steps:,} steps of epoch {self.epoch + 1} could be made, since their "
+        text += "gradients are not finite, though the loss is"
+        if self.float16:
+            text += f"; the scale of the loss has come down to {scale:.3g}"
+        remedy = "Compute in float32, or lower the learning rate." if self.float16 else "Lower the learning rate."
+        raise self.processes.agreed(GuieError(f"{text}.\n{self._kept()} {remedy}"))
+
+    def _kept(self) -> str:
         kept = "The state that was saved last is kept" if (self.folder / "state.pt").exists() else "No state was saved"
-        raise GuieError(f"{text}.\n{kept} in {self.folder}. {remedy}")
+        return f"{kept} in {self.folder}."
 
     def _named(self, rows: Tensor) -> str:
         """The first of these rows, as people call them."""
@@ -360,7 +391,7 @@ class Fit:
             "step": self.step,
             "total": self.total,
             "scale": self.scale.state_dict(),
-            "skipped": self.skipped,
+            "skipped": int(self.skipped),
             "curves": self.curves,
             "rng": torch.get_rng_state(),
         }
@@ -385,7 +416,8 @@ class Fit:
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
             self.scale.load_state_dict(state["scale"])
-            self.epoch, self.step, self.skipped = state["epoch"], state["step"], state["skipped"]
+            self.epoch, self.step = state["epoch"], state["step"]
+            self.skipped.fill_(state["skipped"])
             self.total, self.curves = state["total"].to(self.total.device), state["curves"]
             torch.set_rng_state(state["rng"])
             if self.examples.device.type == "cuda" and "cuda_rng" in state:  # not if it was begun on the CPU

@@ -79,11 +79,11 @@ class Parts:
         changed = {**state, "model": self._by_name(state["model"], change)}
         changed["optimizer"] = self._of_optimizer(state["optimizer"], optimizer, change)
         if "average" in state:
-            changed["average"] = self._by_name(state["average"], change, prefix="module.")
+            changed["average"] = self._by_name(state["average"], change)
         return changed
 
-    def _by_name(self, tensors: Mapping[str, Tensor], change: Change, prefix: str = "") -> dict[str, Tensor]:
-        along = {prefix + name: along for name, along in self._along.items()}
+    def _by_name(self, tensors: Mapping[str, Tensor], change: Change) -> dict[str, Tensor]:
+        along = self._along
         return {name: change(value, along[name]) if name in along else value for name, value in tensors.items()}
 
     def _of_optimizer(self, state: State, optimizer: Optimizer, change: Change) -> State:

@@ -22,9 +22,8 @@ class LossScale:
         self.value = torch.full((), self.first, device=device)  #: the factor, a scalar of float32
         self.passes = torch.zeros((), dtype=torch.int32, device=device)  # in a row, with finite gradients
 
-    def update(self, finite: Tensor | bool) -> None:
-        """After a pass: whether all of its gradients were finite."""
-        finite = torch.as_tensor(finite, device=self.value.device)
+    def update(self, finite: Tensor) -> None:
+        """After a pass: whether all of its gradients were finite, a scalar on the same device."""
         self.passes = torch.where(finite, self.passes + 1, 0)
         grown = self.passes == self.interval
         factor = torch.where(finite, torch.where(grown, self.growth, 1.0), self.backoff)
