@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Iterable
 from copy import deepcopy
@@ -20,6 +19,7 @@ from guie_core.progress import bar
 from guie_models.optimizers import SAM, build_optimizer
 from guie_train.fitting.examples import Examples
 from guie_train.fitting.parts import Parts
+from guie_train.fitting.saving import save_state
 from guie_train.fitting.scaling import LossScale
 from guie_train.fitting.schedule import schedule_of
 from guie_train.fitting.settings import Training
@@ -377,10 +377,7 @@ class Fit:
         """Write all that the next step depends on to `state.pt`."""
         state = self._state() if self.parts is None else self.parts.joined(self._state(), self.optimizer)
         if self.processes.first:
-            buffer = io.BytesIO()  # torch's own writing to a file forgets why it failed, such as a full disk
-            torch.save(state, buffer)
-            with atomic_write(self.folder / "state.pt") as file:
-                file.write(buffer.getbuffer())
+            save_state(state, self.folder / "state.pt")
         self._saved = time.monotonic()
 
     def _state(self) -> dict[str, Any]:
