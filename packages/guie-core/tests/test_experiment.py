@@ -121,7 +121,15 @@ def test_profile_can_be_overridden(toys: Any, experiments: Path) -> None:
     assert Experiment.load(path, ["profile=v100-32g"]).profile.name == "v100-32g"
     assert Experiment.load(path, ["profile.workers=7"]).profile.workers == 7
     assert Experiment.load(path, ["profile=v100-32g"], profile="t4-16g").profile.name == "t4-16g"
+    settings = ["profile.workers=7", "profile.batch.features=5"]
+    for overrides in (settings, ["profile={'type': 'v100-32g', 'workers': 7, 'batch': {'features': 5}}"]):
+        found = Experiment.load(path, overrides, profile="t4-16g").profile
+        assert (found.name, found.workers, found.batch["features"]) == ("t4-16g", 7, 5)
+    assert Experiment.load(path, settings, profile={"type": "t4-16g", "workers": 3}).profile.workers == 7
+    with pytest.raises(ExperimentError, match="profile.bacth: t4-16g has no setting 'bacth'"):
+        Experiment.load(path, ["profile.bacth.features=5"], profile="t4-16g")
     path = write(experiments, HEAD + "profile = dict(type='cpu', batch=dict(features=3))\n")
+    assert Experiment.load(path, profile="t4-16g").profile.batch["features"] == 256  # the file's are for its own
     assert dict(Experiment.load(path).profile.batch) == {"features": 3, "finetune": 4}
 
 

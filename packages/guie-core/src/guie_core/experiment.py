@@ -68,7 +68,7 @@ class Experiment:
             path: the experiment's file.
             overrides: "key=value" each, applied in order. The value is a Python literal (3, 0.5, True, None, [1, 2],
                 dict(type="Linear")), else text.
-            profile: used instead of the file's.
+            profile: used instead of the file's; overrides below "profile" change its settings all the same.
 
         Raises:
             ExperimentError: with all problems of the experiment.
@@ -83,9 +83,14 @@ class Experiment:
             plain[key] = _plain(value, key, problems)
         if "recipe" not in plain:
             problems.append(Problem("", "it names no recipe.", 'Write recipe = dict(type="...", ...).'))
+        if profile is not None:
+            plain["profile"] = dict(profile) if isinstance(profile, Mapping) else profile
         for override in overrides:
             apply_override(plain, override, problems)
-        chosen = profile if profile is not None else plain.get("profile", "auto")
+        chosen = plain.get("profile", "auto")
+        if profile is not None:  # also where an override names another
+            name = profile.get("type", "auto") if isinstance(profile, Mapping) else profile
+            chosen = {**chosen, "type": name} if isinstance(chosen, Mapping) else profile
         found = None
         try:
             found = find_profile(chosen)

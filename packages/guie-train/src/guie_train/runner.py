@@ -38,9 +38,12 @@ from guie_train.trackers import Tracking
 
 
 def default_folder(experiment: Experiment) -> Path:
-    """`runs/<name>`; with overrides a folder of their own, so that variants lie beside each other."""
-    variant = f"-{experiment.digest[:6]}" if experiment.overrides else ""
-    return Path("runs") / f"{experiment.name}{variant}"
+    """`runs/<name>`; with overrides a folder of their own, so that variants lie beside each other.
+
+    Those of the profile, which changes no result, make no variant.
+    """
+    variant = any(override.partition("=")[0].split(".")[0].strip() != "profile" for override in experiment.overrides)
+    return Path("runs") / (f"{experiment.name}-{experiment.digest[:6]}" if variant else experiment.name)
 
 
 def train(
