@@ -450,10 +450,14 @@ def test_what_it_takes_is_told_ahead(tmp_path: Path, pictures: str) -> None:
     total = sum(parameter.numel() for parameter in build("backbones", VIT).parameters()) + 67 * 8 + 8 + 5 * 8
     assert (one.parameters, one.trained) == (total, trained)
     assert one.device is not None
-    assert 1.0 < one.device / (4 * total + 12 * trained) < 1.1
+    others = 11 * 3 * 32**2 * 4  # bytes of the batch's images that wait for their turn
+    assert 1.0 < one.device / (4 * total + 12 * trained + others) < 1.1
     assert forecasts[12].device > one.device
     (chosen,) = (tmp_path / "store" / "finetune").glob("*/chosen.safetensors")
-    assert one.disk == pytest.approx(4 * chosen.stat().st_size, rel=0.02)  # with the state, which has two moments more
+    # the chosen, the state, which has two moments more, and the next state, before it takes that one's place
+    assert one.disk == pytest.approx(7 * chosen.stat().st_size, rel=0.02)
+    more = replace(stage(pictures, blocks=2), selection=Selection(protocol={"type": "LeaveOneOut"}, every=1, top_k=5))
+    assert more.forecast(outlook).disk == pytest.approx(9 * chosen.stat().st_size, rel=0.02)  # 2 epochs: 2 are kept
     assert one.does.startswith("2 epochs of 2 steps of 12 images of 32 px, 1 at once, in float32")
 
 

@@ -57,15 +57,17 @@ class FineTuned:
 
         model.train()
         step = trace(lambda: optimizer.step(closure), model, pixels, *_moments(optimizer))
-        memory = float(step.peak)
+        rest = self.training.batch_size - size  # of the batch: its pixels are there, in float32
+        memory = float(step.peak) + max(0, rest) * 3 * backbone.image_size**2 * 4
         if self.compute != "float32":
             # what was counted of the weights are autocast's casts of them; of the rest, half
             memory += 4 * total + 2 * opened
             memory += sum(moment.nbytes for moment in _moments(optimizer) if moment.dtype == dtype)
         return memory, step, trace(features, model, pixels)
 
-    def forecast(self, outlook: Outlook, images: int, selected: int, evaluations: int) -> Forecast:
-        """Training on so many images, and looks at `selected` others in so many evaluations."""
+    def forecast(self, outlook: Outlook, images: int, selected: int, evaluations: int, top_k: int) -> Forecast:
+        """Training on so many images, and looks at `selected` others in so many evaluations; `top_k` checkpoints of
+        them are kept besides the chosen one."""
         training, profile = self.training, outlook.profile
         size = min(profile.micro_batch("finetune", training.batch_size), training.batch_size)
         memory, step, features = self.traced(size, profile.checkpointing)
@@ -79,6 +81,11 @@ class FineTuned:
         trained, at_least, basis = outlook.time(step, work, self.compute)
         seen, _, _ = outlook.time(features, forward, self.compute)
         kept = training.epochs // training.keep_every if training.keep_every else 0
+        # a checkpoint is copied, and together in memory, before it is on the disk; activations are gone by then, while
+        # weights, gradients and moments are not
+        saving = 4 * total + 12 * opened + 8 * opened
+        # with a GPU, weights as they are read and the network, at first
+        host = 8 * total if profile.device == "cuda" else max(0, saving - memory)
         average = 4 * opened if training.ema_decay else 0
         at_once = f"{size} at once" + (", activations computed again" if profile.checkpointing else "")
         return Forecast(
@@ -86,9 +93,10 @@ class FineTuned:
             f"{model.backbone.image_size} px, {at_once}, in {self.compute} with float32 weights",
             parameters=total,
             trained=opened,
-            disk=(kept + 4) * 4 * opened + average,  # the chosen weights; while it trains, the state with two moments
+            # the chosen weights; while it trains, the state with two moments, and the one that takes its place
+            disk=(kept + min(top_k, evaluations) + 1 + 2 * 3) * 4 * opened + 2 * average,
             device=memory + (4 * total if training.ema_decay else 0),
-            host=LIBRARIES + 8 * total,
+            host=LIBRARIES + host,
             seconds=None if trained is None or seen is None else trained + seen,
             at_least=at_least,
             basis=basis,

@@ -198,7 +198,7 @@ class FineTune(TrainsHead):
         counts = np.full(train.classes, max(1, train.images // train.classes))
         work = FineTuned(lambda: self._model(counts, weights="none"), self.training, self.compute)
         evaluations = -(-self.training.epochs // self.selection.every)
-        return work.forecast(outlook, train.images, selected, evaluations)
+        return work.forecast(outlook, train.images, selected, evaluations, self.selection.top_k)
 
     def _model(self, class_counts: NDArray[np.int64], **weights: Any) -> tuple[Tuned, list[dict[str, Any]]]:
         """What is trained, random but for the backbone, and the optimizer's groups."""

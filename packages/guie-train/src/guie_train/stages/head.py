@@ -240,7 +240,8 @@ class FitHead(TrainsHead):
             images=train.images,
             others=images.all.images - train.images + (features.views - 1) * train.images,
             width=width,
-            files=4,  # chosen, last, and best by validation loss and accuracy
+            # chosen, last, and best by validation loss and accuracy, besides the best by the metric
+            files=4 + min(self.selection.top_k, -(-self.training.epochs // self.selection.every)),
         )
         found, count = forecast(model), outlook.processes
 
@@ -266,7 +267,7 @@ class FitHead(TrainsHead):
         found = divided() if _divides_classes(outlook.profile, count) else replace(found, lighter=lighter)
         does = (
             f"[{about(train)}, {width:,}] -> [{head.out_features}], {self.loss['type']} over "
-            f"{train.classes:,} classes; {found.does}"
+            f"{'' if train.exact else 'about '}{train.classes:,} classes; {found.does}"
         )
         return replace(found, does=does, gives=Trained(parameters(head)[0]))
 
