@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from guie_datasets import Extent, Manifest
 from guie_models.heads import BatchNormLinear
 from guie_models.losses import ArcFace
 from guie_train.feature_store import FeatureStore
-from guie_train.fitting import Training
+from guie_train.fitting import Fit, Training
 from guie_train.planning import forecast as planning
 from guie_train.planning.forecast import Forecast, Outlook
 from guie_train.planning.plan import make_plan
@@ -432,6 +433,67 @@ def test_training_ends_when_patience_does(
     assert trained.epoch == (chosen if keep == "best" else epochs)
     kept, wanted = (load_file(trained.folder / f"{n}.safetensors") for n in ("chosen", f"epoch-{trained.epoch:04d}"))
     assert all(torch.equal(value, kept[name]) for name, value in wanted.items())
+
+
+@pytest.mark.parametrize("again", [[0.49, 0.48, 0.2], [0.49, 0.48, 0.6], [0.53, 0.48, 0.2]])
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_what_is_chosen_is_what_the_curves_say_also_where_an_epoch_comes_out_otherwise_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: list[float], keep: str
+) -> None:
+    """Sums are not the same to the bit each time on a GPU, so that an epoch that is made again has another score."""
+    made = stage({"type": "ArcFace"}, {"every": 1, "keep": keep, "top_k": 2})
+    save, written = Fit.save, []
+
+    def killed(fit: Fit) -> None:
+        if (fit.epoch, fit.step) == (2, 0):
+            written.extend(path.name for path in fit.folder.glob("*.safetensors"))
+            raise KeyboardInterrupt
+        save(fit)
+
+    monkeypatch.setattr(Fit, "_due", lambda fit: True)
+    monkeypatch.setattr(Fit, "save", killed)
+    scores(monkeypatch, [0.5, 0.51])
+    with pytest.raises(KeyboardInterrupt):
+        workspace(tmp_path).get(made)
+    assert written  # of the epoch that nothing on the disk knows of
+    monkeypatch.undo()
+    scores(monkeypatch, again)
+    trained = workspace(tmp_path).get(made)
+    values = [0.5, *again]
+    assert [curve["mP@5"] for curve in trained.curves] == values
+    assert trained.epoch == (4 if keep == "last" else 1 + values.index(max(values)))
+    best = sorted(range(1, 5), key=lambda epoch: -values[epoch - 1])[:2]
+    valid = 1 + int(np.argmin([curve["valid loss"] for curve in trained.curves]))
+    wanted = {"chosen": trained.epoch, "best-valid-loss": valid} | {f"top-{epoch:04d}": epoch for epoch in best}
+    for name, epoch in wanted.items():
+        one, other = (load_file(trained.folder / f"{n}.safetensors") for n in (name, f"epoch-{epoch:04d}"))
+        assert all(torch.equal(value, other[key]) for key, value in one.items()), name
+    names = {path.stem for path in trained.folder.glob("*.safetensors")}
+    assert names == {*wanted, "best-valid-accuracy", "last", *(f"epoch-{epoch:04d}" for epoch in range(1, 5))}
+
+
+def test_a_kill_while_what_is_chosen_gets_its_name_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = stage({"type": "ArcFace"}, {"every": 1, "top_k": 3})
+    whole = workspace(tmp_path / "whole").get(made)
+    named, replace_file = [], os.replace
+
+    def killed(source: Any, target: Any) -> None:
+        if "selected" in str(source):
+            named.append(target)
+            if len(named) == 2:
+                raise KeyboardInterrupt
+        replace_file(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        workspace(tmp_path / "parts").get(made)
+    parts = workspace(tmp_path / "parts").get(made)
+    assert {path.name for path in parts.folder.iterdir()} == {path.name for path in whole.folder.iterdir()}
+    for path in whole.folder.glob("*.safetensors"):
+        one, other = load_file(path), load_file(parts.folder / path.name)
+        assert all(torch.equal(value, other[name]) for name, value in one.items()), path.name
 
 
 def test_an_early_end_is_where_it_would_be_without_an_interruption(

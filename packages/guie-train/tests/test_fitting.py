@@ -449,7 +449,7 @@ def test_gradients_that_are_never_finite_are_an_error_in_float32_as_well(tmp_pat
     model = Overflowing(-1)  # at a scale of 1, which float32 has
     training = Training(epochs=6, batch_size=16, optimizer=SAM)
     fitted = Fit(model, Resident(*data()), training, seed=5, folder=tmp_path, name="tune", backward=model.gradients)
-    with pytest.raises(GuieError, match="none of the 3 steps of epoch 1 could be made.*\n.* Lower the learning rate"):
+    with pytest.raises(GuieError, match=r"none of the 3 steps of epoch 1 could be made.*\n.* Lower the learning rate"):
         fitted.run(Stop())
 
 

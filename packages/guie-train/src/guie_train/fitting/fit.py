@@ -131,6 +131,7 @@ class Fit:
         # steps left out, where the optimizer doesn't count them
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self.curves: list[Curve] = []  # one an epoch
+        self.saved_epochs = 0  # those of them that the state on disk has
         self.norm = torch.zeros((), device=device)  # of the gradients of the last step
         self._one = torch.ones((), device=device)
         # on a GPU, torch's fused optimisers leave a step out by themselves, so that nobody waits to see whether to
@@ -185,6 +186,8 @@ class Fit:
                     if stopped:
                         raise Interrupted(f"{self.name}: saved at epoch {self.epoch}, step {self.step}")
                 self._end_of_epoch(after_epoch)
+        if self.saved_epochs < len(self.curves):
+            self.save()
         return self.curves
 
     def _begin_epoch(self) -> None:
@@ -242,7 +245,8 @@ class Fit:
 
         try:
             if isinstance(optimizer, SAM):  # it clips, and looks at norms, by itself
-                loss: Tensor = optimizer.step(closure, max_norm=limit, norm_of=None if self.parts is None else self.parts.norm)
+                norm_of = None if self.parts is None else self.parts.norm
+                loss: Tensor = optimizer.step(closure, max_norm=limit, norm_of=norm_of)
                 assert optimizer.norm is not None
                 self.norm = optimizer.norm
             else:
@@ -301,7 +305,7 @@ class Fit:
         keep = self.training.keep_every
         if keep and self.epoch % keep == 0:
             self.write_checkpoint(f"epoch-{self.epoch:04d}")
-        if self.epoch == self.training.epochs or self.processes.any(self._due()):
+        if self.processes.any(self._due()):
             self.save()
         if self.on_epoch is not None and self.processes.first:
             self.on_epoch(self.curves)
@@ -378,7 +382,7 @@ class Fit:
         state = self._state() if self.parts is None else self.parts.joined(self._state(), self.optimizer)
         if self.processes.first:
             save_state(state, self.folder / "state.pt")
-        self._saved = time.monotonic()
+        self.saved_epochs, self._saved = len(self.curves), time.monotonic()
 
     def _state(self) -> dict[str, Any]:
         state: dict[str, Any] = {
@@ -416,6 +420,7 @@ class Fit:
             self.epoch, self.step = state["epoch"], state["step"]
             self.skipped.fill_(state["skipped"])
             self.total, self.curves = state["total"].to(self.total.device), state["curves"]
+            self.saved_epochs = len(self.curves)
             torch.set_rng_state(state["rng"])
             if self.examples.device.type == "cuda" and "cuda_rng" in state:  # not if it was begun on the CPU
                 torch.cuda.set_rng_state(state["cuda_rng"], self.examples.device)

@@ -301,6 +301,7 @@ class FineTune(TrainsHead):
             if not out_of_memory(error):
                 raise
             raise GuieError(self._too_large(profile, size, str(error).partition("\n")[0])) from error
+        selector.finish(curves)
         self.write_curves(folder, backbone.features, curves)
         (folder / "state.pt").unlink(missing_ok=True)  # three times the weights, of which nothing is needed any more
 

@@ -316,4 +316,5 @@ class FitHead(TrainsHead):
         fit.write_checkpoint("last")
         if not processes.first:
             return
+        selector.finish(curves)
         self.write_curves(folder, train.dimension, curves)

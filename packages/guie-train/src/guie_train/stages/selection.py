@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from guie_core import Config, GuieError, Slot
+from guie_core.files import atomic_write, sync_directory
 from guie_core.registry import build
 from guie_datasets import Manifest
 from guie_train.fitting import Curve, Fit
@@ -67,9 +70,11 @@ class Selection:
 
 
 class Selector:
-    """Evaluates a training after its epochs, and writes `chosen.safetensors` and the best by validation.
+    """Evaluates a training after its epochs, and keeps the checkpoints of those that are chosen, or best by validation.
 
     Called with the number of epochs done, the model in evaluation mode, it gives the figures; {} where none are due.
+    Until `finish`, checkpoints are called by their epochs alone, so that they are what the curves say whenever the
+    training is killed, and however it goes on.
 
     Args:
         selection: by what, and how often.
@@ -121,24 +126,49 @@ class Selector:
         curve = dict(evaluate(embedding.cpu(), self.labels, self.categories, self.pairs, metrics=metrics).overall)
         if self.seen is not None:
             curve |= _validate(self.loss, self.embed(self.seen), self.targets, fit.training.batch_size)
-            for name, sign in (("valid loss", -1), ("valid accuracy", 1)) if self.keep_validated else ():
-                if all(sign * curve[name] > sign * c[name] for c in fit.curves if name in c):
-                    fit.write_checkpoint(f"best-{name.replace(' ', '-')}")
         curves = [*fit.curves, {"epoch": epoch, **curve}]
-        last = epoch == fit.training.epochs or selection.enough(curves)
-        if last if selection.keep == "last" else selection.chosen(curves) == epoch:
-            fit.write_checkpoint("chosen")
-        self._keep_top([int(best["epoch"]) for best in selection.ranked(curves)[: selection.top_k]], epoch)
+        wanted = self._names(curves, epoch == fit.training.epochs or selection.enough(curves))
+        if epoch in wanted.values():
+            fit.write_checkpoint(_selected(epoch))
+        # what the state on the disk knows of is kept as well: after a kill, epochs since then may come out otherwise
+        kept = {_selected(each) for each in (*wanted.values(), *self._names(fit.curves[: fit.saved_epochs]).values())}
+        for path in fit.folder.glob(f"{_selected('*')}.safetensors"):
+            if path.stem not in kept:
+                path.unlink()
         return curve
 
-    def _keep_top(self, epochs: list[int], epoch: int) -> None:
-        """Write a checkpoint of `epoch` if it is among the best, and remove those that no longer are."""
-        if epoch in epochs:
-            self.fit.write_checkpoint(f"top-{epoch:04d}")
-        kept = {f"top-{best:04d}.safetensors" for best in epochs}
-        for path in self.fit.folder.glob("top-*.safetensors"):
-            if path.name not in kept:
+    def finish(self, curves: list[Curve]) -> None:
+        """Give the checkpoints the names that they have by all curves. A kill meanwhile costs nothing."""
+        names: dict[int, list[str]] = {}
+        for name, epoch in self._names(curves, ended=True).items():
+            names.setdefault(epoch, []).append(name)
+        for path in self.fit.folder.glob(f"{_selected('*')}.safetensors"):
+            called = names.get(int(path.stem.rpartition("-")[2]))
+            if called is None:
                 path.unlink()
+                continue
+            for name in called[1:]:
+                with open(path, "rb") as source, atomic_write(path.with_stem(name)) as file:
+                    shutil.copyfileobj(source, file)
+            os.replace(path, path.with_stem(called[0]))
+        sync_directory(self.fit.folder)
+
+    def _names(self, curves: list[Curve], ended: bool = False) -> dict[str, int]:
+        """The epochs that are kept by these curves, by what their checkpoints are called in the end."""
+        ranked = [int(curve["epoch"]) for curve in self.selection.ranked(curves)]
+        found = {f"top-{epoch:04d}": epoch for epoch in ranked[: self.selection.top_k]}
+        if ended or (ranked and self.selection.keep == "best"):
+            found["chosen"] = self.selection.chosen(curves)
+        for name, sign in (("valid loss", -1), ("valid accuracy", 1)) if self.keep_validated else ():
+            if scored := [curve for curve in curves if name in curve]:
+                best = max(scored, key=lambda curve: sign * curve[name])
+                found[f"best-{name.replace(' ', '-')}"] = int(best["epoch"])
+        return found
+
+
+def _selected(epoch: int | str) -> str:
+    """What a checkpoint of that epoch is called while the training goes on."""
+    return f"selected-{epoch:0>4}"
 
 
 def _validate(loss: Any, embedding: Tensor, labels: Tensor, batch_size: int) -> Curve:
