@@ -117,8 +117,8 @@ def test_the_experiment_tells_the_figures_of_the_plan(name: str, bare: Path) -> 
 
 
 def test_a_gpu_that_is_too_small(guie_train: Run) -> None:
-    setting = "profile={'type': 'rtx3090-24g', 'memory_gb': 8}"
-    code, out, err = guie_train("--dry-run", "--set", setting)
+    small = ("--dry-run", "--profile", "rtx3090-24g", "--set", "profile.memory_gb=8")
+    code, out, err = guie_train(*small)
     assert code == 1
     assert "Missing" in out  # the plan is told all the same
     lines = err.splitlines()
@@ -127,10 +127,10 @@ def test_a_gpu_that_is_too_small(guie_train: Run) -> None:
     assert lines[4] == (
         "features train, features valid, features classifier: fits with --set recipe.features.compute=profile"
     )
-    assert "fits with --set \"profile={'type': 'rtx3090-24g', 'batch': {'features': 256}}\"" in lines[5]
+    assert "fits with --set profile.batch.features=256" in lines[5]
     assert "--profile v100-32g" in lines[6]
-    for option in ("recipe.features.compute=profile", "profile={'type': 'rtx3090-24g', 'batch': {'features': 256}}"):
-        assert guie_train("--dry-run", "--set", option)[0] == 0  # as it is told, so it can be typed
+    for option in ("recipe.features.compute=profile", "profile.batch.features=256"):
+        assert guie_train(*small, "--set", option)[0] == 0  # as it is told, so it can be typed
 
 
 def test_training_refuses_a_gpu_that_is_too_small_before_the_first_stage(

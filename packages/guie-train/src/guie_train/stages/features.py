@@ -260,7 +260,8 @@ class Features(Stage[FeatureStore]):
         if outlook.ready(self):  # nobody asks what it would take, and the backbone need not be built
             store = outlook.workspace.get(self)
             return Forecast(gives=StoredFeatures(store.dimension, store.views))
-        if (sharing := self._sharing(outlook)) is not None:
+        before = self._before(outlook)
+        if (sharing := self._sharing(before)) is not None:
             gives, does = outlook.forecast(sharing).gives, f"the same features as {sharing.name!r}"
             return Forecast(does=does, disk=0, basis="nothing", gives=gives)
         frozen = Frozen.of(self.backbone, outlook)
@@ -269,19 +270,23 @@ class Features(Stage[FeatureStore]):
         image = tuple(self.seen_by(backbone)(torch.zeros(3, 8, 8, dtype=torch.uint8), self.seed).shape)
         views = self.arguments["views"]
         traced = frozen.traced(batch, self.compute, image)
-        wanted, todo, exact = known(lambda: self._expected(outlook)) or (None, None, False)
+        wanted, todo, exact = known(lambda: self._expected(outlook, before)) or (None, None, False)
         seconds, at_least, basis = frozen.time((todo or 0) * views, batch, self.compute, image)
         count = "N" if wanted is None else f"{'' if exact else 'about '}{wanted:,}"
         seen = f", {views} views" if views > 1 else ""
+        on_gpu = outlook.profile.device == "cuda"
+        # views beside the batch that the network has: those of it one by one, together (on a GPU, in pinned memory
+        # too), and what is read ahead
+        held = (3 + on_gpu) * batch + 4 * outlook.profile.workers * views
         weights = sum(value.numel() * value.element_size() for value in backbone.state_dict().values())
         return Forecast(
             does=f"[{count}, {', '.join(map(str, image))}]{seen} -> [{dimension:,}] each, {self.dtype}; "
             f"{backbone.name} on {batch} at once, in {self.compute}",
             parameters=parameters(backbone)[0],
             trained=0,
-            disk=None if wanted is None else wanted * (views * dimension * np.dtype(self.dtype).itemsize + HASH),
+            disk=None if todo is None else todo * (views * dimension * np.dtype(self.dtype).itemsize + HASH),
             device=traced.peak,
-            host=LIBRARIES + (weights if outlook.profile.device == "cuda" else 0) + 2 * batch * 4 * math.prod(image),
+            host=LIBRARIES + (weights if on_gpu else 0) + held * 4 * math.prod(image),
             seconds=None if wanted is None else seconds,
             at_least=at_least,
             basis=basis if wanted is not None else f"how many images is known when {self.manifest.name!r} is done",
@@ -290,36 +295,42 @@ class Features(Stage[FeatureStore]):
             lighter=lambda memory: self._lighter(frozen, batch, image, memory),
         )
 
-    def _sharing(self, outlook: Outlook) -> Features | None:
-        """The stage before this one that computes all that it asks for, if there is one."""
+    def _before(self, outlook: Outlook) -> list[Features]:
+        """The stages before this one that add to the same store, of the same manifest's images."""
         if (key := known(lambda: self.key)) is None:
-            return None
-        before: list[Features] = outlook.once((self.slug, key), list)
+            return []
+        all_of_them: list[Features] = outlook.once((self.slug, key), list)
+        before = [other for other in all_of_them if other.manifest == self.manifest]
+        all_of_them.append(self)
+        return before
+
+    def _sharing(self, before: list[Features]) -> Features | None:
+        """The one that computes all that this asks for, if there is one."""
         for other in before:
-            if (
-                other.manifest == self.manifest
-                and other.part in ("all", self.part)
-                and other.shape in ("any", self.shape)
-            ):
+            if other.part in ("all", self.part) and other.shape in ("any", self.shape):
                 return other
-        before.append(self)
         return None
 
-    def _expected(self, outlook: Outlook) -> tuple[int, int, bool]:
-        """How many images there will be features of, how many of them are to compute, and whether that is counted."""
+    def _expected(self, outlook: Outlook, before: list[Features]) -> tuple[int, int, bool]:
+        """How many images there will be features of, how many of them are left to compute, and whether it's counted."""
         manifest = outlook.manifest(self.manifest)
         if manifest is not None:
             hashes = np.unique(manifest.column("hash")[self.rows(manifest)])
             folder = outlook.workspace.folder(self)
             there = (folder / "store.json").exists()
-            missing = len(FeatureStore(folder).missing(hashes)) if there else len(hashes)
-            return len(hashes), missing or len(hashes), True  # if none is missing, all are to be computed again
+            missing = hashes[FeatureStore(folder).missing(hashes)] if there else hashes
+            missing = missing if len(missing) else hashes  # if none is missing, all are to be computed again
+            for other in before:
+                missing = np.setdiff1d(missing, manifest.column("hash")[other.rows(manifest)])
+            return len(hashes), len(missing), True
         images = outlook.images(self.manifest)
         if self.shape == "square":
             raise NotKnown("how many images are square is not known")
         reported = images.of(self.reported).images
-        count = {"all": images.all.images, "reported": reported, "rest": images.all.images - reported}[self.part]
-        return count, count, False
+        counts = {"all": images.all.images, "reported": reported, "rest": images.all.images - reported}
+        wanted = counts[self.part]
+        parts = {other.part for other in before if other.shape == "any"}  # those of one part are apart from the other's
+        return wanted, wanted - sum(counts[part] for part in parts if self.part == "all"), False
 
     def _lighter(self, frozen: Frozen, batch: int, image: tuple[int, ...], memory: float) -> Iterator[str]:
         profile = frozen.outlook.profile
@@ -327,7 +338,7 @@ class Features(Stage[FeatureStore]):
             yield "--set recipe.features.compute=profile"
         for count in powers_below(batch):
             if frozen.traced(count, self.compute, image).peak <= memory:
-                yield f"--set \"profile={{'type': {profile.name!r}, 'batch': {{'features': {count}}}}}\""
+                yield f"--set profile.batch.features={count}"
                 return
 
     def load(self, folder: Path) -> FeatureStore:
