@@ -121,20 +121,20 @@ class FeatureStore:
         return sorted(self.folder.glob("[0-9]*.features"))
 
     @cached_property
-    def _mapped(self) -> list[tuple[NDArray[np.bytes_], NDArray[Any]]]:
-        """Hashes [n] and features [n, V, D] of each shard."""
-        mapped: list[tuple[NDArray[np.bytes_], NDArray[Any]]] = []
-        for path in self.shards():
-            if len(hashes := self._rows(path)["hash"]):
-                shape = (len(hashes), self.views, self.dimension)
-                mapped.append((hashes, np.memmap(path, self.dtype, "r", shape=shape)))
-        return mapped
+    def _hashes(self) -> list[tuple[Path, NDArray[np.bytes_]]]:
+        """The shards, and the hashes [n] of each."""
+        found = [(path, self._rows(path)["hash"]) for path in self.shards()]
+        return [(path, hashes) for path, hashes in found if len(hashes)]
+
+    def _mapped(self, path: Path, rows: int) -> NDArray[Any]:
+        """Features [rows, V, D] of a shard. Let go of it soon: what has been read counts as this process's memory."""
+        return np.memmap(path, self.dtype, "r", shape=(rows, self.views, self.dimension))
 
     @cached_property
     def _lookup(self) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
         """All hashes in ascending order, and the row (counted over all shards) where each one's features are."""
         known, row = np.unique(
-            np.concatenate([np.empty(0, "S32"), *(hashes for hashes, _ in self._mapped)]), return_index=True
+            np.concatenate([np.empty(0, "S32"), *(hashes for _, hashes in self._hashes)]), return_index=True
         )
         there = known != _FORGOTTEN
         return known[there], row[there]
@@ -197,11 +197,12 @@ class FeatureStore:
         row = rows[np.searchsorted(known, hashes.astype("S32"))]
         out = np.empty((len(hashes), self.dimension), np.float32)
         start = 0
-        for shard_hashes, features in self._mapped:
+        for path, shard_hashes in self._hashes:
             here = np.flatnonzero((row >= start) & (row < start + len(shard_hashes)))
-            # ascending rows read the mapped file front to back
-            here = here[np.argsort(row[here], kind="stable")]
-            out[here] = features[row[here] - start, view]
+            if len(here):
+                # ascending rows read the mapped file front to back
+                here = here[np.argsort(row[here], kind="stable")]
+                out[here] = self._mapped(path, len(shard_hashes))[row[here] - start, view]
             start += len(shard_hashes)
         return out
 
@@ -279,7 +280,7 @@ class FeatureStore:
             whole = min(len(rows), path.stat().st_size // self.row_bytes)
             wrong = []
             if whole:
-                features = np.memmap(path, self.dtype, "r", shape=(whole, self.views, self.dimension))
+                features = self._mapped(path, whole)
                 for number, (row, each) in enumerate(zip(rows, features, strict=False)):
                     if row["hash"] != _FORGOTTEN and _checksum(row["hash"], each) != row["checksum"]:
                         wrong.append(number)
@@ -308,7 +309,7 @@ class FeatureStore:
         self._changed()
 
     def _changed(self) -> None:
-        self.__dict__.pop("_mapped", None)
+        self.__dict__.pop("_hashes", None)
         self.__dict__.pop("_lookup", None)
 
 

@@ -40,7 +40,7 @@ class Forecast:
     Attributes:
         does: what goes in and comes out, with shapes.
         parameters, trained: numbers that the stage's networks hold, and those that it changes.
-        disk: bytes of its outputs.
+        disk: bytes of its outputs, or what it adds to those that are there already.
         device: bytes of the device's memory at its peak: the GPU's; on the CPU they are the machine's, besides `host`.
         host: bytes of the machine's memory at its peak.
         seconds: how long it takes; with `at_least` nothing can be faster.
@@ -131,6 +131,10 @@ class Outlook:
                 found = stage.forecast(self)
             except NotKnown as reason:
                 found = Forecast(basis=str(reason), device=None)
+            except GuieError:
+                raise
+            except Exception as error:  # of a plugin, or of what it is built on: nothing depends on a forecast
+                found = Forecast(basis=f"it can't be told: {type(error).__name__}: {error}", device=None)
             self._forecasts[stage.name] = found
         return self._forecasts[stage.name]
 
@@ -175,7 +179,8 @@ class Outlook:
         least = times * traced.seconds(speed.operations, speed.bandwidth)
         launching = times * traced.kernels * LAUNCH if self.profile.device == "cuda" else 0.0
         if launching > least:
-            each = f"{traced.kernels:,} kernels a step, {LAUNCH * 1e6:.0f} us each"
+            # torch's fused optimisers and compiled passes are counted as what they are made of
+            each = f"at most {traced.kernels:,} kernels a step, {LAUNCH * 1e6:.0f} us each"
             return launching, False, f"if launching kernels is what limits: {each}"
         return least, True, speed.basis
 

@@ -78,8 +78,9 @@ def _sums(plan: Plan, folder: Path) -> Iterator[str]:
         yield "All is done: the same command without --dry-run reuses it."
         return
     yield "In all"
-    more = any(step.disk is None for step in steps)
-    yield f"  disk    {size(plan.to_write)} to be written{' at least' * more}, of {size(free_space(folder))} that are free"
+    more = " at least" if any(step.disk is None for step in steps) else ""
+    disk = f"{size(plan.to_write)} to be written{more}" if plan.to_write or not more else "not known yet"
+    yield f"  disk    {disk}, of {size(free_space(folder))} that are free"
     if plan.profile.device == "cuda":
         device = max(plan.device(step) or 0 for step in steps)
         yield f"  GPU     {size(device)} at the peak, of {size(plan.memory)} that a stage can have"

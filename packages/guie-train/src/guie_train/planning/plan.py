@@ -23,13 +23,12 @@ CONTEXT = 0.6e9
 
 @dataclass(frozen=True)
 class Step:
-    """A stage of a plan. on_disk: bytes that are there already; folder: where, if that is known."""
+    """A stage of a plan. on_disk: bytes of outputs that are whole; what is made again takes their place."""
 
     name: str
     state: State
     on_disk: int
     forecast: Forecast
-    folder: Path | None = None
 
     @property
     def disk(self) -> float | None:
@@ -51,14 +50,8 @@ class Plan:
 
     @property
     def to_write(self) -> float:
-        """Bytes that are still to be written, as far as they are known; stages that share a folder share its bytes."""
-        wanted: dict[object, tuple[float, int]] = {}
-        for number, step in enumerate(self.to_do):
-            place = step.folder or number
-            disk, _ = wanted.get(place, (0.0, 0))
-            # what is made again takes the place of what was there
-            wanted[place] = (max(disk, step.forecast.disk or 0), step.on_disk)
-        return sum(max(0.0, disk - on_disk) for disk, on_disk in wanted.values())
+        """Bytes that are still to be written, as far as they are known."""
+        return sum(max(0.0, (step.forecast.disk or 0) - step.on_disk) for step in self.to_do)
 
     @property
     def missing(self) -> list[Missing]:
@@ -128,9 +121,9 @@ def make_plan(stages: Sequence[Stage[Any]], again: Sequence[Stage[Any]], workspa
         state: State = "to do" if not there else "again" if stage in again else "done before"
         if there and stage not in again:
             ready.add(stage.name)
-        folder = _folder(stage, workspace)
+        on_disk = _bytes(workspace.folder(stage)) if there else 0
         found = Forecast() if state == "done before" else outlook.forecast(stage)
-        steps.append(Step(stage.name, state, _bytes(folder) if folder else 0, found, folder))
+        steps.append(Step(stage.name, state, on_disk, found))
     return Plan(workspace.profile, steps)
 
 
@@ -139,13 +132,6 @@ def _complete(stage: Stage[Any], workspace: Workspace) -> bool:
         return workspace.complete(stage)
     except GuieError:  # of what it reads, something is not there
         return False
-
-
-def _folder(stage: Stage[Any], workspace: Workspace) -> Path | None:
-    try:
-        return workspace.folder(stage)
-    except GuieError:  # what it is called depends on data that aren't there
-        return None
 
 
 def _bytes(folder: Path) -> int:

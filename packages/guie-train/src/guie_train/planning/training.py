@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from guie_models.optimizers import build_optimizer
+from guie_train.feature_store import SHARD
 from guie_train.fitting import Training
 from guie_train.planning.forecast import LIBRARIES, Forecast, Outlook
 from guie_train.planning.meta import on_meta, parameters, state_bytes, step, trace
@@ -13,6 +14,9 @@ from guie_train.processes import Processes
 
 CURVE = 300
 """Bytes of an epoch's figures, in curves.json and in state.pt."""
+READING = 2 * SHARD
+"""Rows of features, in float32, that are held while others are read: a shard as it is mapped and what was chosen of it,
+in 16 bits, and some thousand rows with their size values."""
 
 
 class Unsent(Processes):
@@ -47,14 +51,16 @@ def forecast_training(
     average = checkpoint if training.ema_decay else 0
     kept = training.epochs // training.keep_every if training.keep_every else 0
     resident = (images + others) * width * 4 + images * 8
+    working, reading = traced.peak + average, READING * width * 4
     seconds, at_least, basis = outlook.time(traced, training.epochs * steps, "float32")
     return Forecast(
         does=f"{training.epochs:,} epochs of {steps:,} steps of {training.batch_size}",
         parameters=total,
         trained=trained,
         disk=(kept + files + 1) * checkpoint + average + moments + 2 * CURVE * training.epochs,  # 1: state.pt
-        device=resident + traced.peak + average,
-        host=LIBRARIES + resident,  # read, and then moved
+        device=resident + working,
+        # on a GPU they are read, and then moved; elsewhere training begins when what reading took is free again
+        host=LIBRARIES + (resident + reading if outlook.profile.device == "cuda" else max(0, reading - working)),
         seconds=seconds,
         at_least=at_least,
         basis=basis,

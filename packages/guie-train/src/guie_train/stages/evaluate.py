@@ -18,6 +18,7 @@ from guie_datasets.splits import TRAIN
 from guie_models.heads import PCA
 from guie_train.feature_store import FeatureStore
 from guie_train.planning.forecast import LIBRARIES, Features, Forecast, Outlook, about
+from guie_train.planning.training import READING
 from guie_train.report import System
 from guie_train.retrieval import Evaluation, Pairs, evaluate
 from guie_train.stage import Stage, Workspace
@@ -56,7 +57,7 @@ class Evaluate(Stage[list[System]]):
         answerable_pairs(self.protocol, "recipe.evaluation.protocol", workspace.get(self.manifest))
 
     def forecast(self, outlook: Outlook) -> Forecast:
-        """Features of what is reported on, in memory, and an exact search among them."""
+        """PCA's features in memory, and later those of what is reported on: as read, normalised, and for the search."""
         images, dimension = outlook.images(self.manifest), outlook.given(self.valid, Features).dimension
         reported = images.of(self.protocol.get("split", "test"))
         baselines = 1 + bool(self.pca)
@@ -65,7 +66,7 @@ class Evaluate(Stage[list[System]]):
         return Forecast(
             does=f"{systems} systems on {about(reported)} images of {reported.classes:,} classes",
             disk=systems * reported.images * (FOUND + 8 * len(self.metrics)),
-            host=LIBRARIES + (fitted + 2 * reported.images) * dimension * 4,
+            host=LIBRARIES + max(fitted, 3 * reported.images) * dimension * 4 + READING * dimension * 4,
             basis="seconds, on the CPU",
         )
 
