@@ -226,13 +226,13 @@ def show_plan(
 
 
 def _check_room(stages: list[Stage[Any]], again: list[Stage[Any]], workspace: Workspace) -> None:
-    """Warn of a disk that is too small, and raise GuieError if a stage that is to do does not fit into the GPU's
-    memory: hours may be saved."""
+    """Warn of a disk that is too small, and of a stage that is to do and may not fit into the GPU's memory: hours may
+    be saved. It is an estimate, and stops nothing; extraction makes do with smaller batches by itself."""
     plan = make_plan(stages, again, workspace)
     if workspace.profile.device == "cuda":
         where, memory = free_memory()
         if refusal := plan.refusal(memory, where):
-            raise GuieError(refusal)
+            click.echo(f"warning: as far as it can be told ahead, {refusal}", err=True)
     if full := full_disk(plan, workspace.store):
         click.echo(f"warning: {full}", err=True)
 
