@@ -16,6 +16,7 @@ from guie_core import GuieError, Interrupted, UsageError
 from guie_core.interrupt import Stop
 from guie_core.registry import build
 from guie_train.fitting import Fit, Resident, Training
+from guie_train.fitting.parts import Parts
 from guie_train.processes import ALONE, Processes
 from guie_train.stages.head import HeadWithLoss
 
@@ -211,3 +212,30 @@ def test_the_others_hold_shapes_alone() -> None:
     assert network.loss.centres.shape == (6, 4)
     expected = model(LOSSES["ArcFace"]).loss.centres
     assert torch.equal(network.loss.centres, expected[Processes(1, 2, 0).part(CLASSES)])
+
+
+def test_what_nobody_looks_at_is_not_brought_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Centres may be gigabytes: they are whole where they are evaluated, or kept, and in the end."""
+    epochs: list[int] = []
+    filled = Parts.fill
+    network = model(LOSSES["ArcFace"])
+    training = Training(epochs=7, batch_size=16, optimizer=ADAMW, warmup_epochs=0, keep_every=5)
+    one = Fit(
+        network, Resident(*data()), training, seed=5, folder=tmp_path, name="head", whole=model(LOSSES["ArcFace"])
+    )
+
+    def noted(self: Parts, module: nn.Module) -> None:
+        epochs.append(one.epoch)
+        filled(self, module)
+
+    looked: list[int] = []
+
+    def look(epoch: int) -> dict[str, float]:
+        looked.append(epoch)
+        return {}
+
+    monkeypatch.setattr(Parts, "fill", noted)
+    one.run(Stop(), look, every=3)
+    assert looked == [3, 6, 7]
+    assert epochs == [3, 5, 6, 7]
+    torch.testing.assert_close(dict(one.evaluated.state_dict()), dict(network.state_dict()), rtol=0, atol=0)

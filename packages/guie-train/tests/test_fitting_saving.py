@@ -43,9 +43,7 @@ def test_no_copy_of_the_state_is_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bytes_before", [0, 1000, 500_000])
-def test_what_the_disk_says_is_what_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_before: int
-) -> None:
+def test_what_the_disk_says_is_what_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_before: int) -> None:
     save_state({"a": torch.arange(3)}, tmp_path / "state.pt")
     written = 0
 

@@ -154,13 +154,16 @@ class Fit:
         stop: Stop,
         after_epoch: Callable[[int], Curve] | None = None,
         enough: Callable[[list[Curve]], bool] | None = None,
+        every: int = 1,
     ) -> list[Curve]:
         """Train to the end and return the curves.
 
         Args:
             stop: asked after each step; once set, the state is saved.
-            after_epoch: called with the number of epochs done; what it returns joins the epoch's curve.
+            after_epoch: called every so many epochs, and after the last, with the number of epochs done; what it
+                returns joins the epoch's curve.
             enough: whether these curves are reason to end early.
+            every: epochs between two calls of `after_epoch`.
 
         Raises:
             Interrupted: after the user asked to stop; the next `Fit` in the same folder goes on from here.
@@ -185,7 +188,7 @@ class Fit:
                         self.save()
                     if stopped:
                         raise Interrupted(f"{self.name}: saved at epoch {self.epoch}, step {self.step}")
-                self._end_of_epoch(after_epoch)
+                self._end_of_epoch(after_epoch, every)
         if self.saved_epochs < len(self.curves):
             self.save()
         return self.curves
@@ -289,7 +292,7 @@ class Fit:
         self._wrong = torch.where(finite | (self._wrong >= 0), self._wrong, self.step)
         self._norm_before = torch.where(self._wrong < 0, self.norm, self._norm_before)
 
-    def _end_of_epoch(self, after_epoch: Callable[[int], Curve] | None) -> None:
+    def _end_of_epoch(self, after_epoch: Callable[[int], Curve] | None, every: int) -> None:
         self._check_finite()
         loss = float(self.total) / self.steps
         curve = {"epoch": self.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], "loss": loss}
@@ -297,13 +300,14 @@ class Fit:
             curve["skipped steps"] = skipped
         self._check_steps(int(skipped))
         self.epoch, self.step = self.epoch + 1, 0
-        if self.parts is not None:
+        last, keep = self.epoch == self.training.epochs, self.training.keep_every
+        looks, keeps = last or self.epoch % every == 0, keep > 0 and self.epoch % keep == 0
+        if self.parts is not None and (looks or keeps):
             self.parts.fill(self._trained)
-        if after_epoch is not None:
+        if after_epoch is not None and looks:
             curve |= self.processes.told(partial(self._evaluate, after_epoch))
         self.curves.append(curve)
-        keep = self.training.keep_every
-        if keep and self.epoch % keep == 0:
+        if keeps:
             self.write_checkpoint(f"epoch-{self.epoch:04d}")
         if self.processes.any(self._due()):
             self.save()

@@ -27,7 +27,8 @@ class LossScale:
         self.passes = torch.where(finite, self.passes + 1, 0)
         grown = self.passes == self.interval
         factor = torch.where(finite, torch.where(grown, self.growth, 1.0), self.backoff)
-        self.value = self.value * factor
+        value = self.value * factor
+        self.value = torch.where(value.isfinite(), value, self.value)
         self.passes = torch.where(grown, 0, self.passes)
 
     def reset(self) -> None:

@@ -156,12 +156,10 @@ class FitClassifier(Stage[TrainedClassifier]):
         )
 
         def accuracy(epoch: int) -> Curve:
-            if epoch % self.every and epoch != self.training.epochs:
-                return {}
             right = model.linear(seen).argmax(1) == targets
             return {"valid accuracy": float(right.float().mean())}
 
-        curves = fit.run(workspace.stop, accuracy)
+        curves = fit.run(workspace.stop, accuracy, every=self.every)
         fit.write_checkpoint("last")
         about = {"categories": categories.tolist(), "in_features": store.dimension, "curves": curves}
         with atomic_write(folder / "curves.json", "w") as file:

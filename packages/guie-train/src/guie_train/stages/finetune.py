@@ -296,7 +296,7 @@ class FineTune(TrainsHead):
             self.selection, fit, manifest, classes, fit.evaluated.loss, selected, embed, keep_validated=False
         )
         try:
-            curves = fit.run(workspace.stop, selector, self.selection.enough)
+            curves = fit.run(workspace.stop, selector, self.selection.enough, self.selection.every)
         except RuntimeError as error:  # what torch raises for want of memory is a kind of it
             if not out_of_memory(error):
                 raise

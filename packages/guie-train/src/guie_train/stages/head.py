@@ -312,7 +312,7 @@ class FitHead(TrainsHead):
 
         trained: Any = fit.evaluated
         selector = Selector(self.selection, fit, manifest, classes, trained.loss, inputs, trained.head)
-        curves = fit.run(workspace.stop, selector, self.selection.enough)
+        curves = fit.run(workspace.stop, selector, self.selection.enough, self.selection.every)
         fit.write_checkpoint("last")
         if not processes.first:
             return

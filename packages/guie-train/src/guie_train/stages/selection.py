@@ -72,9 +72,9 @@ class Selection:
 class Selector:
     """Evaluates a training after its epochs, and keeps the checkpoints of those that are chosen, or best by validation.
 
-    Called with the number of epochs done, the model in evaluation mode, it gives the figures; {} where none are due.
-    Until `finish`, checkpoints are called by their epochs alone, so that they are what the curves say whenever the
-    training is killed, and however it goes on.
+    Called with the number of epochs done, the model in evaluation mode, it gives the figures. Until `finish`,
+    checkpoints are called by their epochs alone, so that they are what the curves say whenever the training is killed,
+    and however it goes on.
 
     Args:
         selection: by what, and how often.
@@ -117,8 +117,6 @@ class Selector:
 
     def __call__(self, epoch: int) -> Curve:
         selection, fit = self.selection, self.fit
-        if epoch % selection.every and epoch != fit.training.epochs:
-            return {}
         embedding = self.embed(self.asked).float()
         if selection.normalise:
             embedding = nn.functional.normalize(embedding)
