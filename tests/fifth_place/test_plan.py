@@ -77,6 +77,20 @@ def test_the_page_shows_the_plan_as_it_is(guie_train: Run, bare: Path) -> None:
     assert max(map(len, out.splitlines())) <= 100
 
 
+def test_a_data_set_that_is_there_in_part_is_missing(guie_train: Run, bare: Path) -> None:
+    folder = bare / "data" / "products10k"
+    folder.mkdir(parents=True)
+    (folder / "guie-products10k-train-00-7097.tfrec").touch()
+    code, out, _ = guie_train("--dry-run")
+    assert code == 0
+    told = f"{folder}: the set is not complete:\n        1 of the set's 20 shards are there"
+    assert told in out
+    assert "set recipe.data.0.complete to False" in out  # three of the sets have that setting
+    code, out, _ = guie_train("--set", "recipe.data.0.complete=False", "--dry-run")
+    assert code == 0
+    assert "not complete" not in out
+
+
 def test_all_that_is_missing_is_named_with_where_it_is_to_be_had(guie_train: Run) -> None:
     out = guie_train("--profile", "v100-32g", "--dry-run")[1]
     missing = out[out.index("\nMissing\n") :]

@@ -347,12 +347,15 @@ def test_all_shards_must_be_there(data: Path) -> None:
         assert len(list(dataset().rows())) == all_shards
         last, third = sorted((data / folder).iterdir())[-1], sorted((data / folder).iterdir())[2]
         last.unlink()
-        with pytest.raises(GuieError, match=rf"not complete:\n  {all_shards - 1} of the set's {all_shards} shards are"):
-            list(dataset().rows())
+        for look in (dataset.rows, dataset.sources):  # plans, which read nothing, look at the sources
+            with pytest.raises(GuieError, match=rf"complete:\n  {all_shards - 1} of the set's {all_shards} shards are"):
+                list(look(dataset()))
         third.unlink()
-        with pytest.raises(GuieError, match=rf"not complete:\n  guie-{name}-train-02-\*.tfrec is missing\n"):
-            list(dataset().rows())
+        for look in (dataset.rows, dataset.sources):
+            with pytest.raises(GuieError, match=rf"not complete:\n  guie-{name}-train-02-\*.tfrec is missing\n"):
+                list(look(dataset()))
         some = dataset(complete=False)
+        assert len(some.sources()) == all_shards - 2
         assert len(list(some.rows())) == all_shards - 2
         assert [item.reason for item in some.left_out()] == [f"{all_shards - 2} of the set's {all_shards} shards"]
 
@@ -365,8 +368,10 @@ def test_all_images_of_gpr1200_must_be_there(data: Path) -> None:
             (folder / f"{label}_{number}.jpg").touch()
     assert len(list(GPR1200().rows())) == 12_000
     (folder / "7_3.jpg").unlink()
-    with pytest.raises(GuieError, match=r"not complete:\n  class 7 has 9 images, not 10\nFetch what is missing"):
-        list(GPR1200().rows())
+    for look in (GPR1200.rows, GPR1200.sources):
+        with pytest.raises(GuieError, match=r"not complete:\n  class 7 has 9 images, not 10\nFetch what is missing"):
+            list(look(GPR1200()))
+    assert len(GPR1200(complete=False).sources()) == 11_999
     for label in range(200, 400):
         for number in range(10):
             (folder / f"{label}_{number}.jpg").unlink()
@@ -383,10 +388,11 @@ def test_food101_without_meta_must_have_all_images(data: Path, monkeypatch: pyte
     food101(data)
     assert list(Food101().rows())  # as meta says
     shutil.rmtree(data / "food-101" / "meta")
-    with pytest.raises(
-        GuieError, match=r"complete:\n  116 of the set's 101,000 images, of 4 of its 101 classes\nFetch"
-    ):
-        list(Food101().rows())
+    for look in (Food101.rows, Food101.sources):
+        with pytest.raises(
+            GuieError, match=r"complete:\n  116 of the set's 101,000 images, of 4 of its 101 classes\nFetch"
+        ):
+            list(look(Food101()))
     some = Food101(complete=False)
     assert len(list(some.rows())) == 116
     assert [item.reason for item in some.left_out()] == ["116 of the set's 101,000 images, of 4 of its 101 classes"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -44,10 +44,6 @@ class NamedShards(TFRecordDataset):
     def expected(self) -> Extent:
         low, high = self.all_labels
         return Extent(self.all_images, high - low + 1, (self.category,))
-
-    def sources(self) -> Sequence[Path]:
-        self.folder = self.place.find(self.root)
-        return super().sources()
 
     def rows(self) -> Iterator[Row]:
         yield from super().rows()

@@ -77,10 +77,7 @@ class Food101(Dataset):
         self._left_out = left_out = []
         classes = list(self._classes())
         if problem := self._missing(classes):
-            folder = _PLACE.find(self.root) / "images"
-            if self.complete:
-                raise incomplete(folder, [problem])
-            left_out.append(LeftOut(str(folder), problem, loud=True))
+            left_out.append(LeftOut(str(_PLACE.find(self.root) / "images"), problem, loud=True))
         for label, name, images, others in classes:
             left_out += others
             for path, split in self._capped(images):
@@ -104,20 +101,26 @@ class Food101(Dataset):
         return Extent(_CLASSES * min(each, self.max_images or each), _CLASSES, ("food101",))
 
     def sources(self) -> Sequence[Path]:
-        folder = _PLACE.find(self.root)
-        return _meta(folder) + [Path(path) for _, _, images, _ in self._classes() for path, _ in images]
+        classes = list(self._classes())
+        self._missing(classes)
+        return _meta(_PLACE.find(self.root)) + [Path(path) for _, _, images, _ in classes for path, _ in images]
 
     def tables(self) -> Sequence[Path]:
         return _meta(_PLACE.find(self.root))
 
     def _missing(self, classes: Sequence[tuple[int, str, list[tuple[str, str]], list[LeftOut]]]) -> str:
-        """What is not there, in words, where `meta/` doesn't tell; "" if nothing is missing."""
-        if _meta(_PLACE.find(self.root)):
+        """What is not there, in words, where `meta/` doesn't tell; "" if nothing is missing. Raises GuieError for it if
+        the set must be complete."""
+        folder = _PLACE.find(self.root)
+        if _meta(folder):
             return ""
         images = sum(len(images) for *_, images, _ in classes)
         if len(classes) >= _CLASSES and all(len(images) >= _IMAGES for *_, images, _ in classes):
             return ""
-        return f"{images:,} of the set's {_CLASSES * _IMAGES:,} images, of {len(classes)} of its {_CLASSES} classes"
+        problem = f"{images:,} of the set's {_CLASSES * _IMAGES:,} images, of {len(classes)} of its {_CLASSES} classes"
+        if self.complete:
+            raise incomplete(folder / "images", [problem])
+        return problem
 
     def _classes(self) -> Iterator[tuple[int, str, list[tuple[str, str]], list[LeftOut]]]:
         """(label, name, [(path, its authors' split)], what else is there) of each class."""

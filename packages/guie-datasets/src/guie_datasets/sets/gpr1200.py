@@ -82,10 +82,7 @@ class GPR1200(Dataset):
         images, left_out = images_in(folder / "images")
         self._left_out = left_out
         names = self._names(folder)
-        found = Counter(label for entry in images if (label := _label(entry.name)) is not None)
-        problems = list(self._incomplete(found))
-        if self.complete and problems:
-            raise incomplete(folder / "images", problems)
+        problems = self._problems(folder, images)
         dropped = 0
         for entry in images:
             label = _label(entry.name)
@@ -117,14 +114,24 @@ class GPR1200(Dataset):
         return Extent(_IMAGES * classes, classes, tuple(f"GPR1200_{block}" for block in sorted(blocks)))
 
     def sources(self) -> Sequence[Path]:
-        images, _ = images_in(_PLACE.find(self.root) / "images")
+        folder = _PLACE.find(self.root)
+        images, _ = images_in(folder / "images")
+        self._problems(folder, images)
         return [*self.tables(), *(Path(entry.path) for entry in images)]
 
     def tables(self) -> Sequence[Path]:
         return [path for path in _texts(_PLACE.find(self.root)) if path.is_file()][:1]
 
+    def _problems(self, folder: Path, images: Sequence[os.DirEntry[str]]) -> list[str]:
+        """What is said of classes with too few or too many images, or none. Raises GuieError for it if the set must be
+        complete."""
+        found = Counter(label for entry in images if (label := _label(entry.name)) is not None)
+        problems = list(self._incomplete(found))
+        if self.complete and problems:
+            raise incomplete(folder / "images", problems)
+        return problems
+
     def _incomplete(self, found: Counter[int]) -> Iterator[str]:
-        """What is said of classes with too few or too many images, or none."""
         wanted = [n for n in range(_CLASSES * len(BLOCKS)) if BLOCKS[n // _CLASSES] not in self.without]
         empty = [label for label in wanted if not found[label]]
         if empty:

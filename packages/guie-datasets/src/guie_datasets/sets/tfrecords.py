@@ -98,7 +98,7 @@ class TFRecordDataset(Dataset):
         return self._left_out
 
     def sources(self) -> Sequence[Path]:
-        return tfrecord.shards(self.folder, self.pattern, check=False) if self.folder else self.files
+        return self.shards()
 
     def count(self) -> int | None:
         counts = [tfrecord.images_in_name(path) for path in self.sources()]

@@ -95,7 +95,7 @@ def _missing(plan: Plan) -> Iterator[str]:
     yield "Missing"
     for each in plan.missing:
         yield from _wrapped([each.what], "  ")
-        for line in filter(None, (each.where, each.command)):
+        for line in filter(None, (*each.where.splitlines(), each.command)):
             yield f"      {line}"
 
 

@@ -69,9 +69,9 @@ class Prepare(Stage[Manifest]):
         paths: set[str] = set()
         problems: dict[str, str] = {}  # by the name of the data set
         datasets = self._datasets()
-        for name, dataset in datasets.items():
+        for number, (name, dataset) in enumerate(datasets.items()):
             try:
-                with told_as(self._keys()):
+                with told_as(self._keys(number)):
                     paths.update(map(os.fspath, dataset.sources()))
             except GuieError as error:
                 problems[name] = str(error)
@@ -90,10 +90,10 @@ class Prepare(Stage[Manifest]):
         """As many images as the data sets say they have; those that aren't there are named."""
         extents: list[Extent | None] = []
         missing: list[Missing] = []
-        for name, dataset in self._datasets().items():
+        for number, (name, dataset) in enumerate(self._datasets().items()):
             extent = known(dataset.expected)
             extents.append(extent)
-            missing += self._missing(dataset, name, extent)
+            missing += self._missing(dataset, number, f"data set {name}", extent)
         extent = None if None in extents else united(filter(None, extents))
         for i, config in enumerate(self.filters):
             one = build("filters", config, where=f"recipe.filters.{i}")
@@ -109,16 +109,16 @@ class Prepare(Stage[Manifest]):
             missing=missing,
         )
 
-    def _missing(self, dataset: Dataset, name: str, extent: Extent | None) -> Iterator[Missing]:
+    def _missing(self, dataset: Dataset, number: int, what: str, extent: Extent | None) -> Iterator[Missing]:
         """What keeps a data set from being read, if anything."""
-        size = f", {about(extent)} images of {extent.classes:,} classes" if extent else ""
+        what += f", {about(extent)} images of {extent.classes:,} classes" if extent else ""
         try:
-            with told_as(self._keys()):
+            with told_as(self._keys(number)):
                 next(iter(dataset.sources()), None)
         except NotThere as error:
-            yield Missing(f"data set {name}{size}", error.page, error.command)
+            yield Missing(what, error.page, error.command)
         except GuieError as error:
-            yield Missing(f"data set {name}{size}", str(error).partition("\n")[0])
+            yield Missing(what, str(error))
 
     def _datasets(self) -> dict[str, Dataset]:
         """The data sets by name; one that comes again has its number in the name."""
@@ -128,10 +128,12 @@ class Prepare(Stage[Manifest]):
             built[name] = build("datasets", config, where=f"{self.where}.{i}")
         return built
 
-    def _keys(self) -> dict[str, str]:
-        """Where the experiment has what messages speak of."""
+    def _keys(self, of: int | None = None) -> dict[str, str]:
+        """Where the experiment has what messages speak of: those of one data set, or of any of them."""
         keys: dict[str, str] = {}
         for i, config in enumerate(self.data):
+            if of not in (None, i):
+                continue
             for name in signature(lookup("datasets", config["type"]).load()).hints:
                 keys[name] = f"{self.where}.{'N' if name in keys else i}.{name}="
         return {**keys, "max_bad": "recipe.max_bad="}
