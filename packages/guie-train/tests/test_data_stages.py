@@ -13,7 +13,8 @@ from PIL import Image
 from guie_core import GuieError
 from guie_datasets import Manifest
 from guie_train.stage import Workspace
-from guie_train.stages.data import Prepare
+from guie_train.stages.data import Prepare, Split
+from guie_train.stages.selection import check_pairs
 
 
 @pytest.fixture
@@ -46,6 +47,24 @@ def test_filters_in_order(images: Path) -> None:
     assert stage.summary(manifest) == "8 images of 3 classes; filters left out 2; quarantine.csv: 1 repeated"
     stage, manifest = made(images)
     assert stage.summary(manifest) == "10 images of 4 classes; quarantine.csv: 1 repeated"
+
+
+def test_scores_of_a_single_class_are_warned_of(images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stage, manifest = made(images)
+    label = manifest.column("label")
+    protocol = {"type": "LeaveOneOut", "split": "select"}
+    for classes, select in ((1, "4 of 1 class"), (2, "7 of 2 classes")):
+        parted = manifest.with_column("split", np.where(label >= 4 - classes, "select", "train"))
+        told = Split(name="split", manifest=stage, splits=[]).summary(parted)
+        assert told == f"select {select}, train {10 - int(select[0])} of {4 - classes} classes"
+        caplog.clear()
+        check_pairs(protocol, "recipe.selection.protocol", parted, "head")
+        assert [each.getMessage()[:31] for each in caplog.records] == ["head: by recipe.selection.proto"] * (
+            classes == 1
+        )
+    alone = manifest.with_column("split", np.where(label == 0, "select", "train"))
+    with pytest.raises(GuieError, match=r"recipe\.selection\.protocol: none of 1 queries has another image"):
+        check_pairs(protocol, "recipe.selection.protocol", alone, "head")
 
 
 def test_duplicates_can_be_kept(images: Path) -> None:

@@ -143,8 +143,8 @@ class Dataset(ABC):
         """The files that the rows come from: when one of them changes, the data set must be prepared again.
 
         By default those that the rows name, each once, which takes a pass over the rows and memory for the paths;
-        override it where they are known, or give them one by one. Raises GuieError as `rows()` does, as far as that shows
-        without the files being read: plans ask for it, and runs before anything else.
+        override it where they are known, or give them one by one. Raises GuieError as `rows()` does, as far as that
+        shows without the files being read: plans ask for it, and runs before anything else.
         """
         return list(dict.fromkeys(Path(row.image.path) for row in self.rows()))
 

@@ -15,7 +15,7 @@ from guie_core import Config, GuieError, Slot
 from guie_core.registry import build, lookup
 from guie_core.signature import signature
 from guie_core.spelling import told_as
-from guie_core.wording import listing
+from guie_core.wording import listing, plural
 from guie_datasets import Dataset, Extent, Manifest, apply_filters, prepare, split
 from guie_datasets.extent import united
 from guie_datasets.places import NotThere
@@ -200,6 +200,6 @@ class Split(Stage[Manifest]):
         return Manifest.read(folder / "manifest.parquet")
 
     def summary(self, output: Manifest) -> str:
-        """Images of each split."""
-        names, counts = np.unique(output.column("split"), return_counts=True)
-        return ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
+        """Images and classes of each split."""
+        splits = Images.counted(output).splits
+        return ", ".join(f"{name} {part.images:,} of {plural(part.classes, 'class')}" for name, part in splits.items())

@@ -25,7 +25,7 @@ from guie_train.stage import Stage, Workspace
 from guie_train.stages.augmentation import Switched
 from guie_train.stages.classifier import TrainedClassifier
 from guie_train.stages.head import TrainedHead, head_inputs
-from guie_train.stages.selection import answerable_pairs
+from guie_train.stages.selection import answerable_pairs, check_pairs
 
 FOUND = 200  # bytes that are kept of a query: its neighbours, and what it asks for
 RAW, TRAINED = "raw features", "trained"  # what all are compared with, and what is exported
@@ -54,7 +54,7 @@ class Evaluate(Stage[list[System]]):
 
     def check(self, workspace: Workspace) -> None:
         """Raise GuieError if there is nothing to report on."""
-        answerable_pairs(self.protocol, "recipe.evaluation.protocol", workspace.get(self.manifest))
+        check_pairs(self.protocol, "recipe.evaluation.protocol", workspace.get(self.manifest), self.name)
 
     def forecast(self, outlook: Outlook) -> Forecast:
         """PCA's features in memory, and later those of what is reported on: as read, normalised, and for the search."""

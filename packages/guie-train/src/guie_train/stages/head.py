@@ -33,7 +33,7 @@ from guie_train.planning.meta import on_meta, parameters, state_bytes
 from guie_train.planning.training import Unsent, forecast_training
 from guie_train.processes import Processes
 from guie_train.stage import Stage, Workspace, damage_told
-from guie_train.stages.selection import Selection, Selector, answerable_pairs
+from guie_train.stages.selection import Selection, Selector, check_pairs
 
 LOSS_PROVIDES = ("embedding_size", "classes", "class_counts")
 """What a loss is given, as far as it takes it; `class_counts` [C] are the images of each class in training."""
@@ -172,7 +172,7 @@ class TrainsHead(Stage[TrainedHead]):
         labels = images.column("label")
         sampler = sampler_of(self.training, images, labels, self.seed, f"{self.where}.sampler")
         self.training.steps(len(labels), sampler, self.where)
-        answerable_pairs(self.selection.protocol, "recipe.selection.protocol", manifest)
+        check_pairs(self.selection.protocol, "recipe.selection.protocol", manifest, self.name)
         self.check_loss(np.unique(labels, return_counts=True)[1], workspace)
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from guie_core.registry import build
 from guie_datasets import Manifest
 from guie_train.fitting import Curve, Fit
 from guie_train.retrieval import Pairs, evaluate
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +133,7 @@ class Selector:
             fit.write_checkpoint(_selected(epoch))
         # what the state on the disk knows of is kept as well: after a kill, epochs since then may come out otherwise
         kept = {_selected(each) for each in (*wanted.values(), *self._names(fit.curves[: fit.saved_epochs]).values())}
-        for path in fit.folder.glob(f"{_selected('*')}.safetensors"):
+        for path in fit.folder.glob("selected-*.safetensors"):
             if path.stem not in kept:
                 path.unlink()
         return curve
@@ -140,7 +143,7 @@ class Selector:
         names: dict[int, list[str]] = {}
         for name, epoch in self._names(curves, ended=True).items():
             names.setdefault(epoch, []).append(name)
-        for path in self.fit.folder.glob(f"{_selected('*')}.safetensors"):
+        for path in self.fit.folder.glob("selected-*.safetensors"):
             called = names.get(int(path.stem.rpartition("-")[2]))
             if called is None:
                 path.unlink()
@@ -164,9 +167,9 @@ class Selector:
         return found
 
 
-def _selected(epoch: int | str) -> str:
+def _selected(epoch: int) -> str:
     """What a checkpoint of that epoch is called while the training goes on."""
-    return f"selected-{epoch:0>4}"
+    return f"selected-{epoch:04d}"
 
 
 def _validate(loss: Any, embedding: Tensor, labels: Tensor, batch_size: int) -> Curve:
@@ -178,6 +181,18 @@ def _validate(loss: Any, embedding: Tensor, labels: Tensor, batch_size: int) -> 
         total += float(nn.functional.cross_entropy(logits, y, reduction="sum"))
         right += int((logits.argmax(1) == y).sum())
     return {"valid loss": total / len(labels), "valid accuracy": right / len(labels)}
+
+
+def check_pairs(protocol: Config, where: str, manifest: Manifest, stage: str) -> None:
+    """Raise what `answerable_pairs` raises, and warn where every query is sure to find a right answer."""
+    pairs = answerable_pairs(protocol, where, manifest)
+    if len(np.unique(manifest.column("label")[pairs.index])) == 1:
+        log.warning(
+            "%s: by %s, all images that may answer are of one class: every answer is right, and the scores tell "
+            "nothing. Set more classes aside in recipe.splits (of UnseenClasses, fewer folds), or add data",
+            stage,
+            where,
+        )
 
 
 def answerable_pairs(protocol: Config, where: str, manifest: Manifest) -> Pairs:
