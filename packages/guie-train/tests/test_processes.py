@@ -14,7 +14,7 @@ import torch
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # exported without saying so
 
 from guie_core import GuieError, Interrupted, UsageError
-from guie_train.processes import ALONE, ElsewhereError, Processes, launched, meeting_place
+from guie_train.processes import ALONE, ElsewhereError, Processes, check_apart, launched, meeting_place, one_voice
 
 InProcesses = Callable[[int, Callable[[Processes], Any]], list[Any]]
 
@@ -95,6 +95,41 @@ def test_a_restart_finds_nothing_of_those_that_have_ended(monkeypatch: pytest.Mo
     meet(0, 0).set("address of 0", "somewhere")
     assert meet(1, 0).check(["address of 0"])
     assert not meet(1, 1).check(["address of 0"])
+
+
+@pytest.mark.parametrize(
+    ("error", "silent"),
+    [
+        (UsageError("no such option"), True),
+        (Interrupted("saved"), True),
+        (Processes(1, 2).agreed(GuieError("the loss is not finite")), True),
+        (GuieError("an image that only this one has read"), False),
+    ],
+)
+def test_what_all_find_is_told_once(error: GuieError, silent: bool) -> None:
+    with pytest.raises(type(error)), one_voice({"RANK": "0"}):
+        raise error
+    with pytest.raises(SystemExit if silent else GuieError) as told, one_voice({"RANK": "1"}):
+        raise error
+    if silent:
+        assert told.value.code == error.exit_code
+    assert Processes(0, 2).agreed(error) is error
+
+
+def test_processes_that_share_a_gpu_are_refused() -> None:
+    check_apart(["GPU-0", "GPU-1"])
+    with pytest.raises(UsageError, match=r"2 of 3 processes \(0, 2\) share one GPU"):
+        check_apart(["GPU-0", "GPU-1", "GPU-0"])
+
+
+def test_what_else_is_wrong_is_not_told_as_a_process_that_has_ended(in_processes: InProcesses) -> None:
+    def alone(processes: Processes) -> None:
+        processes.add_up(torch.zeros(3, dtype=torch.int16))  # which gloo doesn't know
+
+    for error in in_processes(2, alone):
+        assert isinstance(error, GuieError)
+        assert "has ended" not in str(error)
+        assert "cannot talk to each other" in str(error)
 
 
 @pytest.mark.parametrize(("n", "count"), [(10, 3), (2, 3), (0, 2), (256, 4)])

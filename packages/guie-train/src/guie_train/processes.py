@@ -11,9 +11,9 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -23,10 +23,12 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # exported without saying so
 from torch.distributed.rendezvous import rendezvous
 
-from guie_core import GuieError, UsageError
+from guie_core import GuieError, Interrupted, UsageError
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=14)  # the others wait while the first prepares data; one that has died is noticed at once
+PATIENCE = timedelta(days=14)  # the others wait while the first prepares data; gloo notices at once who has died
+STUCK = timedelta(minutes=10)  # NCCL, between GPUs, doesn't; what it sends belongs to a step, and takes no minute
+LOST = re.compile(r"connection|peer|broken pipe|timed out|timeout|gloo/transport|remote process", re.IGNORECASE)
 
 
 class ElsewhereError(GuieError):
@@ -51,6 +53,7 @@ class Processes:
     rank: int = 0
     count: int = 1
     local_rank: int = 0  # among those on this machine, which is also the number of its GPU
+    gpus: Any = field(default=None, compare=False, repr=False)  # torch's group for what is sent from GPU to GPU
 
     @property
     def first(self) -> bool:
@@ -78,7 +81,7 @@ class Processes:
             # a single large tensor is sent from where it is
             whole = alike[0] if len(alike) == 1 else torch.cat([tensor.reshape(-1) for tensor in alike])
             with _noticing():
-                dist.all_reduce(whole)
+                dist.all_reduce(whole, group=self.gpus if whole.is_cuda else None)
             if len(alike) > 1:
                 for tensor, summed in zip(alike, whole.split([t.numel() for t in alike]), strict=True):
                     tensor.copy_(summed.view_as(tensor))
@@ -164,22 +167,26 @@ ALONE = Processes()
 
 
 @contextmanager
-def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
+def joined(environment: Mapping[str, str] = os.environ, *, on_gpus: bool = False) -> Iterator[Processes]:
     """The processes of this run, connected to each other. Within, only the first is heard.
+
+    Args:
+        environment: the launcher's variables.
+        on_gpus: whether each computes on a GPU, which is then torch's current one.
 
     Raises:
         GuieError: they do not find each other.
-        UsageError: the launcher's variables make no sense.
+        UsageError: the launcher's variables make no sense, or two of them would share a GPU.
     """
     found, address = launched(environment)
     if found.count == 1:
         yield found
         return
-    if torch.cuda.is_available():
+    if on_gpus:  # srun may show each process its own alone
         torch.cuda.set_device(found.local_rank % torch.cuda.device_count())
     try:
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            "gloo",
             store=meeting_place(found, address, environment),
             rank=found.rank,
             world_size=found.count,
@@ -188,6 +195,9 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
     except (RuntimeError, ValueError) as error:
         raise GuieError(f"the {found.count} processes did not find each other at {address}: {error}") from error
     try:
+        if on_gpus:
+            check_apart(_everywhere(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid), found))
+            found = replace(found, gpus=dist.new_group(backend="nccl", timeout=STUCK))
         if found.first:
             yield found
         else:
@@ -195,6 +205,25 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
                 yield found
     finally:
         dist.destroy_process_group()
+
+
+def _everywhere(value: str, processes: Processes) -> list[str]:
+    """What each process has brought."""
+    found: list[Any] = [None] * processes.count
+    with _noticing():
+        dist.all_gather_object(found, value)
+    return found
+
+
+def check_apart(gpus: Sequence[str]) -> None:
+    """Raise UsageError unless each process, in order, has a GPU of its own."""
+    for gpu in gpus:
+        if (count := gpus.count(gpu)) > 1:
+            ranks = [str(rank) for rank, each in enumerate(gpus) if each == gpu]
+            raise UsageError(
+                f"{count} of {len(gpus)} processes ({', '.join(ranks)}) share one GPU, and each needs its own. Start as "
+                "many as a machine has GPUs: torchrun --nproc-per-node N; with srun, --ntasks-per-node N"
+            )
 
 
 def meeting_place(processes: Processes, address: str, environment: Mapping[str, str]) -> Store:
@@ -210,10 +239,11 @@ def meeting_place(processes: Processes, address: str, environment: Mapping[str, 
 
 @contextmanager
 def one_voice(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
-    """What all processes would say, such as that an option is wrong, the first says alone; the others just exit."""
+    """What all processes would say, such as that an option is wrong, or that they were stopped, the first says alone;
+    the others just exit. What one alone has found, such as an image that it can't read, it says itself."""
     try:
         yield
-    except (UsageError, ElsewhereError) as error:
+    except (UsageError, ElsewhereError, Interrupted) as error:
         if int(environment.get("RANK") or environment.get("SLURM_PROCID") or 0) == 0:
             raise
         raise SystemExit(error.exit_code) from None
@@ -261,8 +291,11 @@ def _first_host(nodes: str) -> str:
 def _noticing() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # what gloo and nccl raise when a peer's connection ends
+    except RuntimeError as error:  # what gloo and nccl raise, when a peer's connection ends for instance
+        reason = str(error).partition("\n")[0][:200]
+        if not LOST.search(reason):
+            raise GuieError(f"the processes of this run cannot talk to each other: {reason}") from error
         raise GuieError(
             "another process of this run has ended, so that this one cannot go on. What was saved is kept, and the "
-            f"same command goes on from there ({str(error).splitlines()[0][:200]})"
+            f"same command goes on from there ({reason})"
         ) from error

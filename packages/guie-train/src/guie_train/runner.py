@@ -81,7 +81,7 @@ def train(
     begin = time.monotonic()
     options = [("--work-dir", work_dir), ("--stage", stage)]
     go_on = command or [*_command(experiment), *(str(part) for each in options if each[1] for part in each)]
-    with joined() as processes, ExitStack() as held:
+    with joined(on_gpus=experiment.profile.device == "cuda") as processes, ExitStack() as held:
         stop = held.enter_context(interruptible())
         workspace = Workspace(store_of(folder), experiment.profile, stop, fresh=fresh, processes=processes)
         if not processes.first:

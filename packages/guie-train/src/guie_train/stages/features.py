@@ -130,10 +130,15 @@ class Features(Stage[FeatureStore]):
         return not len(store.missing(hashes)) and not self._too_many(store.is_bad(hashes).sum(), len(hashes))
 
     def run(self, folder: Path, workspace: Workspace) -> None:
-        """Add the images that the store lacks; each process of the run a part of them."""
-        processes = workspace.processes
-        self.add(folder, workspace, processes.rank, processes.count)
-        processes.wait()
+        """Add the images that the store lacks; each process of the run a part of them, and none goes on where one was
+        asked to stop."""
+        processes, stopped = workspace.processes, None
+        try:
+            self.add(folder, workspace, processes.rank, processes.count)
+        except Interrupted as error:
+            stopped = error
+        if processes.any(stopped is not None):
+            raise stopped or Interrupted(f"{self.name}: the images of this process are done and kept")
         manifest = workspace.get(self.manifest)
         self._check_bad(FeatureStore(folder), manifest.column("hash")[self.rows(manifest)])  # each has seen its own
 
