@@ -315,12 +315,14 @@ def test_it_goes_on_from_a_trained_head_and_its_centres(
     assert torch.allclose(tensors["loss.centres"], before, rtol=0, atol=1e-6) == taken
 
 
-def test_it_learns(tmp_path: Path, pictures: str) -> None:
+def test_it_learns(tmp_path: Path, pictures: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Stripes by their direction, all of the network from random weights."""
     quick = {"optimizer": {"type": "AdamW", "lr": 2e-3}, "epochs": 10, "warmup_epochs": 1, "lr_min": 1e-4}
     tune(tmp_path, stage(pictures, training=quick))
     losses = [curve["loss"] for curve in curves(tmp_path)]
     assert losses[-1] < 0.8 * losses[0]
+    # in each epoch it also looks at the images by which it chooses, which shows
+    assert capsys.readouterr().err.count("finetune, selection: 12/12 images, 100 %") == 10
 
 
 def test_features_of_the_tuned_backbone_are_those_of_what_was_trained(tmp_path: Path, pictures: str) -> None:

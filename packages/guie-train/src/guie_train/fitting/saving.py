@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -19,7 +19,7 @@ def save_state(state: dict[str, Any], path: Path) -> None:
     with atomic_write(path) as file:
         pieces = _Remembering(file)
         try:
-            torch.save(state, pieces)
+            torch.save(state, cast(IO[bytes], pieces))  # of which it calls these two alone
         except Exception as error:
             if pieces.error is None:
                 raise

@@ -26,6 +26,6 @@ def schedule_of(training: Training, optimizer: Optimizer) -> Scheduler:
     }
     if training.decay is None:
         # of cycles after the first, of which there are none; of one epoch, timm else warns that it has no effect
-        cosine = {"t_initial": training.epochs, "lr_min": training.lr_min, "cycle_decay": 0.5}
+        cosine: dict[str, Any] = {"t_initial": training.epochs, "lr_min": training.lr_min, "cycle_decay": 0.5}
         return CosineLRScheduler(optimizer, **cosine, **warmup)
     return StepLRScheduler(optimizer, decay_t=1, decay_rate=training.decay, **warmup)

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from guie_core import Config, ExperimentError, GuieError, Problem, Slot
 from guie_core.profiles import Profile
+from guie_core.progress import bar
 from guie_core.registry import build
 from guie_datasets.images.decoding import Method
 from guie_datasets.splits import TRAIN
@@ -288,8 +289,13 @@ class FineTune(TrainsHead):
 
         def embed(examples: Images) -> Tensor:
             network: Any = fit.evaluated
-            parts = torch.arange(len(examples)).split(size)
-            return torch.cat([network.embed(seen) for seen, _ in examples.batches(0, parts)])
+            parts = torch.arange(len(examples)).split(size)  # of so many it is known that they fit beside the moments
+            found = []
+            with bar(len(examples), f"{self.name}, selection") as progress:
+                for seen, labels in examples.batches(0, parts):
+                    found.append(network.embed(seen))
+                    progress.advance(len(labels))
+            return torch.cat(found)
 
         # a checkpoint may have gigabytes: the chosen one is enough
         selector = Selector(
