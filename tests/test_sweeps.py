@@ -236,6 +236,27 @@ def test_a_point_that_fails_is_told_and_tried_again_when_asked(guie: Callable[..
     assert failures() == 2
 
 
+def test_what_all_points_fail_by_is_told_once(guie: Callable[..., tuple[int, str, str]]) -> None:
+    grid = ["--grid", "recipe.arcface.epochs=1,2,3", "--set", "recipe.splits.0.classes=300"]
+    for _ in range(2):
+        code, out, err = guie(*sweep(*grid))
+        assert code == 1
+        assert err.count("300 classes are to be held out, but there are 12") == 1
+        assert err.count(": the same as above\n") == 2
+        assert err.splitlines()[-1] == ("error: 3 of 3 points failed, all by the same error; --retry tries them again.")
+        assert "\n3 points without a score\n" in out
+
+
+def test_points_that_are_equal_are_told(guie: Callable[..., tuple[int, str, str]]) -> None:
+    grid = ["--grid", "recipe.arcface.epochs=1,2", "--set", "recipe.splits.1.folds=8"]  # eight classes are left
+    code, out, err = guie(*sweep(*grid))
+    assert code == 0
+    assert "select 6 of 1 class," in out
+    assert err.count("warning: head: by recipe.selection.protocol, all images that may answer are of one class") == 2
+    assert [score for score, _ in table(out)] == [1, 1]
+    assert "\nThe first 2 are equal: their scores don't tell which is best.\n" in out
+
+
 def test_what_is_wrong_with_the_points_is_told_before_the_first(
     guie: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

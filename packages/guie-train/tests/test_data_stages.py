@@ -55,8 +55,8 @@ def test_scores_of_a_single_class_are_warned_of(images: Path, caplog: pytest.Log
     protocol = {"type": "LeaveOneOut", "split": "select"}
     for classes, select in ((1, "4 of 1 class"), (2, "7 of 2 classes")):
         parted = manifest.with_column("split", np.where(label >= 4 - classes, "select", "train"))
-        told = Split(name="split", manifest=stage, splits=[]).summary(parted)
-        assert told == f"select {select}, train {10 - int(select[0])} of {4 - classes} classes"
+        line = Split(name="split", manifest=stage, splits=[]).summary(parted)
+        assert line == f"select {select}, train {10 - int(select[0])} of {4 - classes} classes"
         caplog.clear()
         check_pairs(protocol, "recipe.selection.protocol", parted, "head")
         assert [each.getMessage()[:31] for each in caplog.records] == ["head: by recipe.selection.proto"] * (

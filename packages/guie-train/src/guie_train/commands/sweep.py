@@ -121,4 +121,5 @@ def sweep(
             outcomes = made.by(lambda: Study(folder, suggestions, seed, base.digest), trials or 0, load)
     click.echo("\n".join(lines(outcomes, folder)))
     if failed := sum(outcome.score is None for outcome in outcomes):
-        raise GuieError(f"{failed} of {plural(len(outcomes), 'point')} failed; --retry tries them again.")
+        alike = ", all by the same error" * (len(outcomes) > 1 and len({each.error for each in outcomes}) == 1)
+        raise GuieError(f"{failed} of {plural(len(outcomes), 'point')} failed{alike}; --retry tries them again.")

@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class Sweep:
     command: Sequence[str]
     full: bool = False
     retry: bool = False
+    _told: list[str] = field(default_factory=list, init=False)  # what points failed by, each once
 
     def over(self, points: Sequence[Point]) -> list[Outcome]:
         """Run the points that aren't done yet.
@@ -139,7 +140,7 @@ class Sweep:
         """What comes of a point; it is run unless an earlier call did."""
         if (outcome := self._before(point)) is not None:
             if outcome.error:
-                click.echo(f"{which}: {point.words} failed before: {outcome.error}\n--retry tries it again.", err=True)
+                click.echo(f"{which}: {point.words} failed before: {self._once(outcome.error)}", err=True)
             else:
                 click.echo(f"{which}: {point.words} was done before: {outcome.metric} {outcome.score:.4f}")
             return outcome
@@ -151,9 +152,16 @@ class Sweep:
             raise
         except Exception as error:  # of one point; where it came from is in its run.log
             message = str(error) if isinstance(error, GuieError) else f"{type(error).__name__}: {error}"
-            click.echo(f"error: {message}", err=True)
+            click.echo(f"error: {self._once(message)}", err=True)
             return Outcome(point, error=message)
         return self._outcome(point, RunRecord.read(folder))
+
+    def _once(self, error: str) -> str:
+        """What a point failed by; of what was told of another point, that it is the same."""
+        if error in self._told:
+            return "the same as above"
+        self._told.append(error)
+        return error
 
     def _before(self, point: Point) -> Outcome | None:
         """What earlier calls made of a point; None where it is to be run."""
@@ -197,6 +205,7 @@ def lines(outcomes: Sequence[Outcome], folder: Path) -> list[str]:
     failed = [each for each in outcomes if each.score is None]
     keys = list(dict.fromkeys(key for each in outcomes for key in each.point.values))
     metric = next((each.metric for each in done if each.metric), "score")
+    ranking = f"by {metric} in selection" if done else "without a score"
     rows = [("", f"{metric:>8}", "epoch", *labels(keys), "run")]
     for number, each in enumerate(done, 1):
         values = [each.point.values.get(key, "") for key in keys]
@@ -204,10 +213,12 @@ def lines(outcomes: Sequence[Outcome], folder: Path) -> list[str]:
     for each in failed:
         values = [each.point.values.get(key, "") for key in keys]
         rows.append(("  -", f"{'failed':>8}", "", *values, each.point.folder))
-    text = [f"\n{plural(len(outcomes), 'point')} by {metric} in selection"]
+    text = [f"\n{plural(len(outcomes), 'point')} {ranking}"]
     text.append(table(rows, indent="", width=1000))
     if done:
         best = done[0].point
+        if (equal := sum(each.score == done[0].score for each in done)) > 1:
+            text.append(f"\nThe first {equal} are equal: their scores don't tell which is best.")
         overrides = [part for override in best.experiment.overrides for part in ("--set", override)]
         profile = ["--profile", best.experiment.profile.name]
         place = ["--work-dir", shown(folder / best.folder)]
