@@ -231,7 +231,6 @@ def test_profiles_shown(toys: Any, capsys: pytest.CaptureFixture[str]) -> None:
         "  dtype               float16\n"
         "  at once             512 in features, 16 in finetune\n"
         "  workers             8\n"
-        "  compile             no\n"
         "  checkpointing       yes\n"
         "  processes divide    images\n",
         "",

@@ -34,7 +34,6 @@ class Profile:
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"  #: of frozen networks and of autocast
     batch: Mapping[str, int] = field(default_factory=dict)  #: stage -> images or rows at once (micro-batch)
     workers: int = 4  #: threads or processes that decode images
-    compile: bool = False  #: torch.compile for what runs long enough to pay for it
     checkpointing: bool = False  #: recompute activations to save memory where a backbone is trained
     #: what several processes divide among them where a head is trained: the images of a batch, each process having all
     #: class centres; or the classes, whose centres, gradients and moments then need not fit into one GPU
@@ -67,7 +66,6 @@ class Profile:
             "dtype": self.dtype,
             "batch": dict(self.batch),
             "workers": self.workers,
-            "compile": self.compile,
             "checkpointing": self.checkpointing,
             "divide": self.divide,
         }
@@ -114,7 +112,6 @@ RTX4090_24G = Profile(
     dtype="bfloat16",
     batch={"features": 512, "finetune": 16},
     workers=12,
-    compile=True,
     checkpointing=True,
 )
 A100_80G = Profile(
@@ -125,7 +122,6 @@ A100_80G = Profile(
     dtype="bfloat16",
     batch={"features": 1024, "finetune": 64},
     workers=12,
-    compile=True,
 )
 H100_80G = Profile(
     "h100-80g",
@@ -135,7 +131,6 @@ H100_80G = Profile(
     dtype="bfloat16",
     batch={"features": 1024, "finetune": 64},
     workers=16,
-    compile=True,
 )
 T4_16G = Profile(
     "t4-16g",
@@ -219,7 +214,6 @@ def suited(gpu: Gpu) -> Profile:
         compute_capability=gpu.compute_capability,
         dtype=dtype,
         batch={stage: max(1, int(count * scale)) for stage, count in base.batch.items()},
-        compile=gpu.compute_capability >= (8, 0),
     )
 
 

@@ -57,7 +57,6 @@ def _rows(found: Profile) -> list[tuple[str, str]]:
         ("dtype", found.dtype),
         ("at once", ", ".join(f"{count} in {stage}" for stage, count in found.batch.items()) or "-"),
         ("workers", str(found.workers)),
-        ("compile", "yes" if found.compile else "no"),
         ("checkpointing", "yes" if found.checkpointing else "no"),
         ("processes divide", found.divide),
     ]
