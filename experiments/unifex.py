@@ -25,6 +25,8 @@ Where guie does other than the original:
         name; a folder of images or a table is added to `data` as `dict(type="folder", root=...)`
     one class in twenty is set aside to measure every epoch by; the original trains on all and asks the leaderboard
     features are computed once, in float16 on disk, for all epochs: the view has nothing random
+    in the first epoch the rate climbs from 0 in equal steps and then follows the cosine; the original's is the cosine
+        times (step + 1) / steps, one step ahead at most
 """
 
 from mmengine.config import read_base
@@ -53,7 +55,7 @@ recipe.update(
         batch_size=128,
         # OPTIMIZER: weight decay is Adam's, added to the gradient
         optimizer=dict(type="Adam", lr=2e-2, weight_decay=1e-4),
-        # SCHEDULER: a cosine over all steps, damped linearly in those of the first epoch
+        # SCHEDULER: a cosine over all steps, damped in those of the first epoch
         epochs=10,
         lr_min=1e-3,
         warmup_epochs=1,

@@ -305,16 +305,25 @@ def rates(fitted: Fit, monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
 
 
 def test_rates_of_unifex(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the step: the cosine from the start, damped linearly in the first epoch (pytorch_warmup's way)."""
+    """Against pytorch_warmup's LinearWarmup over torch's cosine, by the step, as its code has them: in the first epoch
+    guie's rate is lower, by no more than one of the epoch's equal steps; from there on it is the same."""
     adam = {"type": "Adam", "lr": 2e-2, "weight_decay": 1e-4}
-    unifex = {"epochs": 10, "optimizer": adam, "warmup_epochs": 1, "warmup_prefix": False}
+    unifex = {"epochs": 10, "optimizer": adam, "warmup_epochs": 1, "warmup_prefix": False, "batch_size": 2}
     fitted = fit(tmp_path, **unifex, lr_min=1e-3, warmup_lr=0.0, lr_per="step")
-    found = [rate for (rate,) in rates(fitted, monkeypatch)]
-    for step, rate in enumerate(found):
-        epoch = step / 3
-        cosine = 1e-3 + 0.5 * (2e-2 - 1e-3) * (1 + math.cos(math.pi * epoch / 10))
-        assert rate == pytest.approx(2e-2 * epoch if epoch < 1 else cosine)
-    assert len(found) == 30
+    found = np.array([rate for (rate,) in rates(fitted, monkeypatch)])
+    warmup = fitted.steps
+    assert (warmup, len(found)) == (25, 250)
+    optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=2e-2)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=250, eta_min=1e-3)
+    theirs = []
+    for step in range(250):
+        theirs.append(cosine.get_last_lr()[0] * min(1.0, (step + 1) / warmup))
+        optimizer.step()
+        cosine.step()
+    np.testing.assert_allclose(found[warmup:], theirs[warmup:], rtol=1e-6)
+    behind = theirs[:warmup] - found[:warmup]
+    assert behind.min() >= -1e-12
+    assert behind.max() <= 2e-2 / warmup
 
 
 def test_rates_of_the_3rd_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

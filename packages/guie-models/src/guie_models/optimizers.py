@@ -81,7 +81,7 @@ class SAM(Optimizer):
         self._perturbation: dict[Tensor, Tensor] = {}
         self._skipped: int | Tensor = 0
         self._last: bool | Tensor = False
-        #: of the last step's gradients: the second pass's before clipping, the first's if that isn't finite; a scalar
+        #: of the gradients of the last pass that was made, before clipping; a scalar
         self.norm: Tensor | None = None
         self._share()
 
