@@ -222,7 +222,7 @@ def check_apart(gpus: Sequence[str]) -> None:
             ranks = [str(rank) for rank, each in enumerate(gpus) if each == gpu]
             raise UsageError(
                 f"{count} of {len(gpus)} processes ({', '.join(ranks)}) share one GPU, and each needs its own. Start as "
-                "many as a machine has GPUs: torchrun --nproc-per-node N; with srun, --ntasks-per-node N"
+                "many as a machine has GPUs: torchrun --nproc-per-node N, or srun --ntasks-per-node N"
             )
 
 
