@@ -270,6 +270,14 @@ def test_stages_that_look_through_one_view_are_counted_once(workspace) -> None:
     assert [forecast.disk for forecast in found.values()] == [70 * each, 0, 30 * each, 0, 0, 100 * (64 * 4 + 36)]
     assert found["others"].does == "the same features as 'all'"
     assert found["others"].gives == found["all"].gives
+    # where nothing is reported on, the rest are all: as in the 3rd place's recipe
+    twins = [features(name, part=part, reported="", seed=1) for name, part in (("train", "rest"), ("valid", "all"))]
+    outlook = Outlook(workspace("cpu"))
+    outlook._forecasts["prepare"] = Forecast(gives=Images(whole, {"train": Extent(100, 5)}))
+    first, second = [outlook.forecast(twin) for twin in twins]
+    assert first.disk == 100 * each
+    assert (second.does, second.disk, second.basis) == ("the same features as 'train'", 0, "nothing")
+    assert second.gives == first.gives
 
 
 def test_what_is_done_again_takes_its_time_again(workspace) -> None:

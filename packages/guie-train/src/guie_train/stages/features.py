@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -204,8 +205,9 @@ class Features(Stage[FeatureStore]):
         view = self.seen_by(backbone)
         target = getattr(view, "size", backbone.image_size)
         device = device_of(workspace.profile)
+        part = f"{self.name} {share + 1}/{shares}" if shares > 1 else self.name
         batches = extract(
-            Extractor(backbone, device, compute=self.compute, batch_size=batch_size, name=self.name),
+            Extractor(backbone, device, compute=self.compute, batch_size=batch_size, name=part),
             refs,
             view,
             target=target,
@@ -266,16 +268,16 @@ class Features(Stage[FeatureStore]):
             store = outlook.workspace.get(self)
             return Forecast(gives=StoredFeatures(store.dimension, store.views))
         before = self._before(outlook)
-        if (sharing := self._sharing(before)) is not None:
-            gives, does = outlook.forecast(sharing).gives, f"the same features as {sharing.name!r}"
-            return Forecast(does=does, disk=0, basis="nothing", gives=gives)
+        wanted, todo, exact = known(lambda: self._expected(outlook, before)) or (None, None, False)
+        if sharing := self._sharing(before) or (before if todo == 0 else []):
+            does = f"the same features as {' and '.join(repr(other.name) for other in sharing)}"
+            return Forecast(does=does, disk=0, basis="nothing", gives=outlook.forecast(sharing[0]).gives)
         frozen = Frozen.of(self.backbone, outlook)
         backbone, batch = frozen.backbone, outlook.profile.micro_batch("features", 64)
         dimension = backbone.features
         image = tuple(self.seen_by(backbone)(torch.zeros(3, 8, 8, dtype=torch.uint8), self.seed).shape)
         views = self.arguments["views"]
         traced = frozen.traced(batch, self.compute, image)
-        wanted, todo, exact = known(lambda: self._expected(outlook, before)) or (None, None, False)
         seconds, at_least, basis = frozen.time((todo or 0) * views, batch, self.compute, image)
         count = "N" if wanted is None else f"{'' if exact else 'about '}{wanted:,}"
         seen = f", {views} views" if views > 1 else ""
@@ -309,12 +311,10 @@ class Features(Stage[FeatureStore]):
         all_of_them.append(self)
         return before
 
-    def _sharing(self, before: list[Features]) -> Features | None:
-        """The one that computes all that this asks for, if there is one."""
-        for other in before:
-            if other.part in ("all", self.part) and other.shape in ("any", self.shape):
-                return other
-        return None
+    def _sharing(self, before: list[Features]) -> list[Features]:
+        """The first that computes all that this asks for, whatever the images; none if there is no such."""
+        fitting = (each for each in before if each.part in ("all", self.part) and each.shape in ("any", self.shape))
+        return list(islice(fitting, 1))
 
     def _expected(self, outlook: Outlook, before: list[Features]) -> tuple[int, int, bool]:
         """How many images there will be features of, how many of them are left to compute, and whether it's counted."""
