@@ -23,7 +23,7 @@ CONTEXT = 0.6e9
 
 @dataclass(frozen=True)
 class Step:
-    """A stage of a plan. on_disk: bytes of outputs that are whole; what is made again takes their place."""
+    """A stage of a plan. on_disk: bytes of outputs that are whole, which stay until what is made again is."""
 
     name: str
     state: State
@@ -51,7 +51,7 @@ class Plan:
     @property
     def to_write(self) -> float:
         """Bytes that are still to be written, as far as they are known."""
-        return sum(max(0.0, (step.forecast.disk or 0) - step.on_disk) for step in self.to_do)
+        return sum(step.forecast.disk or 0 for step in self.to_do)
 
     @property
     def missing(self) -> list[Missing]:
