@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,8 @@ def together(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     work_dir = tmp_path_factory.mktemp("together") / "run"
     told = torchrun(data, work_dir)
     assert "exit code 0" in told
+    assert " on cpu, 2 processes -> " in told
+    assert re.search(r"^features( \w+)? 1/2: ", told, re.MULTILINE), told
     assert told.count("head: ") == 1  # the bar's last line, of the first process alone
     return work_dir
 

@@ -16,9 +16,17 @@ from guie_core.cli import plugin_option, traceback_option
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value, such as recipe.arcface.epochs=3."
 )
 @click.option("--stage", metavar="NAME", help="Stop after this stage.")
-@click.option("--from", "start", metavar="NAME", help="Run this stage and what follows again; what there is stays until the new is whole.")
 @click.option(
-    "--work-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where the run goes; runs/EXPERIMENT by default."
+    "--from",
+    "start",
+    metavar="NAME",
+    help="Run this stage and what follows again; what there is stays until the new is whole.",
+)
+@click.option(
+    "--work-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the run goes; runs/EXPERIMENT by default. Beside it is store/, which all runs there share.",
 )
 @click.option(
     "--resume/--fresh",
