@@ -33,7 +33,7 @@ class Rows(Stage[Manifest]):
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         count = self.images + 200
-        columns = {
+        columns: dict[str, Any] = {
             "path": [f"{number}.jpg" for number in range(count)],
             "label": [*(np.arange(self.images) % CLASSES), *(CLASSES + np.arange(200) // 10)],
             "category": [f"kind {number % 4}" for number in range(count)],
