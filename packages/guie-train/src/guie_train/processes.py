@@ -70,7 +70,7 @@ class Processes:
         """This process's share of n things in a row: shares differ by one at most, and all of them are everything."""
         return slice(n * self.rank // self.count, n * (self.rank + 1) // self.count)
 
-    def add_up(self, *tensors: Tensor) -> None:
+    def all_reduce(self, *tensors: Tensor) -> None:
         """Replace each tensor by its sum over all processes, in one message for each dtype and device."""
         if self.count == 1:
             return
@@ -86,7 +86,7 @@ class Processes:
                 for tensor, summed in zip(alike, whole.split([t.numel() for t in alike]), strict=True):
                     tensor.copy_(summed.view_as(tensor))
 
-    def gathered(self, tensor: Tensor, dim: int, length: int) -> Tensor:
+    def gather(self, tensor: Tensor, dim: int, length: int) -> Tensor:
         """All of what is `length` long along `dim`, and of which each process brings its `part`: on the CPU, in the
         first process. The others get back what they have."""
         if self.count == 1:
@@ -108,11 +108,11 @@ class Processes:
         if self.count == 1:
             return flag
         set_in = torch.tensor(int(flag))
-        self.add_up(set_in)
+        self.all_reduce(set_in)
         return bool(set_in)
 
     def told(self, answer: Callable[[], T]) -> T:
-        """What the first process answers; only it is asked. The answer has to be picklable.
+        """What the first process answers, broadcast to all; only it is asked. The answer has to be picklable.
 
         Raises:
             ElsewhereError: in the others, when the first fails to answer.
@@ -158,7 +158,7 @@ class Processes:
         """What to raise of an error that all processes find alike: the first alone tells it."""
         return error if self.first else ElsewhereError(str(error), error.exit_code)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Return when all processes have come here."""
         self.any(False)
 
@@ -221,8 +221,8 @@ def check_apart(gpus: Sequence[str]) -> None:
         if (count := gpus.count(gpu)) > 1:
             ranks = [str(rank) for rank, each in enumerate(gpus) if each == gpu]
             raise UsageError(
-                f"{count} of {len(gpus)} processes ({', '.join(ranks)}) share one GPU, and each needs its own. Start as "
-                "many as a machine has GPUs: torchrun --nproc-per-node N, or srun --ntasks-per-node N"
+                f"{count} of {len(gpus)} processes ({', '.join(ranks)}) share one GPU, and each needs its own. Start "
+                "as many as a machine has GPUs: torchrun --nproc-per-node N, or srun --ntasks-per-node N"
             )
 
 
