@@ -224,9 +224,9 @@ def test_local_plugin_file(
 def test_profiles_shown(toys: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert guie(capsys, "profiles", "show", "v100-32g") == (
         0,
-        "v100-32g: NVIDIA V100, 32 GB: float16, no bfloat16, no FlashAttention-2\n"
+        "v100-32g: NVIDIA V100, 32 GiB: 16 bits are float16; no bfloat16, no FlashAttention-2\n"
         "  device              cuda\n"
-        "  memory              32 GB\n"
+        "  memory              32 GiB\n"
         "  compute capability  7.0\n"
         "  dtype               float16\n"
         "  at once             512 in features, 16 in finetune\n"

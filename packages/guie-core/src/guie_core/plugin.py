@@ -19,13 +19,15 @@ def guie_profiles() -> list[Entry]:
     return [
         Entry("auto", "guie_core.profiles:detect", "The profile of the GPU that is found, or cpu"),
         Entry("cpu", "guie_core.profiles:CPU", "Any machine without a GPU: float32"),
-        Entry("v100-32g", "guie_core.profiles:V100_32G", "NVIDIA V100, 32 GB: float16 (an original of the 5th place)"),
-        Entry("rtx3090-24g", "guie_core.profiles:RTX3090_24G", "NVIDIA RTX 3090, 24 GB (an original of the 5th place)"),
-        Entry("rtx4090-24g", "guie_core.profiles:RTX4090_24G", "NVIDIA RTX 4090, 24 GB: bfloat16"),
-        Entry("a100-80g", "guie_core.profiles:A100_80G", "NVIDIA A100, 80 GB: bfloat16"),
-        Entry("h100-80g", "guie_core.profiles:H100_80G", "NVIDIA H100, 80 GB: bfloat16"),
-        Entry("t4-16g", "guie_core.profiles:T4_16G", "NVIDIA T4, 16 GB: float16"),
-        Entry("p100-16g", "guie_core.profiles:P100_16G", "NVIDIA P100, 16 GB: float32, no tensor cores"),
+        Entry("v100-32g", "guie_core.profiles:V100_32G", "NVIDIA V100, 32 GiB (an original of the 5th place)"),
+        Entry(
+            "rtx3090-24g", "guie_core.profiles:RTX3090_24G", "NVIDIA RTX 3090, 24 GiB (an original of the 5th place)"
+        ),
+        Entry("rtx4090-24g", "guie_core.profiles:RTX4090_24G", "NVIDIA RTX 4090, 24 GiB: 16 bits are bfloat16"),
+        Entry("a100-80g", "guie_core.profiles:A100_80G", "NVIDIA A100, 80 GiB: 16 bits are bfloat16"),
+        Entry("h100-80g", "guie_core.profiles:H100_80G", "NVIDIA H100, 80 GiB: 16 bits are bfloat16"),
+        Entry("t4-16g", "guie_core.profiles:T4_16G", "NVIDIA T4, 16 GiB: 16 bits are float16"),
+        Entry("p100-16g", "guie_core.profiles:P100_16G", "NVIDIA P100, 16 GiB: float32, no tensor cores"),
     ]
 
 

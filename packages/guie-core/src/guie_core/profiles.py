@@ -29,7 +29,7 @@ class Profile:
     name: str
     summary: str
     device: Literal["cpu", "cuda"] = "cuda"
-    memory_gb: float = 0.0  #: memory of the GPU; 0 for the CPU, whose memory is the machine's
+    memory_gb: float = 0.0  #: memory of the GPU in GiB; 0 for the CPU, whose memory is the machine's
     compute_capability: tuple[int, int] | None = None  #: (8, 6) for an RTX 3090
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"  #: of frozen networks and of autocast
     batch: Mapping[str, int] = field(default_factory=dict)  #: stage -> images or rows at once (micro-batch)
@@ -86,7 +86,7 @@ CPU = Profile(
 )
 V100_32G = Profile(
     "v100-32g",
-    "NVIDIA V100, 32 GB: float16, no bfloat16, no FlashAttention-2",
+    "NVIDIA V100, 32 GiB: 16 bits are float16; no bfloat16, no FlashAttention-2",
     memory_gb=32,
     compute_capability=(7, 0),
     dtype="float16",
@@ -96,7 +96,7 @@ V100_32G = Profile(
 )
 RTX3090_24G = Profile(
     "rtx3090-24g",
-    "NVIDIA RTX 3090, 24 GB: float16, as in the original",
+    "NVIDIA RTX 3090, 24 GiB: 16 bits are float16, as in the original",
     memory_gb=24,
     compute_capability=(8, 6),
     dtype="float16",
@@ -106,7 +106,7 @@ RTX3090_24G = Profile(
 )
 RTX4090_24G = Profile(
     "rtx4090-24g",
-    "NVIDIA RTX 4090, 24 GB: bfloat16",
+    "NVIDIA RTX 4090, 24 GiB: 16 bits are bfloat16",
     memory_gb=24,
     compute_capability=(8, 9),
     dtype="bfloat16",
@@ -116,7 +116,7 @@ RTX4090_24G = Profile(
 )
 A100_80G = Profile(
     "a100-80g",
-    "NVIDIA A100, 80 GB: bfloat16",
+    "NVIDIA A100, 80 GiB: 16 bits are bfloat16",
     memory_gb=80,
     compute_capability=(8, 0),
     dtype="bfloat16",
@@ -125,7 +125,7 @@ A100_80G = Profile(
 )
 H100_80G = Profile(
     "h100-80g",
-    "NVIDIA H100, 80 GB: bfloat16",
+    "NVIDIA H100, 80 GiB: 16 bits are bfloat16",
     memory_gb=80,
     compute_capability=(9, 0),
     dtype="bfloat16",
@@ -134,7 +134,7 @@ H100_80G = Profile(
 )
 T4_16G = Profile(
     "t4-16g",
-    "NVIDIA T4, 16 GB: float16",
+    "NVIDIA T4, 16 GiB: 16 bits are float16",
     memory_gb=16,
     compute_capability=(7, 5),
     dtype="float16",
@@ -144,7 +144,7 @@ T4_16G = Profile(
 )
 P100_16G = Profile(
     "p100-16g",
-    "NVIDIA P100, 16 GB: float32, no tensor cores",
+    "NVIDIA P100, 16 GiB: float32, no tensor cores",
     memory_gb=16,
     compute_capability=(6, 0),
     dtype="float32",
@@ -206,10 +206,11 @@ def suited(gpu: Gpu) -> Profile:
     dtype = (
         "bfloat16" if gpu.compute_capability >= (8, 0) else "float16" if gpu.compute_capability >= (7, 0) else "float32"
     )
+    sixteen = "" if dtype == "float32" else "16 bits are "
     return replace(
         base,
         name="auto",
-        summary=f"{gpu.name}, {gpu.memory_gb:.0f} GB: {dtype}, made to measure",
+        summary=f"{gpu.name}, {gpu.memory_gb:.0f} GiB: {sixteen}{dtype}, made to measure",
         memory_gb=round(gpu.memory_gb, 1),
         compute_capability=gpu.compute_capability,
         dtype=dtype,

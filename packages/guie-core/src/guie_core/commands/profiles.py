@@ -52,7 +52,7 @@ def _rows(found: Profile) -> list[tuple[str, str]]:
     capability = ".".join(map(str, found.compute_capability)) if found.compute_capability else "-"
     return [
         ("device", found.device),
-        ("memory", f"{found.memory_gb:g} GB" if found.memory_gb else "-"),
+        ("memory", f"{found.memory_gb:g} GiB" if found.memory_gb else "-"),
         ("compute capability", capability),
         ("dtype", found.dtype),
         ("at once", ", ".join(f"{count} in {stage}" for stage, count in found.batch.items()) or "-"),
