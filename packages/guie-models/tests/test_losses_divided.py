@@ -44,7 +44,7 @@ class Peer:
     def part(self, n: int) -> slice:
         return slice(n * self.rank // self.count, n * (self.rank + 1) // self.count)
 
-    def add_up(self, *tensors: Tensor) -> None:
+    def all_reduce(self, *tensors: Tensor) -> None:
         self.sent += sum(tensor.numel() for tensor in tensors)
         self.table.brought[self.rank] = tuple(tensor.clone() for tensor in tensors)
         self.table.barrier.wait(30)

@@ -20,18 +20,18 @@ InProcesses = Callable[[int, Callable[[Processes], Any]], list[Any]]
 
 
 def test_sums_are_those_of_all_and_the_same_everywhere(in_processes: InProcesses) -> None:
-    def add_up(processes: Processes) -> list[Any]:
+    def all_reduce(processes: Processes) -> list[Any]:
         tensors = [
             torch.full((2, 3), 1.0 + processes.rank),
             torch.arange(4) * (processes.rank + 1),
             torch.tensor(0.5, dtype=torch.float64),
             torch.ones(5) * 10**processes.rank,
         ]
-        processes.add_up(*tensors)
+        processes.all_reduce(*tensors)
         return [tensor.tolist() for tensor in tensors]
 
     expected = [[[6.0] * 3] * 2, [0, 6, 12, 18], 1.5, [111.0] * 5]
-    assert in_processes(3, add_up) == [expected] * 3
+    assert in_processes(3, all_reduce) == [expected] * 3
 
 
 def test_the_first_answers_for_all(in_processes: InProcesses) -> None:
@@ -45,13 +45,13 @@ def test_the_first_has_all_parts(in_processes: InProcesses) -> None:
 
     def gather(processes: Processes) -> tuple[bool, torch.Tensor]:
         mine = whole[:, processes.part(7)]
-        found = processes.gathered(mine, 1, 7)
+        found = processes.gather(mine, 1, 7)
         return found is mine, found
 
     (_, first), *others = in_processes(3, gather)
     assert torch.equal(first, whole)
     assert [same for same, _ in others] == [True, True]
-    assert ALONE.gathered(whole, 1, 7) is whole
+    assert ALONE.gather(whole, 1, 7) is whole
 
 
 @pytest.mark.parametrize(("error", "code"), [(GuieError("no space"), 1), (Interrupted("stopped"), 130)])
@@ -70,10 +70,10 @@ def test_the_failure_of_the_first_ends_all(error: GuieError, code: int, in_proce
 
 def test_a_process_that_dies_is_noticed(in_processes: InProcesses) -> None:
     def die(processes: Processes) -> None:
-        processes.wait()
+        processes.barrier()
         if processes.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        processes.wait()
+        processes.barrier()
 
     survivor, killed = in_processes(2, die)
     assert killed is None
@@ -124,7 +124,7 @@ def test_processes_that_share_a_gpu_are_refused() -> None:
 
 def test_what_else_is_wrong_is_not_told_as_a_process_that_has_ended(in_processes: InProcesses) -> None:
     def alone(processes: Processes) -> None:
-        processes.add_up(torch.zeros(3, dtype=torch.int16))  # which gloo doesn't know
+        processes.all_reduce(torch.zeros(3, dtype=torch.int16))  # which gloo doesn't know
 
     for error in in_processes(2, alone):
         assert isinstance(error, GuieError)
@@ -141,7 +141,7 @@ def test_parts_are_everything_and_alike(n: int, count: int) -> None:
 
 def test_alone_nothing_is_asked_of_anybody() -> None:
     tensor = torch.ones(2)
-    ALONE.add_up(tensor)
+    ALONE.all_reduce(tensor)
     assert tensor.tolist() == [1, 1]
     assert ALONE.any(True)
     assert ALONE.told(lambda: 3) == 3

@@ -282,7 +282,7 @@ class Workspace:
             self._made.add(stage.key)
             if stage.together:
                 stage.run(staging, self)
-                self.processes.wait()
+                self.processes.barrier()
             else:
                 self.processes.told(lambda: stage.run(staging, self))
             self.processes.told(lambda: self._finish(stage, staging, folder, start))

@@ -22,7 +22,7 @@ class Peers(Protocol):
     def part(self, n: int) -> slice:
         """This process's share of n things in a row; those of all processes, in their order, are everything."""
 
-    def add_up(self, *tensors: Tensor) -> None:
+    def all_reduce(self, *tensors: Tensor) -> None:
         """Replace each tensor by its sum over all processes, which has the same bits in all of them."""
 
 
@@ -50,7 +50,7 @@ class Divided:
     def from_owners(self, vectors: Tensor, places: Tensor) -> Tensor:
         """Vectors [B, E] by image, each taken from the process that has the class, where it has a place."""
         found = vectors * (places >= 0)[:, None]
-        self.peers.add_up(found)
+        self.peers.all_reduce(found)
         return found
 
     def summed(self, logs: Tensor, *sums: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,6 +58,6 @@ class Divided:
         that is this process's. `sums` are replaced by their sums over all, in the same message."""
         each = logs.new_zeros(self.peers.count, len(logs))
         each[self.peers.rank] = logs
-        self.peers.add_up(each, *sums)
+        self.peers.all_reduce(each, *sums)
         whole = each.logsumexp(0)
         return whole, (logs - whole).exp()

@@ -276,7 +276,7 @@ class _MarginSoftmax(torch.autograd.Function):
 
         if x_gradient is not None:
             if divided is not None:
-                divided.peers.add_up(x_gradient)
+                divided.peers.all_reduce(x_gradient)
             x_gradient.addcmul_(own, pull[:, None])
             x_gradient = (x_gradient - x * (x_gradient * x).sum(1, keepdim=True)) / x_length
         if w_gradient is not None:

@@ -51,7 +51,7 @@ class Parts:
         gradients = [p.grad for p in parameters if p.grad is not None and (self.processes.first or p in self._names)]
         norm = nn.utils.get_total_norm(gradients)
         squares = norm.double().square()  # of a finite float32 it is finite
-        self.processes.add_up(squares)
+        self.processes.all_reduce(squares)
         return squares.sqrt().to(norm.dtype)
 
     def fill(self, module: nn.Module) -> None:
@@ -69,7 +69,7 @@ class Parts:
         return self._each(state, optimizer, self._part)
 
     def _gathered(self, tensor: Tensor, along: Along) -> Tensor:
-        return self.processes.gathered(tensor, along.dim, along.length)
+        return self.processes.gather(tensor, along.dim, along.length)
 
     def _part(self, tensor: Tensor, along: Along) -> Tensor:
         here = self.processes.part(along.length)

@@ -1,4 +1,4 @@
-"""How a head is trained, as an experiment says it."""
+"""How something is trained, as an experiment says it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How a head is trained: optimiser, batches and the cosine schedule (5th place, points 6, 7 and 9).
+    """How a head, a classifier or a whole network is trained: optimiser, batches and schedule (5th place, points 6, 7
+    and 9).
 
     Args:
         epochs: how many; also the length of the cosine.

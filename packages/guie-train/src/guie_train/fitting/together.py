@@ -14,7 +14,7 @@ from guie_train.processes import Processes
 
 @dataclass(frozen=True)
 class Together:
-    """A `Backward` of a head and its loss: each process takes its part of the batch through the loss.
+    """A `Backward` of a head and its loss, data-parallel: each process takes its part of the batch through the loss.
 
     The head, which costs little, sees the whole batch in every process, so that batch norm and dropout do what they do
     in one. Each process then has the loss of its part of the embedding, and with it d loss / d embedding of these rows
@@ -52,13 +52,13 @@ class Together:
         if part.grad is not None:
             through[ours] = part.grad
         loss = share.detach()
-        self.processes.add_up(loss, through, *_gradients(model.loss))
+        self.processes.all_reduce(loss, through, *_gradients(model.loss))
         embedding.backward(through)
         return loss
 
     def _mean(self, tensors: list[Tensor]) -> None:
         """Keep together what would drift apart by rounding."""
-        self.processes.add_up(*tensors)
+        self.processes.all_reduce(*tensors)
         for tensor in tensors:
             tensor.div_(self.processes.count)
 

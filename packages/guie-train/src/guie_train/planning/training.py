@@ -22,7 +22,7 @@ in 16 bits, and some thousand rows with their size values."""
 class Unsent(Processes):
     """Processes that send nothing: on the meta device there are no numbers."""
 
-    def add_up(self, *tensors: Tensor) -> None:
+    def all_reduce(self, *tensors: Tensor) -> None:
         """Leaves them as they are."""
 
 
