@@ -16,7 +16,7 @@ has run it at full size with guie yet:
     finetune       3 h 34 min     2 h 20 min     36 min         11.6 GB, on the A100 32.1 GB
     export         minutes        minutes        minutes        8.5 GB of the machine's, on its CPU
 
-Disk: 18 GB in all, and 3.9 GB of weights to fetch.
+Disk: 24 GB in all, of which 15 GB are free again after fine-tuning, and 3.9 GB of weights to fetch.
 
 Where guie does other than the original, which ran in TensorFlow on Colab's TPU:
     one class in twenty is set aside to measure every 0.1 epochs by; the original trains on all, and validates on a part
