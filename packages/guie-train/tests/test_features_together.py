@@ -15,6 +15,8 @@ from guie_core import Interrupted
 from guie_core.interrupt import Stop
 from guie_core.profiles import profile
 from guie_datasets import Manifest
+from guie_train.planning.forecast import Forecast
+from guie_train.planning.plan import make_plan
 from guie_train.processes import ALONE, Processes
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.features import Features
@@ -86,3 +88,19 @@ def test_one_that_is_asked_to_stop_stops_all(tmp_path: Path, in_processes: InPro
     expected = computed("whole", ALONE, Stop())
     for found in in_processes(2, lambda processes: computed("parts", processes, Stop())):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_a_plan_tells_how_many_are_there(tmp_path: Path) -> None:
+    made, workspace = stage(tmp_path), Workspace(tmp_path / "store", CPU, Stop())
+    workspace.get(made.manifest)
+
+    def planned() -> Forecast:
+        return make_plan([made.manifest, made], [], workspace).steps[1].forecast
+
+    whole = planned()
+    assert "are there" not in whole.does
+    made.add(workspace.folder(made), workspace, 0, 2)
+    half = planned()
+    assert half.does == f"{whole.does}; {IMAGES // 2} of them are there"
+    assert whole.disk is not None
+    assert half.disk == whole.disk / 2

@@ -89,6 +89,20 @@ def test_what_is_there_is_told_with_its_size_and_asks_for_nothing(workspace, tmp
     assert "All is done" in page(done, tmp_path)
 
 
+def test_what_an_unfinished_run_has_left_is_told(workspace) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Broken(Silent):
+        slug: ClassVar[str] = "broken"
+
+        def run(self, folder: Path, workspace: Workspace) -> None:
+            raise GuieError("out of luck")
+
+    stages = [Broken(name="broken"), Silent(name="silent")]
+    with pytest.raises(GuieError, match="out of luck"):
+        workspace("cpu").get(stages[0])
+    assert [step.state for step in make_plan(stages, [], workspace("cpu")).steps] == ["begun", "to do"]
+
+
 def test_a_gpu_that_is_too_small_is_told_what_fits(workspace) -> None:
     plan = make_plan([Large(name="one"), Large(name="two")], [], workspace(profile({"type": "t4-16g", "memory_gb": 4})))
     told = plan.refusal(plan.memory, "profile t4-16g").splitlines()

@@ -219,6 +219,10 @@ class Workspace:
         """Whether all outputs of `stage` are there, and are not being made again (`again`)."""
         return not self._partial(stage).exists() and stage.complete(self.folder(stage), self)
 
+    def begun(self, stage: Stage[Any]) -> bool:
+        """Whether a run that did not end has left a part of the outputs of `stage`."""
+        return self._partial(stage).exists()
+
     def _partial(self, stage: Stage[Any]) -> Path:
         """Where the outputs of `stage` grow that are renamed when all are there."""
         return self.folder(stage).with_name(f"{stage.key}.partial")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,14 +16,18 @@ from guie_core.wording import shown, size
 from guie_train.planning.forecast import Forecast, Missing, Outlook
 from guie_train.stage import Stage, Workspace
 
-State = Literal["done before", "again", "to do"]
+State = Literal["done before", "again", "begun", "to do"]
 CONTEXT = 0.6e9
 """Bytes of a GPU's memory that CUDA and its libraries keep to themselves."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A stage of a plan. on_disk: bytes of outputs that are whole, which stay until what is made again is."""
+    """A stage of a plan.
+
+    begun: a run that did not end has left a part of the outputs. on_disk: bytes of outputs that are whole, which stay
+    until what is made again is.
+    """
 
     name: str
     state: State
@@ -117,8 +121,10 @@ def make_plan(stages: Sequence[Stage[Any]], again: Sequence[Stage[Any]], workspa
     steps = []
     for stage in stages:
         # in order: whether a stage's outputs are there is known once its inputs' are
-        there = all(source.name in ready for source in stage.inputs()) and _complete(stage, workspace)
-        state: State = "to do" if not there else "again" if stage in again else "done before"
+        there = all(source.name in ready for source in stage.inputs()) and _seen(workspace.complete, stage)
+        state: State = "again" if stage in again else "done before"
+        if not there:
+            state = "begun" if _seen(workspace.begun, stage) else "to do"
         if there and stage not in again:
             ready.add(stage.name)
         on_disk = _bytes(workspace.folder(stage)) if there else 0
@@ -127,9 +133,9 @@ def make_plan(stages: Sequence[Stage[Any]], again: Sequence[Stage[Any]], workspa
     return Plan(workspace.profile, steps)
 
 
-def _complete(stage: Stage[Any], workspace: Workspace) -> bool:
+def _seen(look: Callable[[Stage[Any]], bool], stage: Stage[Any]) -> bool:
     try:
-        return workspace.complete(stage)
+        return look(stage)
     except GuieError:  # of what it reads, something is not there
         return False
 

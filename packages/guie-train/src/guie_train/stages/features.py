@@ -281,6 +281,9 @@ class Features(Stage[FeatureStore]):
         seconds, at_least, basis = frozen.time((todo or 0) * views, batch, self.compute, image)
         count = "N" if wanted is None else f"{'' if exact else 'about '}{wanted:,}"
         seen = f", {views} views" if views > 1 else ""
+        done = (
+            f"; {wanted - todo:,} of them are there" if exact and wanted and todo is not None and todo < wanted else ""
+        )
         on_gpu = outlook.profile.device == "cuda"
         # views beside the batch that the network has: those of it one by one, together (on a GPU, in pinned memory
         # too), and what is read ahead
@@ -288,7 +291,7 @@ class Features(Stage[FeatureStore]):
         weights = sum(value.numel() * value.element_size() for value in backbone.state_dict().values())
         return Forecast(
             does=f"[{count}, {', '.join(map(str, image))}]{seen} -> [{dimension:,}] each, {self.dtype}; "
-            f"{backbone.name} on {batch} at once, in {self.compute}",
+            f"{backbone.name} on {batch} at once, in {self.compute}{done}",
             parameters=parameters(backbone)[0],
             trained=0,
             disk=None if todo is None else todo * (views * dimension * np.dtype(self.dtype).itemsize + HASH),
