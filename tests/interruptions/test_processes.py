@@ -42,7 +42,12 @@ def guie_datasets():
     return []
 """
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
-CTRL_C = "os.kill(os.getppid(), signal.SIGINT)"  # torchrun, which hands it on
+# to torchrun, which hands it on; the step waits for that, however busy the machine is
+CTRL_C = (
+    "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}); os.kill(os.getppid(), signal.SIGINT); "
+    "signal.sigwait({signal.SIGINT}); signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT}); "
+    "os.kill(os.getpid(), signal.SIGINT)"
+)
 
 
 @pytest.fixture(scope="module")
