@@ -168,9 +168,8 @@ def small(data: Path) -> Iterator[str]:
         *(f"recipe.data.{number}.root={data}" for number in range(4)),
         f"recipe.classifier.data.0.root={data}",
         "recipe.data.1.drop_classes=4",
-        "recipe.data.2.complete=False",  # 30 classes of 1,200
+        "recipe.data.2.complete=False",  # 30 classes of 1,200, five a block
         "recipe.data.3.complete=False",  # 4 dishes of 101
-        "recipe.data.2.complete=False",  # five classes a block
         "recipe.backbone=dict(type='timm/test_resnet', weights='none', image_size=64)",
         "recipe.arcface.epochs=6",
         "recipe.arcface.batch_size=64",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from guie_core.wording import plural
+from guie_core.wording import duration, plural
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,19 @@ from guie_core.wording import plural
 )
 def test_plural(count: int, noun: str, text: str) -> None:
     assert plural(count, noun) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (3.21, "3.2 s"),
+        (119, "119 s"),
+        (120, "2 min"),
+        (7500, "2 h 05 min"),
+        (71 * 3600 + 59 * 60, "71 h 59 min"),
+        (3 * 86_400, "3 days"),
+        (4308 * 3600 + 47 * 60, "180 days"),
+    ],
+)
+def test_durations_are_told_in_what_people_plan_by(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

@@ -51,12 +51,14 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time for people: "3.2 s", "45 s", "3 min", "2 h 05 min"."""
+    """A time for people: "3.2 s", "45 s", "3 min", "2 h 05 min", "180 days"."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
+    if minutes >= 3 * 24 * 60:
+        return f"{minutes / (24 * 60):.0f} days"
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 

@@ -57,7 +57,9 @@ class Frozen:
     def time(self, images: int, batch: int, dtype: str, shape: tuple[int, ...]) -> tuple[float | None, bool, str]:
         """Seconds for so many images, whether that is the least, and what it rests on."""
         traced = self.traced(batch, dtype, shape)
-        work = f"{traced.operations / batch / 1e9:.1f} GFLOP an image"
+        operations = traced.operations / batch
+        work = f"{operations / 1e9:.1f} GFLOP" if operations >= 1e8 else f"{operations / 1e6:.1f} MFLOP"
+        work += " an image"
         rate = published(self.outlook.profile, self.backbone.name, shape[-1], dtype)
         if rate is not None:
             return images / rate[0], False, f"{work}, {rate[1]}"

@@ -88,9 +88,10 @@ class FineTuned:
         host = 8 * total if profile.device == "cuda" else max(0, saving - memory)
         average = 4 * opened if training.ema_decay else 0
         at_once = f"{size} at once" + (", activations computed again" if profile.checkpointing else "")
+        weights = " with float32 weights" if self.compute != "float32" else ""
         return Forecast(
             does=f"{training.epochs:,} epochs of {steps:,} steps of {training.batch_size} images of "
-            f"{model.backbone.image_size} px, {at_once}, in {self.compute} with float32 weights",
+            f"{model.backbone.image_size} px, {at_once}, in {self.compute}{weights}",
             parameters=total,
             trained=opened,
             # the chosen weights; while it trains, the state with two moments, and the one that takes its place
