@@ -252,7 +252,7 @@ def test_steps_that_overflow_in_float16_are_left_out(
     tmp_path: Path, pictures: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LossScale, "first", 2.0**40)  # halved in each of four steps, it still overflows
-    with pytest.raises(GuieError, match="none of the 2 steps of epoch 2 could be made, .*come down to 6.87e"):
+    with pytest.raises(GuieError, match=r"none of the 2 steps of epoch 2 could be made, .*come down to 6\.87e"):
         tune(tmp_path, stage(pictures, compute="float16"))
     assert not list((tmp_path / "store" / "finetune").glob("*/curves.json"))
 
