@@ -140,6 +140,11 @@ def test_what_is_reported_is_of_the_tuned_backbone_beside_the_pretrained(tmp_pat
     assert scores["raw features"] == pytest.approx(mean_precision(raw.numpy(), labels), abs=2e-3)
     assert scores["trained"] == pytest.approx(mean_precision(trained.numpy(), labels), abs=2e-3)
     frozen_head = head(torch.cat([raw, sizes], 1)).detach()
+    before = build("heads", {"type": "BatchNormLinear", "out_features": 64}, in_features=96)
+    begun = load_file(run / "stages" / "head" / "chosen.safetensors")
+    before.load_state_dict({k.removeprefix("head."): v for k, v in begun.items() if k.startswith("head.")})
+    untuned = before.eval()(torch.cat([raw, sizes], 1)).detach()
+    assert scores["before tuning"] == pytest.approx(mean_precision(untuned.numpy(), labels), abs=2e-3)
     assert (frozen_head - trained).abs().max() > 0.01  # what it would be with the wrong backbone
     embedder = guie_models.load(run / "stages" / "export" / "embedder.safetensors")
     with torch.inference_mode():

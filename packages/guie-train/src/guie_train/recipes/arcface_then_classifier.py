@@ -287,6 +287,7 @@ class ArcFaceThenClassifier:
                 valid=valid,
                 head=trained,
                 tuned=seen,
+                untuned=tuned.start if tuned else None,
                 classifier=classifier,
                 switched=switched,
                 augmentation=self.augmentation,

@@ -29,12 +29,14 @@ from guie_train.stages.selection import answerable_pairs, check_pairs
 
 FOUND = 200  # bytes that are kept of a query: its neighbours, and what it asks for
 RAW, TRAINED = "raw features", "trained"  # what all are compared with, and what is exported
+UNTUNED = "before tuning"  # the head that fine-tuning began with, on frozen features
 Embed = Callable[[FeatureStore, NDArray[np.int64]], Tensor]  # (features, rows [N]) to an embedding [N, E]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Stage[list[System]]):
-    """Compare raw features, PCA and the trained head on what was set aside, with and without switched augmentation.
+    """Compare raw features, PCA and the trained head, also as it was before its backbone was tuned, on what was set
+    aside; with and without switched augmentation.
 
     All embeddings are L2-normalised, so that Euclidean distance orders them as the cosine does. PCA is fitted on the
     training rows. With augmentation, the outputs of an image's views are averaged before they are normalised.
@@ -46,6 +48,7 @@ class Evaluate(Stage[list[System]]):
     head: Stage[TrainedHead]
     classifier: Stage[TrainedClassifier] | None
     tuned: Stage[FeatureStore] | None  # features by the backbone that the head was trained with; None: `valid` are
+    untuned: Stage[TrainedHead] | None  # the head for `valid` that tuning began with, if there is one
     augmentation: Switched | None
     switched: Mapping[str, Stage[FeatureStore]]  # features of the augmentation's views, by name
     protocol: Annotated[Config, Slot("protocols")]
@@ -60,7 +63,7 @@ class Evaluate(Stage[list[System]]):
         """PCA's features in memory, and later those of what is reported on: as read, normalised, and for the search."""
         images, dimension = outlook.images(self.manifest), outlook.given(self.valid, Features).dimension
         reported = images.of(self.protocol.get("split", "test"))
-        baselines = 1 + bool(self.pca)
+        baselines = 1 + bool(self.pca) + bool(self.untuned)
         systems = baselines * (2 if self.switched and not self.tuned else 1) + (2 if self.switched else 1)
         fitted = images.of(TRAIN).images if self.pca else 0
         return Forecast(
@@ -80,12 +83,17 @@ class Evaluate(Stage[list[System]]):
         pairs = Pairs(np.searchsorted(rows, pairs.queries), np.searchsorted(rows, pairs.index))
         labels, categories = manifest.column("label")[rows], manifest.column("category")[rows]
 
-        head = workspace.get(self.head).build()
+        def by(stage: Stage[TrainedHead]) -> Embed:
+            head = workspace.get(stage).build()
+            return lambda store, at: head(head_inputs(head, store, manifest, at))
+
         systems: dict[str, Embed] = {RAW: lambda store, at: torch.from_numpy(store.read(manifest.column("hash")[at]))}
         if self.pca:
             pca = PCA.fit(systems[RAW](store, np.flatnonzero(split == TRAIN)), self.pca)
             systems[f"PCA-{self.pca}"] = lambda store, at: pca(systems[RAW](store, at))
-        systems[TRAINED] = lambda store, at: head(head_inputs(head, store, manifest, at))
+        if self.untuned:
+            systems[UNTUNED] = by(self.untuned)
+        systems[TRAINED] = by(self.head)
 
         tuned = workspace.get(self.tuned) if self.tuned else store
         with torch.inference_mode():
