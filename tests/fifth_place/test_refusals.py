@@ -80,7 +80,8 @@ def test_the_others_are_trained_on_when_asked(data: Path) -> None:
 def test_what_cannot_be_left_out(without: str, text: str, tmp_path: Path) -> None:
     with pytest.raises(ExperimentError) as raised:
         run(tmp_path / "data", f"recipe.without={without}")
-    assert text in str(raised.value)
+    assert str(raised.value).startswith("1 problem in ")
+    assert f"5th_place.py\n  {text}" in str(raised.value)
 
 
 def images_elsewhere(data: Path) -> None:

@@ -23,7 +23,6 @@ from guie_core.experiment import Experiment
 from guie_core.files import replace_link
 from guie_core.interrupt import interruptible
 from guie_core.processors import processors
-from guie_core.registry import build
 from guie_core.run import Run, versions
 from guie_core.wording import did_you_mean, shown, size
 from guie_datasets import Manifest
@@ -31,6 +30,7 @@ from guie_train.device import device_of, free_memory
 from guie_train.planning.page import page
 from guie_train.planning.plan import full_disk, make_plan
 from guie_train.processes import joined
+from guie_train.recipes import recipe_of
 from guie_train.report import Report, StageLine, render
 from guie_train.runs.outputs import LINKS, SWEEP, store_of
 from guie_train.stage import Stage, StageRecord, Workspace
@@ -73,7 +73,7 @@ def train(
         GuieError: what the stages raise.
     """
     folder = (work_dir or default_folder(experiment)).absolute()
-    recipe = build("recipes", experiment.recipe, where="recipe")
+    recipe = recipe_of(experiment)
     stages, again = _chosen(recipe.stages(experiment.profile), stage, start)
     device_of(experiment.profile)  # before anything is done for it
     if (folder / SWEEP).exists():
@@ -216,7 +216,7 @@ def show_plan(
         GuieError: a stage does not fit into the memory of the profile's GPU.
     """
     folder = (work_dir or default_folder(experiment)).absolute()
-    recipe = build("recipes", experiment.recipe, where="recipe")
+    recipe = recipe_of(experiment)
     stages, again = _chosen(recipe.stages(experiment.profile), stage, start)
     with interruptible() as stop:
         plan = make_plan(stages, again, Workspace(store_of(folder), experiment.profile, stop))

@@ -262,15 +262,15 @@ class _Loaded:
         wait: bool = False,
     ) -> _Loaded:
         from guie_core.experiment import Experiment
-        from guie_core.registry import build
         from guie_train.device import device_of
+        from guie_train.recipes import recipe_of
         from guie_train.runner import default_folder
         from guie_train.runs.outputs import store_of
         from guie_train.stage import Workspace
         from guie_train.stages.features import Features
 
         experiment = Experiment.load(path, overrides=overrides, profile=profile)
-        recipe = build("recipes", experiment.recipe, where="recipe")
+        recipe = recipe_of(experiment)
         stages = [stage for stage in recipe.stages(experiment.profile) if isinstance(stage, Features)]
         device_of(experiment.profile)  # before anything is done for it
         folder = (work_dir or default_folder(experiment)).absolute()

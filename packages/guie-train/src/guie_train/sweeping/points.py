@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from guie_core import Experiment, ExperimentError, Problem, build
+from guie_core import Experiment, ExperimentError, Problem
 from guie_core.wording import shown
+from guie_train.recipes import recipe_of
 
 
 @dataclass(frozen=True)
@@ -122,5 +123,5 @@ def load_points(
 def load_point(path: Path, overrides: Sequence[str], profile: str | None, values: Mapping[str, str]) -> Point:
     """One point, checked; raises as `load_points` does."""
     experiment = Experiment.load(path, [*overrides, *(f"{key}={text}" for key, text in values.items())], profile)
-    build("recipes", experiment.recipe, where="recipe")
+    recipe_of(experiment)
     return Point(dict(values), experiment)

@@ -13,13 +13,14 @@ from typing import Any
 
 import click
 
-from guie_core import ExperimentError, GuieError, Interrupted, UsageError, build
+from guie_core import ExperimentError, GuieError, Interrupted, UsageError
 from guie_core.files import atomic_write
 from guie_core.interrupt import Stop, interruptible
 from guie_core.record import RECORD, RunRecord
 from guie_core.run import acquire
 from guie_core.tables import table
 from guie_core.wording import listing, plural, shown
+from guie_train.recipes import recipe_of
 from guie_train.runner import train
 from guie_train.runs.outputs import SWEEP
 from guie_train.runs.scores import selected
@@ -187,7 +188,7 @@ class Sweep:
 
 
 def _stages(point: Point) -> list[Any]:
-    stages: list[Any] = build("recipes", point.experiment.recipe, where="recipe").stages(point.experiment.profile)
+    stages: list[Any] = recipe_of(point.experiment).stages(point.experiment.profile)
     return stages
 
 
