@@ -13,9 +13,12 @@
 - "the bare step": the same head, loss and optimiser, again and again on one batch, with no loop around.
 - "the loop alone": guie's loop with no step in it: it draws, selects, counts, and looks whether to stop.
 
-All have their turn in each round, and a way's fastest step counts; "processor" is the time that all threads together
-kept a core busy, which says more than the clock where a machine is shared (take `--threads 1` there). "memory" is the
-process's own (RssAnon; pages of a mapped file are the system's to take back), beyond what it had after its imports.
+Each has a process of its own, so that what C's allocator has learnt from one way does not change the times of another:
+where it maps each matrix of logits (15.4 MB) anew, MALLOC_MMAP_THRESHOLD_=4194304, the original's way takes
+some five times as long, and guie's the same. All have their turn in each round, and a way's fastest step counts; "processor" is
+the time that all threads together kept a core busy, which says more than the clock where a machine is shared (take
+`--threads 1` there). "memory" is the process's own (RssAnon; pages of a mapped file are the system's to take back),
+beyond what it had after its imports.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -221,25 +226,44 @@ def original(features: Tensor, labels: Tensor, workers: int, count: int) -> Call
     return work
 
 
-def ways(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[], Any]]:
-    features, labels = data()
+def ways(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[Tensor, Tensor], Callable[[], Any]]]:
+    """What makes the rounds of each way, from features and labels."""
+    count = options.steps
     return {
-        ORIGINAL: original(features, labels, options.workers, options.steps),
-        GUIE: guie(features, labels, "float32", folder / "float32", options.steps),
-        f"{GUIE}: the bare step": bare(features, labels, "float32", options.steps),
-        BFLOAT16: guie(features, labels, "bfloat16", folder / "bfloat16", options.steps),
-        f"{BFLOAT16}: the bare step": bare(features, labels, "bfloat16", options.steps),
-        ALONE: guie(features, labels, "float32", folder / "alone", options.steps, alone=True),
+        ORIGINAL: lambda x, y: original(x, y, options.workers, count),
+        GUIE: lambda x, y: guie(x, y, "float32", folder / "float32", count),
+        f"{GUIE}: the bare step": lambda x, y: bare(x, y, "float32", count),
+        BFLOAT16: lambda x, y: guie(x, y, "bfloat16", folder / "bfloat16", count),
+        f"{BFLOAT16}: the bare step": lambda x, y: bare(x, y, "bfloat16", count),
+        ALONE: lambda x, y: guie(x, y, "float32", folder / "alone", count, alone=True),
     }
+
+
+_work: Callable[[], Any]  # of this process
+
+
+def begin(name: str, options: argparse.Namespace, folder: Path) -> None:
+    global _work
+    _work = ways(options, folder)[name](*data())
+
+
+def turn() -> Any:
+    return _work()
 
 
 def steps(options: argparse.Namespace, folder: Path) -> None:
     """Print what a step takes, each way."""
     found: dict[str, list[tuple[float, float]]] = {}
-    for number in range(options.rounds):
-        works = works if number else ways(options, folder)  # noqa: F821
-        for name, work in works.items():
-            found.setdefault(name, []).append(work())
+    with contextlib.ExitStack() as running:
+        own = {
+            name: running.enter_context(
+                ProcessPoolExecutor(1, get_context("spawn"), initializer=begin, initargs=(name, options, folder))
+            )
+            for name in ways(options, folder)
+        }
+        for _ in range(options.rounds):
+            for name, process in own.items():
+                found.setdefault(name, []).append(process.submit(turn).result())
     best = {name: [min(each[i] for each in rounds) for i in (0, 1)] for name, rounds in found.items()}
     head = (
         f"{'':40}{'ms a step':>10}{'samples/s':>11}{'to the original':>17}{'processor ms':>14}{'to the original':>17}"
