@@ -14,11 +14,11 @@
 - "the loop alone": guie's loop with no step in it: it draws, selects, counts, and looks whether to stop.
 
 Each has a process of its own, so that what C's allocator has learnt from one way does not change the times of another:
-where it maps each matrix of logits (15.4 MB) anew, MALLOC_MMAP_THRESHOLD_=4194304, the original's way takes
-some five times as long, and guie's the same. All have their turn in each round, and a way's fastest step counts; "processor" is
-the time that all threads together kept a core busy, which says more than the clock where a machine is shared (take
-`--threads 1` there). "memory" is the process's own (RssAnon; pages of a mapped file are the system's to take back),
-beyond what it had after its imports.
+where it maps each matrix of logits (15.4 MB) anew, MALLOC_MMAP_THRESHOLD_=4194304, the original's way takes some five
+times as long, and guie's the same. All have their turn in each round, a way's fastest step counts. "processor" is the
+time that all threads together kept a core busy, which says more than the clock where a machine is shared (there take
+`--threads 1`). "memory" is the process's own (RssAnon; pages of a mapped file are the system's to take back), beyond
+what it had after its imports.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ is called "point 6" and the like, and all that differs from the original: docs/h
     guie-train experiments/5th_place.py --profile rtx3090-24g        # or v100-32g
     guie submit check runs/5th_place/stages/submission/submission.zip --profile rtx3090-24g
 
-Expected, by `guie-train experiments/5th_place.py --profile rtx3090-24g --dry-run`, which tells what each figure rests on;
-nobody has run it at full size with guie yet:
+Expected, by `guie-train experiments/5th_place.py --profile rtx3090-24g --dry-run`, which tells what each figure rests
+on; nobody has run it at full size with guie yet:
 
     stage          RTX 3090             V100 32G             the GPU's memory, and whence the time
     features       at least 2 h 48 min  at least 5 h 55 min  10.9 GB; the makers' peaks in float32

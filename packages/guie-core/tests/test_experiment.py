@@ -126,7 +126,7 @@ def test_profile_can_be_overridden(toys: Any, experiments: Path) -> None:
         found = Experiment.load(path, overrides, profile="t4-16g").profile
         assert (found.name, found.workers, found.batch["features"]) == ("t4-16g", 7, 5)
     assert Experiment.load(path, settings, profile={"type": "t4-16g", "workers": 3}).profile.workers == 7
-    with pytest.raises(ExperimentError, match="profile.bacth: t4-16g has no setting 'bacth'"):
+    with pytest.raises(ExperimentError, match=r"profile\.bacth: t4-16g has no setting 'bacth'"):
         Experiment.load(path, ["profile.bacth.features=5"], profile="t4-16g")
     path = write(experiments, HEAD + "profile = dict(type='cpu', batch=dict(features=3))\n")
     assert Experiment.load(path, profile="t4-16g").profile.batch["features"] == 256  # the file's are for its own
