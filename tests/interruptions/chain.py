@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from guie_train.feature_store import FeatureStore
 
-from .faults import Fault, Outcome, Server
+from .faults import Action, Fault, Outcome, Server
 
 STAGES = (
     *("prepare", "prepare classifier", "split", "features train", "features valid", "head", "features classifier"),
@@ -32,24 +32,34 @@ PLACES = [
     *(("/store/classifier/", 4), ("/store/evaluate/", 24), ("/store/export/", 6), ("/store/submission/", 4)),
     *(("/small/.report.html.", 1),),
 ]
-STRIDE = int(os.environ.get("GUIE_ALL_MOMENTS", "0"))  # 1: each moment by itself, which takes an hour; 7: every seventh
-ALL = STRIDE > 0
+ALL = os.environ.get("GUIE_ALL_MOMENTS", "0") != "0"
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Runs of one experiment on one set of pictures; of one that nobody disturbs, its moments by either clock, and what
-    it learns."""
+    """Runs of one experiment on one set of pictures; of one that nobody disturbs, how many calls it makes, and what it
+    learns."""
 
     server: Server
     data: Path
-    moments: int
     calls: int
     learnt: dict[str, str]
 
     def run(self, work_dir: Path, fault: Fault | None = None) -> Outcome:
         """A run in `work_dir`, or one that goes on there."""
         return self.server.run(arguments(self.data, work_dir), fault)
+
+    def each_moment(self, work_dir: Path, action: Action) -> Iterator[Outcome]:
+        """Runs that go on after each other, each failing at the first moment at which none before it has.
+
+        They come by all moments of an undisturbed run, and by those of going on, such as the removal of what another
+        has left. That takes one run each, of a stage at most, where failing once in a fresh run takes two whole ones.
+        """
+        failed: list[str] = []
+        while (outcome := self.run(work_dir, Fault(action, 0, but=tuple(failed)))).failed:
+            failed.append(outcome.failed)
+            yield outcome
+        assert outcome.code == 0, outcome
 
     def check_finishes(self, work_dir: Path) -> None:
         """The same command ends with what an undisturbed run learns, and leaves nothing else behind."""

@@ -16,10 +16,12 @@ import errno
 import fcntl
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ Action = Literal["nothing", "kill", "ctrl-c", "ctrl-c twice", "no room", "refuse
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}  # the same bits on every machine
 _CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink", "os.truncate"}
+_CHANCE = re.compile(r"\.[a-z0-9_]{8}\.tmp")  # of temporary names, which differ from run to run
 _MAKES = {"open", "fsync", "os.rename", "os.mkdir", "os.symlink"}  # what a disk may have no room for
 
 
@@ -45,6 +48,7 @@ class Fault:
             files that are open fails as well, by whatever library.
         at: the moment, from 0; -1: never.
         within: only moments count whose path holds this.
+        but: names of moments that don't count (`Outcome.failed`).
         clock: what is counted.
         number: of the error, such as errno.ENOSPC.
     """
@@ -52,13 +56,15 @@ class Fault:
     action: Action = "nothing"
     at: int = -1
     within: str = ""
+    but: tuple[str, ...] = ()
     clock: Clock = "disk"
     number: int = errno.ENOSPC
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `code` as subprocess tells it, what it printed, the moments it had, and the one that failed."""
+    """How a run ended: `code` as subprocess tells it, what it printed, the moments it had, and the one that failed: what
+    it did to which path below FOLDER, and for which time."""
 
     code: int
     out: str
@@ -73,6 +79,8 @@ class _Armed:
     def __init__(self, fault: Fault, folder: str, tell: Callable[[int, str], None]) -> None:
         self.fault, self.folder, self.tell = fault, folder, tell
         self.count = 0
+        self.times: Counter[str] = Counter()  # of a change, which may come again
+        self.but = frozenset(fault.but)
         self.full = False
         self.failed = ""
 
@@ -93,7 +101,8 @@ class _Armed:
         if event == "call":
             self.count += 1
             if self.count == self.fault.at:
-                self._fail(f"{frame.f_code.co_filename}:{frame.f_lineno}", "call")
+                place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                self._fail(f"call {place}", place, "call")
 
     def _audited(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
@@ -115,12 +124,16 @@ class _Armed:
             raise OSError(self.fault.number, os.strerror(self.fault.number), path)
         if self.fault.within not in path:
             return
+        change = f"{event} {_CHANCE.sub('.*.tmp', path.removeprefix(self.folder))}"
+        self.times[change] += 1
+        if (name := f"{change} {self.times[change]}") in self.but:
+            return
         number, self.count = self.count, self.count + 1
         if number == self.fault.at:
-            self._fail(path, event)
+            self._fail(name, path, event)
 
-    def _fail(self, path: str, event: str) -> None:
-        self.failed = f"{event} {path.removeprefix(self.folder)}"
+    def _fail(self, name: str, path: str, event: str) -> None:
+        self.failed = name
         self.tell(self.count, self.failed)
         match self.fault.action:
             case "kill":
@@ -268,6 +281,7 @@ def command(fault: Fault, folder: Path, arguments: Sequence[str]) -> list[str]:
 
 if __name__ == "__main__":
     if len(sys.argv) > 2:
+        import_all()  # so that calls are counted as the server counts them
         run(Fault(**json.loads(sys.argv[2])), sys.argv[1], sys.argv[3:], lambda count, failed: None)
     else:
         _serve(sys.argv[1])

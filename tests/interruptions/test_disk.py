@@ -6,13 +6,12 @@ import errno
 import itertools
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from .chain import ALL, PLACES, STRIDE, Chain
+from .chain import ALL, PLACES, Chain
 from .faults import Action, Fault, Outcome
 
 FULL = "The disk is full|Your disk quota is used up|The file is larger than this system allows"
@@ -44,17 +43,6 @@ def test_in_every_stage(action: Action, chain: Chain, work_dir: Path) -> None:
         assert refused.failed, (within, refused)
         check_told(refused, work_dir.parent, FULL if action == "no room" else REFUSED[number])
     chain.check_finishes(work_dir)
-
-
-@pytest.mark.skipif(not ALL, reason="takes an hour; GUIE_ALL_MOMENTS=1 asks for it")
-@pytest.mark.parametrize("action", ["no room", "refuse"])
-def test_at_each_moment(action: Action, chain: Chain, work_dir: Path) -> None:
-    for moment in range(0, chain.moments, STRIDE):
-        refused = chain.run(work_dir, Fault(action, moment))
-        if refused.code or action == "no room":  # a refused removal of what isn't needed any more harms nobody
-            check_told(refused, work_dir.parent)
-        chain.check_finishes(work_dir)
-        shutil.rmtree(work_dir.parent)
 
 
 def test_damaged_outputs(chain: Chain, work_dir: Path) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from .chain import ALL, PLACES, STRIDE, Chain, arguments
+from .chain import ALL, PLACES, Chain, arguments
 from .faults import ENVIRONMENT, ROOT, Fault, command
 
 SEED = 20221009
@@ -43,15 +42,6 @@ def test_a_program_at_random(number: int, chain: Chain, work_dir: Path) -> None:
     killed = subprocess.run(program, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert killed.returncode == KILLED, killed
     chain.check_finishes(work_dir)
-
-
-@pytest.mark.skipif(not ALL, reason="takes an hour; GUIE_ALL_MOMENTS=1 asks for it")
-def test_at_each_moment(chain: Chain, work_dir: Path) -> None:
-    for moment in range(0, chain.moments, STRIDE):
-        killed = chain.run(work_dir, Fault("kill", moment))
-        assert killed.code == KILLED, killed
-        chain.check_finishes(work_dir)
-        shutil.rmtree(work_dir.parent)
 
 
 def test_whatever_the_clock_says(chain: Chain, work_dir: Path) -> None:
