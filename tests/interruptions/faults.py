@@ -63,8 +63,8 @@ class Fault:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `code` as subprocess tells it, what it printed, the moments it had, and the one that failed: what
-    it did to which path below FOLDER, and for which time."""
+    """How a run ended: `code` as subprocess tells it, what it printed, how many moments it had, and the name of the one
+    that failed: what it did, to which path below FOLDER, for which time."""
 
     code: int
     out: str
