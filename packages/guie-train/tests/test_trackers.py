@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Mapping
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +23,12 @@ from guie_train import trackers
 from guie_train.fitting import Curve, Fit, Resident, Training
 from guie_train.trackers import Tracker, Tracking
 
+BACKENDS: dict[str, type[Tracker]] = {
+    "TensorBoard": trackers.TensorBoard,
+    "MLflow": trackers.MLflow,
+    "WandB": trackers.WandB,
+}
+CONFIGS: list[dict[str, str]] = [{"type": "TensorBoard"}, {"type": "MLflow"}, {"type": "WandB", "mode": "offline"}]
 CURVES: list[Curve] = [{"epoch": n, "lr": 0.1 / n, "loss": 3.0 - n} for n in (1, 2, 3)]
 
 
@@ -45,7 +56,7 @@ class Notes(Tracker):
 def notes(monkeypatch: pytest.MonkeyPatch) -> type[Notes]:
     def made(kind: str, config: Mapping[str, Any], where: str, folder: Path) -> Tracker:
         arguments = {key: value for key, value in config.items() if key != "type"}
-        known: dict[str, type[Tracker]] = {"Notes": Notes, "TensorBoard": trackers.TensorBoard}
+        known: dict[str, type[Tracker]] = {"Notes": Notes, **BACKENDS}
         return known[config["type"]](folder=folder, **arguments)  # type: ignore[call-arg]
 
     monkeypatch.setattr(trackers, "build", made)
@@ -116,32 +127,125 @@ def fit(folder: Path, tracking: Tracking) -> Fit:
     return Fit(Model(), examples, training, seed=5, folder=folder, name="head", on_epoch=partial(tracking, "head"))
 
 
-@pytest.mark.parametrize("config", [{"type": "Notes"}, {"type": "TensorBoard"}], ids=lambda config: str(config["type"]))
-def test_a_training_that_is_stopped_at_every_step_has_every_epoch_once(
-    tmp_path: Path, config: dict[str, str], notes: type[Notes], stop_after: Callable[[int], Stop]
-) -> None:
-    if config["type"] == "TensorBoard":
-        pytest.importorskip("tensorboard")
-        import torch._dynamo  # noqa: F401  before TensorFlow, which tensorboard loads
-    for _ in range(18):
-        tracking = Tracking(tmp_path / "trackers", [config])
-        with pytest.raises(Interrupted):
-            fit(tmp_path / "fit", tracking).run(stop_after(0))
-        tracking.close()
-    tracking = Tracking(tmp_path / "trackers", [config])
-    curves = fit(tmp_path / "fit", tracking).run(Stop())
-    tracking.close()
-    if config["type"] == "Notes":
-        assert notes.got == [(n, {"head/lr": c["lr"], "head/loss": c["loss"]}) for n, c in enumerate(curves, 1)]
-        return
+def of_tensorboard(folder: Path, name: str) -> list[tuple[int, float]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     # files of one second are not read in the order in which they were written
-    events = EventAccumulator(str(tmp_path / "trackers" / "tensorboard"), purge_orphaned_data=False)
+    events = EventAccumulator(str(folder / "tensorboard"), purge_orphaned_data=False)
     events.Reload()
+    return sorted((event.step, event.value) for event in events.Scalars(name))
+
+
+def of_mlflow(folder: Path, name: str) -> list[tuple[int, float]]:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    (experiment,) = client.search_experiments(filter_string="name = 'guie'")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    return [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
+
+
+def of_wandb(folder: Path, name: str) -> list[tuple[int, float]]:
+    """In the order of the server, which has one line of a run for each number `_step`, of several the last."""
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made by protobuf
+
+    lines: dict[int, tuple[int, float]] = {}
+    runs = set()
+    for path in sorted((folder / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns):
+        for record in map(Record.FromString, leveldb_records(path.read_bytes()[7:], 7)):
+            if record.HasField("run"):
+                runs.add(record.run.run_id)
+            if record.HasField("history"):
+                items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+                if name in items:
+                    epoch = int(items[f"{name.partition('/')[0]}/epoch"])
+                    lines[int(items["_step"])] = (epoch, float(items[name]))
+    assert len(runs) <= 1
+    return [lines[step] for step in sorted(lines)]
+
+
+def leveldb_records(data: bytes, at: int) -> Iterator[bytes]:
+    """Records of LevelDB's log format, whose first byte has the address `at` in the file.
+
+    Blocks of 32 KiB; a piece is checksum (4), length (2), kind (1: whole, 2: first, 3: middle, 4: last) and content.
+    """
+    data, whole = bytes(at) + data, b""
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        whole = (whole if kind > 2 else b"") + data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            yield whole
+
+
+READ = {"TensorBoard": of_tensorboard, "MLflow": of_mlflow, "WandB": of_wandb}
+
+
+def needs(config: Mapping[str, str]) -> None:
+    if config["type"] in BACKENDS:
+        pytest.importorskip(config["type"].lower(), reason="not installed: pip install -r requirements/cuda13.txt")
+
+
+@pytest.mark.parametrize("config", [{"type": "Notes"}, *CONFIGS], ids=lambda config: str(config["type"]))
+def test_a_training_that_is_stopped_at_every_step_has_every_epoch_once(
+    tmp_path: Path, config: dict[str, str], notes: type[Notes], stop_after: Callable[[int], Stop]
+) -> None:
+    needs(config)
+    folder = tmp_path / "trackers"
+    for _ in range(18):
+        with closing(Tracking(folder, [config])) as tracking, pytest.raises(Interrupted):
+            fit(tmp_path / "fit", tracking).run(stop_after(0))
+    with closing(Tracking(folder, [config])) as tracking:
+        curves = fit(tmp_path / "fit", tracking).run(Stop())
+    if config["type"] == "Notes":
+        assert notes.got == [(n, {"head/lr": c["lr"], "head/loss": c["loss"]}) for n, c in enumerate(curves, 1)]
+        return
     for name in ("lr", "loss"):
-        found = sorted((event.step, event.value) for event in events.Scalars(f"head/{name}"))
-        assert found == [(n, pytest.approx(curve[name])) for n, curve in enumerate(curves, 1)]
+        found = READ[config["type"]](folder, f"head/{name}")
+        assert [epoch for epoch, _ in found] == [1, 2, 3, 4, 5, 6]
+        assert [value for _, value in found] == pytest.approx([curve[name] for curve in curves])
+
+
+KILLED = """
+import json, sys
+from pathlib import Path
+from guie_train import trackers
+folder, config, curves = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+made = lambda kind, config, where, folder: getattr(trackers, config.pop("type"))(folder=folder, **config)
+trackers.build = made
+tracking = trackers.Tracking(folder, [config])
+tracking("head", curves[:1])
+tracking("head", curves[:2])
+import torch._dynamo  # as optimisers do: it crashes if TensorFlow was there before
+print("written", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: str(config["type"]))
+def test_a_process_that_is_killed_leaves_no_gap(tmp_path: Path, config: dict[str, str]) -> None:
+    needs(config)
+    arguments = [str(tmp_path), json.dumps(config), json.dumps(CURVES)]
+    command = [sys.executable, "-c", KILLED, *arguments]
+    # by that variable a process would write through another's helper, which outlives it
+    env = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "written\n" in process.stdout
+        while config["type"] == "WandB" and len(of_wandb(tmp_path, "head/loss")) < 2 and process.poll() is None:
+            pass  # its helper writes once a second
+        process.kill()
+    with closing(Tracking(tmp_path, [config])) as tracking:
+        tracking("head", CURVES)
+        tracking("classifier", CURVES)
+    for stage in ("head", "classifier"):
+        found = READ[config["type"]](tmp_path, f"{stage}/loss")
+        assert [epoch for epoch, _ in found] == [1, 2, 3]
+        assert [value for _, value in found] == pytest.approx([curve["loss"] for curve in CURVES])
 
 
 @pytest.mark.parametrize("name", ["TensorBoard", "MLflow", "WandB"])
@@ -150,8 +254,8 @@ def test_a_library_that_is_not_there_is_named(tmp_path: Path, name: str, monkeyp
 
     packages = {"TensorBoard": "tensorboard", "MLflow": "mlflow", "WandB": "wandb"}
     for module in (packages[name], "torch.utils.tensorboard"):
-        monkeypatch.setitem(__import__("sys").modules, module, None)
+        monkeypatch.setitem(sys.modules, module, None)
     (entry,) = [entry for entry in plugins().entries("trackers") if entry.name == name]
     assert isinstance(entry, Entry)
-    with pytest.raises(GuieError, match=f"{name} needs the package {packages[name]}: pip install"):
+    with pytest.raises(GuieError, match=f"{name} needs the package {packages[name]}: pip install 'guie-train"):
         entry.load()(folder=tmp_path)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,20 @@ def _leave_alone(name: str, error: Exception) -> None:
     log.warning("%s is left alone from here on: %s", name, error)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without mmengine's own messages, one of which asks for a server even where there is a file."""
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 class _Backend(Tracker):
     """One of mmengine's, by name."""
 
@@ -97,10 +112,12 @@ class _Backend(Tracker):
 
         backend = getattr(vis_backend, name)(save_dir=str(folder), **settings)
         try:
-            self.library: Any = backend.experiment  # imports it
+            with _quiet():
+                self.library: Any = backend.experiment  # imports it
         except ImportError as error:
             raise GuieError(
-                f"the tracker {type(self).__name__} needs the package {package}: pip install {package}\n"
+                f"the tracker {type(self).__name__} needs the package {package}: "
+                f"pip install 'guie-train[{package}]'\n"
                 "Or leave it out of recipe.trackers; curves are in the report and in curves.json all the same."
             ) from error
         self.add: Callable[..., None] = backend.add_scalars
@@ -113,6 +130,9 @@ class TensorBoard(_Backend):
     """Event files in `trackers/tensorboard` of the run's folder: tensorboard --logdir runs."""
 
     def __init__(self, folder: Path) -> None:
+        # tensorboard loads TensorFlow where it is installed, and triton, which optimisers load, crashes after that
+        import torch._dynamo  # noqa: F401
+
         super().__init__("TensorboardVisBackend", "tensorboard", folder / "tensorboard")
 
     def write(self, epoch: int, figures: Mapping[str, float]) -> None:
@@ -127,7 +147,7 @@ class MLflow(_Backend):
     """A run of MLflow, which a resumed training goes on with.
 
     Args:
-        tracking_uri: the server; None: files in `trackers/mlflow` of the run's folder.
+        tracking_uri: the server; None: the file `trackers/mlflow.db` in the run's folder.
         experiment: MLflow's, by name.
         run_name: of the run.
     """
@@ -148,7 +168,9 @@ class MLflow(_Backend):
 
 
 class WandB(_Backend):
-    """A run of Weights & Biases, which a resumed training goes on with; epochs are a figure of it.
+    """A run of Weights & Biases, which a resumed training goes on with; curves are drawn over a stage's epochs.
+
+    A process that is killed may lose the epochs of its last second, since W&B writes by a helper process.
 
     Args:
         project: where it belongs.
@@ -157,12 +179,25 @@ class WandB(_Backend):
     """
 
     def __init__(self, folder: Path, project: str = "guie", name: str | None = None, mode: str = "online") -> None:
-        settings = {"project": project, "name": name, "mode": mode, "id": digest(str(folder.absolute()))[:16]}
-        super().__init__("WandbVisBackend", "wandb", folder, init_kwargs={**settings, "resume": "allow"})
+        # what is printed is the progress bars'; and a kill may cost what was written since the last flush
+        settings = {"console": "off", "x_transaction_log_flush_interval": 1.0}
+        run: dict[str, Any] = {"project": project, "name": name, "mode": mode, "settings": settings}
+        run |= {"id": digest(str(folder.absolute()))[:16], "resume": "allow"}
+        super().__init__("WandbVisBackend", "wandb", folder, init_kwargs=run)
+        # by itself it counts from 0 in each process, and of two figures with one number the server keeps one
+        self._kept = folder / "wandb" / "step"
+        self._step = int(self._kept.read_text()) if self._kept.exists() else 0
+        self._stages: set[str] = set()
 
     def write(self, epoch: int, figures: Mapping[str, float]) -> None:
         stages = {name.partition("/")[0] for name in figures}
-        super().write(epoch, {**figures, **{f"{stage}/epoch": epoch for stage in stages}})
+        for stage in sorted(stages - self._stages):
+            self.library.define_metric(f"{stage}/*", step_metric=f"{stage}/epoch")
+        self._stages |= stages
+        self.library.log({**figures, **{f"{stage}/epoch": epoch for stage in stages}}, step=self._step, commit=True)
+        self._step += 1
+        with atomic_write(self._kept, "w") as file:
+            file.write(str(self._step))
 
     def close(self) -> None:
         self.library.finish()
