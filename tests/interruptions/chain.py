@@ -6,6 +6,7 @@ import csv
 import hashlib
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,6 +60,9 @@ class Chain:
         while (outcome := self.run(work_dir, Fault(action, 0, but=tuple(failed)))).failed:
             failed.append(outcome.failed)
             yield outcome
+            if outcome.code == 0:  # it didn't mind, and has come by all that follows
+                self.check_finishes(work_dir)
+                shutil.rmtree(work_dir.parent)
         assert outcome.code == 0, outcome
 
     def check_finishes(self, work_dir: Path) -> None:
