@@ -147,22 +147,31 @@ def of_mlflow(folder: Path, name: str) -> list[tuple[int, float]]:
 
 
 def of_wandb(folder: Path, name: str) -> list[tuple[int, float]]:
-    """In the order of the server, which has one line of a run for each number `_step`, of several the last."""
+    """In the order of `_step`, by which W&B's server puts the lines of a run together that several processes wrote."""
+    while not wandb_records(folder)[-1].HasField("exit"):
+        pass  # the process that writes is still at it when `finish` returns
+    return wandb_history(folder, name)
+
+
+def wandb_history(folder: Path, name: str) -> list[tuple[int, float]]:
+    lines: dict[int, tuple[int, float]] = {}
+    records = wandb_records(folder)
+    for record in records:
+        items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+        if name in items:
+            step = int(items["_step"])
+            assert step not in lines
+            lines[step] = (int(items[f"{name.partition('/')[0]}/epoch"]), float(items[name]))
+    assert len({record.run.run_id for record in records if record.HasField("run")}) <= 1
+    return [lines[step] for step in sorted(lines)]
+
+
+def wandb_records(folder: Path) -> list[Any]:
+    """Records of all processes, one after the other."""
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made by protobuf
 
-    lines: dict[int, tuple[int, float]] = {}
-    runs = set()
-    for path in sorted((folder / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns):
-        for record in map(Record.FromString, leveldb_records(path.read_bytes()[7:], 7)):
-            if record.HasField("run"):
-                runs.add(record.run.run_id)
-            if record.HasField("history"):
-                items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
-                if name in items:
-                    epoch = int(items[f"{name.partition('/')[0]}/epoch"])
-                    lines[int(items["_step"])] = (epoch, float(items[name]))
-    assert len(runs) <= 1
-    return [lines[step] for step in sorted(lines)]
+    files = sorted((folder / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.parent.name)
+    return [Record.FromString(each) for path in files for each in leveldb_records(path.read_bytes()[7:], 7)]
 
 
 def leveldb_records(data: bytes, at: int) -> Iterator[bytes]:
@@ -178,6 +187,8 @@ def leveldb_records(data: bytes, at: int) -> Iterator[bytes]:
         length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
         whole = (whole if kind > 2 else b"") + data[at + 7 : at + 7 + length]
         at += 7 + length
+        if at > len(data):  # being written
+            return
         if kind in (1, 4):
             yield whole
 
@@ -236,7 +247,7 @@ def test_a_process_that_is_killed_leaves_no_gap(tmp_path: Path, config: dict[str
     with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert "written\n" in process.stdout
-        while config["type"] == "WandB" and len(of_wandb(tmp_path, "head/loss")) < 2 and process.poll() is None:
+        while config["type"] == "WandB" and len(wandb_history(tmp_path, "head/loss")) < 2 and process.poll() is None:
             pass  # its helper writes once a second
         process.kill()
     with closing(Tracking(tmp_path, [config])) as tracking:
