@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -370,7 +371,8 @@ def test_out_of_memory_says_what_to_lower(
     with pytest.raises(GuieError) as raised:
         tune(tmp_path, stage(pictures), on)
     text = str(raised.value)
-    assert f"too small to train on {on.batch['finetune']} images at once (CUDA out of memory." in text
+    assert re.search(rf": the memory is too small\. It trains on {on.batch['finetune']} images? at once ", text)
+    assert text.endswith("\ntorch: CUDA out of memory. Tried to allocate 20 GiB")
     assert ways in text
 
 

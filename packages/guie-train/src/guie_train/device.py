@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 
 from guie_core import GuieError
@@ -9,6 +12,26 @@ from guie_core.commands.doctor import has_kernels
 from guie_core.processors import multiplies_bfloat16
 from guie_core.profiles import Profile
 from guie_core.wording import size
+
+
+class OutOfMemory(GuieError):  # noqa: N818  # as the field says it
+    """The memory of the device is too small for what was tried."""
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether it is torch's on a GPU, or its CPU allocator's, which has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def within_memory(message: Callable[[], str]) -> Iterator[None]:
+    """Raise OutOfMemory where torch has too little: a `message` of what that was and what to lower, and torch's own."""
+    try:
+        yield
+    except RuntimeError as error:  # what torch raises for want of memory is a kind of it
+        if not out_of_memory(error):
+            raise
+        raise OutOfMemory(f"{message()}\ntorch: {str(error).partition(chr(10))[0]}") from error
 
 
 def device_of(profile: Profile) -> torch.device:

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from guie_core import GuieError
 from guie_core.progress import bar, write
 from guie_datasets import BadImage, ImageRef, read_images
 from guie_datasets.images.decoding import Method
 from guie_models.embedder import ReducedPrecision
+from guie_train.device import OutOfMemory, out_of_memory
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Extractor:
         """Features [n, D] of images [n, 3, h, w] on the CPU. A GPU still computes them when this returns.
 
         Raises:
-            GuieError: the memory is too small for a single image.
+            OutOfMemory: the memory is too small for a single image.
         """
         while True:
             try:
@@ -90,7 +90,7 @@ class Extractor:
 
     def _halve(self, reason: str) -> None:
         if self.batch_size == 1:
-            raise GuieError(
+            raise OutOfMemory(
                 f"{self.name}: the memory is too small for one image at once ({reason}). Choose a profile whose dtype "
                 "has 16 bits with recipe.features.compute='profile', a smaller backbone, or smaller images"
             )
@@ -180,11 +180,6 @@ def view_seeds(seed: int, views: int) -> list[int]:
     """The seeds of an image's views: `seed` itself, and others that follow from it and are far from its neighbours'."""
     more = np.random.SeedSequence(seed).generate_state(max(0, views - 1), np.uint64) >> np.uint64(1)
     return [seed, *more.tolist()]
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether it is torch's on a GPU, or its CPU allocator's, which has no class of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def features_of(

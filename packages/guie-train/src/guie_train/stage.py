@@ -32,6 +32,7 @@ from guie_core.files import atomic_write, digest, explain_os_errors, remove_dire
 from guie_core.plugins import plugins
 from guie_core.registry import lookup
 from guie_core.signature import signature
+from guie_train.device import within_memory
 from guie_train.processes import ALONE, Processes
 
 if TYPE_CHECKING:
@@ -77,6 +78,12 @@ class Stage(ABC, Generic[T]):
 
     def check(self, workspace: Workspace) -> None:
         """Raise what would stop this stage, as far as it shows once the cheap stages are done; hours may be saved."""
+
+    def lower(self, profile: Profile) -> str:
+        """What to change, in words with keys, where memory is too small for this stage."""
+        if profile.device == "cuda":
+            return "--profile cpu computes it in the memory of the machine"
+        return "Close what else takes memory on this machine, or use one with more"
 
     def forecast(self, outlook: Outlook) -> Forecast:
         """What this stage takes, told ahead of time, without data, weights or a GPU.
@@ -285,12 +292,16 @@ class Workspace:
                 return True
             self._made.add(stage.key)
             if stage.together:
-                stage.run(staging, self)
+                self._run(stage, staging)
                 self.processes.barrier()
             else:
-                self.processes.told(lambda: stage.run(staging, self))
+                self.processes.told(lambda: self._run(stage, staging))
             self.processes.told(lambda: self._finish(stage, staging, folder, start))
             return False
+
+    def _run(self, stage: Stage[Any], staging: Path) -> None:
+        with within_memory(lambda: f"{stage.name}: the memory is too small. {stage.lower(self.profile)}."):
+            stage.run(staging, self)
 
     def _begin(self, stage: Stage[Any], folder: Path) -> Path:
         """The folder that `stage` is to write to."""

@@ -28,10 +28,10 @@ from guie_core import Config, GuieError, Problem, UsageError, build
 from guie_core.errors import ExperimentError
 from guie_core.processors import processors
 from guie_core.profiles import Profile
-from guie_core.wording import did_you_mean, listing, shown
+from guie_core.wording import did_you_mean, listing, plural, shown
 from guie_datasets import BadImage
 from guie_models import CenterCrop, Embedder, Squash, size_values
-from guie_train.device import device_of
+from guie_train.device import device_of, within_memory
 
 Kind = Literal["safetensors", "TorchScript", "ONNX"]
 MEMBER = "saved_model.pt"  #: the contest's name for a model, in its zip
@@ -280,11 +280,12 @@ class Script(Model[Tensor]):
     def _run(self, image: Tensor) -> Tensor:
         """The embedding [E] of one raw image."""
         try:
-            with torch.inference_mode(), _memory(self.device, 1):
+            with torch.inference_mode():
                 found = self.script(image[None].to(self.device, torch.float32))
         except (RuntimeError, torch.jit.Error) as error:  # all that TorchScript raises is one of them
-            if "allocate memory" in str(error):
-                raise GuieError(f"{shown(self.path)}: the memory is full: {_last_line(error)}") from error
+            if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+                elsewhere = "; --profile cpu uses the machine's" * (self.device.type == "cuda")
+                raise GuieError(f"{shown(self.path)}: the memory is full: {_last_line(error)}{elsewhere}") from error
             raise BadImage(f"the model fails on it: {_last_line(error)}") from error
         if not isinstance(found, Tensor) or found.shape != (1, self.dimension or found.shape[-1]):
             wanted = f"[1, {self.dimension or 'D'}]"
@@ -463,13 +464,11 @@ def _array(embeddings: Tensor) -> NDArray[np.float32]:
 
 @contextlib.contextmanager
 def _memory(device: torch.device, batch_size: int) -> Iterator[None]:
-    try:
+    """Say what to lower where the memory is too small for so many images."""
+    elsewhere = "--profile cpu uses the machine's" if device.type == "cuda" else "close what else takes memory here"
+    way = f"add --batch-size {batch_size // 2}" if batch_size > 1 else elsewhere
+    with within_memory(lambda: f"the memory is too small for {plural(batch_size, 'image')} at once; {way}"):
         yield
-    except torch.OutOfMemoryError as error:
-        raise GuieError(
-            f"the memory of {torch.cuda.get_device_name(device)} is too small for batches of {batch_size} images; "
-            f"add --batch-size {max(1, batch_size // 4)}"
-        ) from error
 
 
 def _last_line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from guie_core import GuieError
 from guie_core.files import atomic_write
+from guie_core.profiles import Profile
 from guie_core.registry import build
 from guie_datasets import Manifest
 from guie_train.device import device_of
@@ -123,6 +124,11 @@ class FitClassifier(Stage[TrainedClassifier]):
         )
         shapes = f"[about {train:,}, {dimension:,}] -> [{categories}]"
         return replace(found, does=f"{shapes}; {found.does}", gives=Trained(found.parameters))
+
+    def lower(self, profile: Profile) -> str:
+        """Another device, which changes no result, and what does."""
+        elsewhere = f"{super().lower(profile)}. " if profile.device == "cuda" else ""
+        return f"{elsewhere}A lower recipe.classifier.training.batch_size takes less, and changes the result"
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write the weights of the last epoch, the curves, and the state from which an interrupted run goes on."""

@@ -12,6 +12,7 @@ import torch
 
 from guie_core import Config, Interrupted, Slot
 from guie_core.files import atomic_write
+from guie_core.profiles import Profile
 from guie_core.progress import bar
 from guie_core.registry import build
 from guie_core.wording import listing
@@ -85,6 +86,10 @@ class Export(Stage[list[ExportReport]]):
             host=LIBRARIES + 3 * weights,
             basis="minutes, on the CPU",
         )
+
+    def lower(self, profile: Profile) -> str:
+        """Formats, since the CPU makes them whatever the profile is."""
+        return "Leave formats out of recipe.exports; Safetensors takes least"
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write each exporter's files and `exports.json` with what the comparison found."""

@@ -17,12 +17,12 @@ from guie_core import Config, ExperimentError, GuieError, Problem, Slot
 from guie_core.profiles import Profile
 from guie_core.progress import bar
 from guie_core.registry import build
+from guie_core.wording import plural
 from guie_datasets.images.decoding import Method
 from guie_datasets.splits import TRAIN
 from guie_models.backbones import Backbone
 from guie_models.backbones.weights import fingerprint
 from guie_train.device import autocast, device_of
-from guie_train.extraction import out_of_memory
 from guie_train.fitting import Fit, Training, sampler_of
 from guie_train.fitting.images import Images, Seen
 from guie_train.fitting.micro_batches import MicroBatches
@@ -301,24 +301,21 @@ class FineTune(TrainsHead):
         selector = Selector(
             self.selection, fit, manifest, classes, fit.evaluated.loss, selected, embed, keep_validated=False
         )
-        try:
-            curves = fit.run(workspace.stop, selector, self.selection.enough, self.selection.every)
-        except RuntimeError as error:  # what torch raises for want of memory is a kind of it
-            if not out_of_memory(error):
-                raise
-            raise GuieError(self._too_large(profile, size, str(error).partition("\n")[0])) from error
+        curves = fit.run(workspace.stop, selector, self.selection.enough, self.selection.every)
         selector.finish(curves)
         self.write_curves(folder, backbone.features, curves)
         (folder / "state.pt").unlink(missing_ok=True)  # three times the weights, of which nothing is needed any more
 
-    def _too_large(self, profile: Profile, size: int, reason: str) -> str:
+    def lower(self, profile: Profile) -> str:
+        """Micro-batches and checkpointing, which change no result; what does, where these are at their least."""
+        size = profile.micro_batch("finetune", self.training.batch_size)
         ways = [f"--set profile.batch.finetune={size // 2}"] if size > 1 else []
         ways += [] if profile.checkpointing else ["--set profile.checkpointing=True"]
         if ways:
             way = f"Either of these changes no result: {' or '.join(ways)}"
         else:
             way = "Train fewer blocks with --set recipe.finetune.blocks=N, or choose a smaller backbone"
-        return f"{self.name}: the memory is too small to train on {size} images at once ({reason}). {way}"
+        return f"It trains on {plural(size, 'image')} at once. {way}"
 
 
 def begin_with(model: Tuned, trained: TrainedHead) -> None:

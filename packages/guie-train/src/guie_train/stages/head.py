@@ -271,6 +271,11 @@ class FitHead(TrainsHead):
         )
         return replace(found, does=does, gives=Trained(parameters(head)[0]))
 
+    def lower(self, profile: Profile) -> str:
+        """Another device, which changes no result, and the settings that take most and do."""
+        elsewhere = f"{super().lower(profile)}. " if profile.device == "cuda" else ""
+        return f"{elsewhere}A lower recipe.arcface.batch_size takes less, and changes the result"
+
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write the chosen weights, checkpoints, the curves, and the state from which an interrupted run goes on."""
         train, valid = workspace.get(self.train), workspace.get(self.valid)
