@@ -371,7 +371,7 @@ def test_out_of_memory_says_what_to_lower(
     with pytest.raises(GuieError) as raised:
         tune(tmp_path, stage(pictures), on)
     text = str(raised.value)
-    assert re.search(rf": the memory is too small\. It trains on {on.batch['finetune']} images? at once ", text)
+    assert re.search(rf": the memory is too small\. It trains on {on.batch['finetune']} images? at once\. ", text)
     assert text.endswith("\ntorch: CUDA out of memory. Tried to allocate 20 GiB")
     assert ways in text
 
