@@ -17,7 +17,7 @@ import torch
 import torch._dynamo  # loads triton, which crashes when TensorFlow was loaded before it
 from PIL import Image
 
-from guie_core import ExperimentError, Problem
+from guie_core import Experiment, ExperimentError, GuieError, Problem
 from guie_core.cli import main, run_command
 from guie_core.run import acquire
 from guie_datasets import decode
@@ -236,15 +236,65 @@ def test_a_point_that_fails_is_told_and_tried_again_when_asked(guie: Callable[..
     assert failures() == 2
 
 
-def test_what_all_points_fail_by_is_told_once(guie: Callable[..., tuple[int, str, str]]) -> None:
+def test_what_all_points_fail_by_ends_the_sweep_and_is_told_once(guie: Callable[..., tuple[int, str, str]]) -> None:
     grid = ["--grid", "recipe.arcface.epochs=1,2,3", "--set", "recipe.splits.0.classes=300"]
-    for _ in range(2):
-        code, out, err = guie(*sweep(*grid))
-        assert code == 1
-        assert err.count("300 classes are to be held out, but there are 12") == 1
-        assert err.count(": the same as above\n") == 2
-        assert err.splitlines()[-1] == ("error: 3 of 3 points failed, all by the same error; --retry tries them again.")
-        assert "\n3 points without a score\n" in out
+    code, out, err = guie(*sweep(*grid))
+    assert code == 1
+    assert err.count("300 classes are to be held out, but there are 12") == 1
+    assert err.count("error: the same as above\n") == 1
+    assert err.splitlines()[-1].startswith("error: stopped after 2 of 3 points: points that have no value in common")
+    assert "\n2 points without a score\n" in out
+    assert len(runs()) == 2
+    code, out, err = guie(*sweep(*grid))  # it goes on with the other
+    assert code == 1
+    assert err.count("300 classes are to be held out, but there are 12") == 1
+    assert err.count(": the same as above\n") == 2
+    assert err.splitlines()[-1] == "error: 3 of 3 points failed, all by the same error; --retry tries them again."
+    assert len(runs()) == 3
+    code, out, err = guie(*sweep(*grid, "--retry"))
+    assert err.splitlines()[-1].startswith("error: stopped after 2 of 3 points: ")
+
+
+def test_trials_end_by_an_error_that_is_not_of_their_values(guie: Callable[..., tuple[int, str, str]]) -> None:
+    asked = ["--suggest", "recipe.loss.margin=0.2..0.6", "--set", "recipe.splits.0.classes=300", "--trials", "5"]
+    code, _, err = guie(*sweep(*asked))
+    assert code == 1
+    assert err.splitlines()[-1].startswith("error: stopped after 2 of 5 trials: ")
+    assert len(runs()) == 2
+    code, _, err = guie(*sweep(*asked))  # with two new ones
+    assert err.splitlines()[-1].startswith("error: stopped after 4 of 5 trials: ")
+
+
+def test_after_an_error_a_point_without_its_values_is_tried(
+    guie: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = ["--grid", "recipe.loss.margin=0.3,0.4,0.5", "--grid", "recipe.arcface.epochs=1,2"]
+    tried: list[tuple[float, int]] = []
+
+    def of_margin(experiment: Experiment, **_: Any) -> Path:
+        recipe = experiment.recipe
+        tried.append((recipe["loss"]["margin"], recipe["arcface"]["epochs"]))
+        raise GuieError("refused" if tried[-1][0] == 0.3 else "out of luck" * len(tried))
+
+    monkeypatch.setattr("guie_train.sweeping.sweep.train", of_margin)
+    code, _, err = guie(*sweep(*grid))
+    assert (code, len(tried)) == (1, 6)
+    assert tried[:2] == [(0.3, 1), (0.4, 2)]
+    assert sorted(tried) == [(margin, epochs) for margin in (0.3, 0.4, 0.5) for epochs in (1, 2)]
+    assert err.splitlines()[-1] == "error: 6 of 6 points failed; --retry tries them again."
+
+
+def test_want_of_memory_is_of_the_values(
+    guie: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("guie_train.stages.head.HeadWithLoss.forward", full)
+    code, _, err = guie(*sweep("--grid", "recipe.head.out_features=64,32,16"))
+    assert code == 1
+    assert err.count("error: the same as above") == 2
+    assert err.splitlines()[-1] == "error: 3 of 3 points failed, all by the same error; --retry tries them again."
 
 
 def test_points_that_are_equal_are_told(guie: Callable[..., tuple[int, str, str]]) -> None:

@@ -32,7 +32,8 @@ from guie_core.cli import plugin_option, traceback_option
     "--work-dir",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Where the runs of the points go; runs/EXPERIMENT-sweep by default.",
+    help="Where the runs of the points go; runs/EXPERIMENT-sweep by default. What stages compute goes to store/ "
+    "beside it, which the points share with each other and with the other runs there.",
 )
 @click.option("--full", is_flag=True, help="Run every stage of every point, to reports and exported models.")
 @click.option("--retry", is_flag=True, help="Try points again that have failed before.")
@@ -58,7 +59,8 @@ def sweep(
     the report. What is reported on is not used for any choice, so points stop before it is looked at.
 
     Each point is a run of its own, and what points have in common, such as features, is computed once. Ctrl-C stops
-    after the current step, and the same command goes on; points that are done are not run again.
+    after the current step, and the same command goes on; points that are done are not run again. A point that fails
+    is told, and the others go on, unless the error isn't of its values.
 
     \b
     guie sweep EXPERIMENT --grid recipe.arcface.epochs=10,30 --grid recipe.loss.margin=0.3,0.5
@@ -120,6 +122,12 @@ def sweep(
         else:
             outcomes = made.by(lambda: Study(folder, suggestions, seed, base.digest), trials or 0, load)
     click.echo("\n".join(lines(outcomes, folder)))
+    if made.pointless:
+        tried = f"{len(outcomes)} of {what}"
+        raise GuieError(
+            f"stopped after {tried}: points that have no value in common failed by the same error, so it isn't of "
+            "their values. Mend that, and add --retry; the same command without it goes on with the other points."
+        )
     if failed := sum(outcome.score is None for outcome in outcomes):
         alike = ", all by the same error" * (len(outcomes) > 1 and len({each.error for each in outcomes}) == 1)
         raise GuieError(f"{failed} of {plural(len(outcomes), 'point')} failed{alike}; --retry tries them again.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -20,6 +21,7 @@ from guie_core.record import RECORD, RunRecord
 from guie_core.run import acquire
 from guie_core.tables import table
 from guie_core.wording import listing, plural, shown
+from guie_train.device import OutOfMemory
 from guie_train.recipes import recipe_of
 from guie_train.runner import train
 from guie_train.runs.outputs import SWEEP
@@ -52,6 +54,9 @@ class Sweep:
         full: whether points run to their report; else they stop at the stage whose score they are ranked by, and
             nothing looks at what is reported on.
         retry: whether points that failed before are tried again.
+
+    An error that every point would meet ends the sweep, once it shows: two points that have no value in common have
+    failed by the same error, hence not by their values. After an error, such a point is tried next.
     """
 
     folder: Path
@@ -59,20 +64,37 @@ class Sweep:
     full: bool = False
     retry: bool = False
     _told: list[str] = field(default_factory=list, init=False)  # what points failed by, each once
+    _failed: list[Outcome] = field(default_factory=list, init=False)  # in this call, but for want of memory
+
+    @property
+    def pointless(self) -> bool:
+        """Whether the error that points failed by isn't of their values."""
+        return any(
+            one.error == other.error and one.point.shares_nothing_with(other.point)
+            for one, other in itertools.combinations(self._failed, 2)
+        )
 
     def over(self, points: Sequence[Point]) -> list[Outcome]:
-        """Run the points that aren't done yet.
+        """Run the points that aren't done yet; of those that `pointless` leaves out, there is no outcome.
 
         Raises:
             UsageError: the folder is something else, or in use.
             Interrupted: after Ctrl-C; the same call goes on from there.
         """
-        outcomes = []
+        outcomes: dict[int, Outcome] = {}
+        left = dict(enumerate(points, 1))
         with self._opened({"points": [dict(point.values) for point in points]}) as stop:
-            for number, point in enumerate(points, 1):
-                self._go_on(stop, f"{number - 1} of {plural(len(points), 'point')} are done")
-                outcomes.append(self._run(point, f"point {number}/{len(points)}"))
-        return outcomes
+            while left and not self.pointless:
+                self._go_on(stop, f"{len(outcomes)} of {plural(len(points), 'point')} are done")
+                number = self._next(left, next(reversed(outcomes.values()), None))
+                outcomes[number] = self._run(left.pop(number), f"point {number}/{len(points)}")
+        return [outcomes[number] for number in sorted(outcomes)]
+
+    def _next(self, left: Mapping[int, Point], last: Outcome | None) -> int:
+        """The number of the point to run: after an error one that tells whether it is of the values, else the first."""
+        if last is not None and any(last is failed for failed in self._failed):
+            return next((n for n, point in left.items() if point.shares_nothing_with(last.point)), min(left))
+        return min(left)
 
     def by(self, study: Callable[[], Study], trials: int, load: Callable[[Mapping[str, str]], Point]) -> list[Outcome]:
         """Run what a study suggests until it has `trials` points; `load` makes a point of its values.
@@ -99,6 +121,8 @@ class Sweep:
             earlier = opened.trials
             scored = [trial.params for trial in earlier if trial.score is not None]
             for number, trial in enumerate(earlier, 1):
+                if self.pointless:
+                    break
                 self._go_on(stop, f"{opened.count} of {plural(trials, 'trial')} are done")
                 if trial.score is not None:
                     tried(trial.params, f"trial {number}", trial.score)
@@ -106,7 +130,7 @@ class Sweep:
                     score = tried(trial.params, f"trial {number}")
                     if score is not None:
                         opened.add(trial.params, score, again=True)
-            while (number := opened.count) < trials:
+            while (number := opened.count) < trials and not self.pointless:
                 self._go_on(stop, f"{number} of {plural(trials, 'trial')} are done")
                 params = opened.suggest()
                 opened.add(params, tried(params, f"trial {number + 1}/{trials}"))
@@ -154,7 +178,10 @@ class Sweep:
         except Exception as error:  # of one point; where it came from is in its run.log
             message = str(error) if isinstance(error, GuieError) else f"{type(error).__name__}: {error}"
             click.echo(f"error: {self._once(message)}", err=True)
-            return Outcome(point, error=message)
+            outcome = Outcome(point, error=message)
+            if not isinstance(error, OutOfMemory):  # which says the same of all values that are too large
+                self._failed.append(outcome)
+            return outcome
         return self._outcome(point, RunRecord.read(folder))
 
     def _once(self, error: str) -> str:
