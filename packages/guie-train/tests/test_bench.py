@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import pytest
 import torch
 from PIL import Image
 
-from guie_core import GuieError, UsageError
+from guie_core import GuieError, Interrupted, UsageError
 from guie_core.cli import main
 from guie_core.profiles import CPU
 from guie_datasets import ImageRef
@@ -470,6 +471,64 @@ def _children(pid: int, what: str) -> list[str]:
         return []
 
 
+def test_a_measurement_that_was_stopped_goes_on(
+    measured: list[tuple[str, dict[str, Any]]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = running.in_a_process
+
+    def stopped_at(name: str, error: GuieError) -> None:
+        def measure(asked: str, task: dict[str, Any], folder: Path) -> Part:
+            if asked == name:
+                raise error
+            return answer(asked, task, folder)
+
+        monkeypatch.setattr(running, "in_a_process", measure)
+
+    stopped_at("head", Interrupted("head is not measured"))
+    code, out, err = guie(capsys, "--profile", "cpu", "--resume")  # nothing is there to go on with
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-2:] == [
+        "stopped: head is not measured",
+        "bench.json has decode, backbone, extraction; the same command with --resume measures head, search",
+    ]
+    bench = Bench.read(Path("bench.json"))
+    assert (list(bench.parts), bench.missing) == (["decode", "backbone", "extraction"], ("head", "search"))
+    assert json.loads(Path("bench.json").read_text())["missing"] == ["head", "search"]
+    code, out, _ = guie(capsys, "compare", "bench.json", "bench.json")
+    assert code == 0
+    assert " ".join(out.split()).count(", which was stopped before head, search") == 2
+    assert not re.search("^(head|search) ", out, re.MULTILINE)
+
+    monkeypatch.setattr(running, "in_a_process", answer)
+    before = Path("bench.json").read_text()
+    code, _, err = guie(capsys, "--profile", "cpu", "--resume", "--seconds", "9")
+    assert code == 2
+    assert "it was begun with other options" in err
+    assert Path("bench.json").read_text() == before
+    measured.clear()
+    code, out, _ = guie(capsys, "--profile", "cpu", "--resume", "--only", "search")  # and what else is missing
+    assert code == 0
+    assert [name for name, _ in measured] == ["head", "search"]
+    done = Bench.read(Path("bench.json"))
+    assert (tuple(done.parts), done.missing, done.made) == (PARTS, (), bench.made)
+    assert guie(capsys, "--profile", "cpu", "--resume")[1].endswith("bench.json lacks nothing.\n")
+    assert len(measured) == 2
+
+    stopped_at("decode", Interrupted("decode is not measured"))
+    assert guie(capsys, "--profile", "cpu")[2].splitlines()[-1] == "stopped: nothing new was written"
+    assert Bench.read(Path("bench.json")) == done
+    stopped_at("head", GuieError("head: the roof is on fire"))  # anew, as far as it goes
+    code, _, err = guie(capsys, "--profile", "cpu")
+    assert (code, "error: head: the roof is on fire\nbench.json has " in err) == (1, True)
+
+
+def test_a_file_of_before_there_were_unfinished_ones(tmp_path: Path) -> None:
+    values = {"format": "guie bench", "schema": 1} | asdict(made(head=part(3.0, 2.0, 4.0)))
+    del values["asked"], values["missing"]
+    (tmp_path / "old.json").write_text(json.dumps(values))
+    assert Bench.read(tmp_path / "old.json") == made(head=part(3.0, 2.0, 4.0))
+
+
 def test_ctrl_c_ends_the_process_that_measures_and_writes_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "guie_core.cli", "bench", "--only", "search", "--seconds", "60"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
@@ -481,7 +540,7 @@ def test_ctrl_c_ends_the_process_that_measures_and_writes_nothing(tmp_path: Path
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
     assert process.returncode == 130, err
-    assert (out, err.splitlines()[-1]) == ("", "stopped: nothing was written")
+    assert (out, err.splitlines()[-1]) == ("", "stopped: nothing new was written")
     assert "Traceback" not in err
     assert not Path(f"/proc/{measuring[0]}").exists()
     assert list(tmp_path.iterdir()) == []

@@ -3,15 +3,17 @@
 ::
 
     {"format": "guie bench", "schema": 1, "made": ..., "machine": {...}, "versions": {...}, "profile": "cpu",
+     "asked": {"backbone": ..., "dtype": ..., "images": null, "seconds": 3.0}, "missing": ["search"],
      "parts": {"backbone": {"unit": "image",
                             "rate": {"median": ..., "least": ..., "most": ..., "rounds": ...},
                             "memory": {"machine": bytes, "device": bytes or null},
                             "work": {"backbone": ..., "image_size": ..., "flops_per_image": ...},
                             "settings": {"device": ..., "dtype": ..., "batch": ..., "threads": ...}}}}
 
-`work` is what was done, and must be the same for two rates to be compared; `settings` are how. `flops_per_image` are
-the operations of the backbone's products, an addition and a multiplication each: times the rate of the part "backbone",
-they are what it reaches on this device in this dtype.
+`missing` are parts that were asked for and not measured, since the measurement was stopped; `asked` is how they were to
+be measured. `work` is what was done, and must be the same for two rates to be compared; `settings` are how.
+`flops_per_image` are the operations of the backbone's products, an addition and a multiplication each: times the rate
+of the part "backbone", they are what it reaches on this device in this dtype.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import datetime
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +69,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Bench:
-    """A measurement. made: when, ISO 8601. profile: its name. parts: by name, in the order of PARTS."""
+    """A measurement.
+
+    made: when it began, ISO 8601. profile: its name. parts: by name, in the order of PARTS. asked: options of the
+    command that go for all parts. missing: parts still to be measured.
+    """
 
     made: str
     machine: Machine
     versions: Mapping[str, str]
     profile: str
     parts: Mapping[str, Part]
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
     def write(self, path: Path) -> None:
         """Raises GuieError: the file cannot be written."""
@@ -104,6 +112,8 @@ class Bench:
                 dict(values["versions"]),
                 str(values["profile"]),
                 {name: Part.from_dict(values["parts"][name]) for name in PARTS if name in values["parts"]},
+                dict(values.get("asked", {})),
+                tuple(name for name in PARTS if name in values.get("missing", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(

@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from guie_core.plugins import local_files
 from guie_core.profiles import Profile
 from guie_core.progress import bar
 from guie_core.run import versions
-from guie_core.wording import plural, shown
+from guie_core.wording import listing, plural, shown
 from guie_datasets import ImageRef
+from guie_train.bench import PARTS
 from guie_train.bench.machine import this_machine
 from guie_train.bench.results import Bench, Part
 
@@ -46,6 +47,8 @@ def bench(
     backbone: str,
     images: str | None = None,
     seconds: float = 3.0,
+    before: Bench | None = None,
+    keep: Callable[[Bench], None] = lambda bench: None,
 ) -> Bench:
     """Measure `parts` on this machine.
 
@@ -56,13 +59,31 @@ def bench(
         images: a folder, table, manifest, shards or data set whose first images are read; None: photos that are made
             up, the same everywhere.
         seconds: how long a part is measured.
+        before: a measurement that was stopped; its parts are not measured again.
+        keep: called with what is measured so far after each part.
 
     Raises:
+        UsageError: `before` was measured on another machine, with other versions or other options.
         GuieError: a part failed, or there are no images.
+        Interrupted: after Ctrl-C.
     """
-    machine = this_machine()
-    done = {}
-    with tempfile.TemporaryDirectory(prefix="guie-bench-") as folder, bar(len(parts), "bench", unit="part") as progress:
+    found = Bench(
+        made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        machine=this_machine(),
+        versions={"python": platform.python_version()} | versions(),
+        profile=profile.name,
+        parts={},
+        asked={"backbone": backbone, "dtype": profile.dtype, "images": images, "seconds": seconds},
+        missing=tuple(parts),
+    )
+    if before is not None:
+        found = _going_on(before, found)
+        parts = found.missing
+    with (
+        interruptible(),
+        tempfile.TemporaryDirectory(prefix="guie-bench-") as folder,
+        bar(len(parts), "bench", unit="part") as progress,
+    ):
         read = Images([], {})
         if set(parts) & set(READS):
             read = _given(images) if images is not None else _made_up(Path(folder))
@@ -74,15 +95,34 @@ def bench(
             "seconds": seconds,
         }
         for name in parts:
-            done[name] = in_a_process(name, task, Path(folder))
+            part = in_a_process(name, task, Path(folder))
+            done = {**found.parts, name: part}
+            found = replace(
+                found,
+                parts={each: done[each] for each in PARTS if each in done},
+                missing=tuple(each for each in found.missing if each != name),
+            )
+            keep(found)
             progress.advance()
-    return Bench(
-        made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        machine=machine,
-        versions={"python": platform.python_version()} | versions(),
-        profile=profile.name,
-        parts=done,
-    )
+    return found
+
+
+def _going_on(before: Bench, now: Bench) -> Bench:
+    """`before`, with what is to be measured besides. Raises UsageError: the two would not be one measurement."""
+
+    def about(bench: Bench) -> dict[str, Any]:
+        machine = {key: value for key, value in asdict(bench.machine).items() if key != "load"}
+        return {"machine": machine, "versions": bench.versions, "profile": bench.profile, "options": bench.asked}
+
+    differing = [what for what, value in about(now).items() if about(before)[what] != value]
+    if differing:
+        raise UsageError(
+            f"it was begun with other {listing(differing)}, so that its figures and new ones are not one measurement.\n"
+            "Leave out --resume to measure all parts anew."
+        )
+    machine = max(before.machine, now.machine, key=lambda machine: machine.load)
+    wanted = {*before.missing, *now.missing} - {*before.parts}
+    return replace(before, machine=machine, missing=tuple(name for name in PARTS if name in wanted))
 
 
 def in_a_process(name: str, task: dict[str, Any], folder: Path) -> Part:
@@ -98,11 +138,11 @@ def in_a_process(name: str, task: dict[str, Any], folder: Path) -> Part:
             try:
                 while not _ended(process):
                     if stop:
-                        raise Interrupted("nothing was written")
+                        raise Interrupted(f"{name} is not measured")
             finally:
                 process.kill()
         if stop:  # Ctrl-C has ended it
-            raise Interrupted("nothing was written")
+            raise Interrupted(f"{name} is not measured")
         log.seek(0)
         said = [line.strip() for line in log if line.strip()] or ["it said nothing"]
     if process.returncode < 0:

@@ -10,7 +10,7 @@ from typing import Any
 
 from guie_core.experiment import differences
 from guie_core.tables import table
-from guie_core.wording import size
+from guie_core.wording import listing, size
 from guie_train.bench import PARTS
 from guie_train.bench.results import Bench, Part
 
@@ -44,12 +44,15 @@ def comparison(a: Named, b: Named) -> str:
     A difference is beyond the spread if every round of one was faster than every round of the other. Parts that did
     other work aren't compared: it is said what differs.
     """
-    (name_a, first), (name_b, second) = a, b
+    (_, first), (_, second) = a, b
     rows: list[tuple[str, ...]] = [("", "A", "B", "B / A", "")]
     for part in PARTS:
         if part in first.parts or part in second.parts:
             rows += _rows(part, first.parts.get(part), second.parts.get(part))
-    lines = [_filled(f"A is {name_a}, of {first.made}"), _filled(f"B is {name_b}, of {second.made}")]
+    lines = [
+        _filled(f"{letter} is {name}, of {bench.made}{_unfinished(bench)}")
+        for letter, (name, bench) in (("A", a), ("B", b))
+    ]
     lines.append(table(rows, width=WIDTH))
     differing = list(_circumstances(first, second))
     lines.append(table(differing, width=WIDTH) if differing else "Machine, versions and profile are the same.")
@@ -57,6 +60,11 @@ def comparison(a: Named, b: Named) -> str:
         if bench.machine.busy:
             lines.append(_filled(f"{letter} was measured on a busy machine, which explains much: {_load(bench)}."))
     return "\n".join(lines)
+
+
+def _unfinished(bench: Bench) -> str:
+    """Which parts it was stopped before."""
+    return f", which was stopped before {listing(bench.missing)}" if bench.missing else ""
 
 
 def _load(bench: Bench) -> str:

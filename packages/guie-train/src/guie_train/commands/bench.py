@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from guie_core import UsageError
+from guie_core import GuieError, Interrupted, UsageError
 from guie_core.files import folder_option
-from guie_core.wording import shown
+from guie_core.wording import listing, shown
 from guie_datasets.commands.outputs import check_output, force_option
 from guie_train.bench import PARTS
 
@@ -57,6 +57,7 @@ def _parts(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
     metavar="FILE",
     help="Where the figures go, for guie bench compare.",
 )
+@click.option("--resume", is_flag=True, help="Go on with a measurement that was stopped: only what FILE lacks.")
 @force_option
 @click.pass_context
 def bench(
@@ -68,6 +69,7 @@ def bench(
     only: tuple[str, ...],
     seconds: float,
     output: Path,
+    resume: bool,
     force: bool,
 ) -> None:
     """Measure what this machine does in a second, with the code that trains.
@@ -80,6 +82,7 @@ def bench(
     search      nearest neighbours of 5,000 queries among 20,000 images
 
     Each part has a process of its own. Rates are medians of rounds; memory is the peak above what was held before.
+    Parts are written as they are done. After Ctrl-C, --resume measures the others; without it all are measured anew.
     """
     if ctx.invoked_subcommand:
         for option in ctx.command.params:
@@ -88,7 +91,7 @@ def bench(
         return
     from guie_core.profiles import profile
     from guie_core.registry import lookup
-    from guie_train.bench.results import is_bench
+    from guie_train.bench.results import Bench, is_bench
     from guie_train.bench.running import bench as bench_
     from guie_train.bench.words import report
 
@@ -96,10 +99,29 @@ def bench(
     check_output(output, {".json": is_bench}, inputs=inputs, example="bench.json", force=force)
     lookup("backbones", backbone)
     chosen = profile({"type": profile_name, **({"dtype": dtype} if dtype else {})}, "--profile")
-    found = bench_(only, profile=chosen, backbone=backbone, images=images, seconds=seconds)
-    with folder_option("--output"):
-        found.write(output)
+    before = Bench.read(output) if resume and output.exists() else None
+    kept: list[Bench] = []
+
+    def keep(found: Bench) -> None:
+        with folder_option("--output"):
+            found.write(output)
+        kept.append(found)
+
+    try:
+        found = bench_(
+            only, profile=chosen, backbone=backbone, images=images, seconds=seconds, before=before, keep=keep
+        )
+    except GuieError as error:
+        if not kept and isinstance(error, Interrupted):
+            error.args = ("nothing new was written",)
+        elif kept:
+            done, left = listing(kept[-1].parts), listing(kept[-1].missing)
+            error.args = (f"{error}\n{shown(output)} has {done}; the same command with --resume measures {left}",)
+        raise
     click.echo(report(found))
+    if not kept:
+        click.echo(f"{shown(output)} lacks nothing.")
+        return
     click.echo(f"Wrote {shown(output)}.")
 
 
