@@ -1,30 +1,22 @@
-"""Backbones of open_clip."""
+"""Backbones of open_clip, which is imported where a network is built or asked about, as timm is."""
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import open_clip
 import torch
-from open_clip.constants import (
-    HF_SAFE_WEIGHTS_NAME,
-    HF_WEIGHTS_NAME,
-    OPENAI_DATASET_MEAN,
-    OPENAI_DATASET_STD,
-)
-from open_clip.model import resize_pos_embed
-from open_clip.timm_model import TimmModel
-from open_clip.transformer import VisionTransformer
-from timm.models import group_parameters
 from torch import Tensor, nn
 
 from guie_core import UsageError
 from guie_models.backbones import weights as _weights
 from guie_models.backbones.backbone import Backbone
 from guie_models.backbones.timm import set_stride
+
+if TYPE_CHECKING:
+    from open_clip.transformer import VisionTransformer
 
 Output = Literal["projected", "pooled", "tokens"]
 DEFAULT = "ViT-H-14/laion2b_s32b_b79k"
@@ -67,6 +59,9 @@ class OpenClipBackbone(Backbone):
         stride: int | None = None,
         output: Output = "projected",
     ) -> None:
+        import open_clip
+        from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
         where = f"open_clip/{name}"
         _weights.check_weights(weights, where)
         model, _, tag = name.partition("/")
@@ -110,6 +105,9 @@ class OpenClipBackbone(Backbone):
         _weights.check_weights(weights, where)
         if weights != "hub":
             return _weights.local_sources(weights, where)
+        import open_clip
+        from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
         model, _, tag = name.partition("/")
         published = open_clip.get_pretrained_cfg(model, tag)
         repository, _, file = published.get("hf_hub", "").rpartition("/")
@@ -148,6 +146,8 @@ def _licence(tag: str) -> str:
 
 def _parameters(model: str) -> int:
     """Of a whole model, both towers, as its published files hold it; 0 where its text tower is somebody else's."""
+    import open_clip
+
     config = dict(open_clip.get_model_config(model) or {})
     custom = config.pop("custom_text", False)
     if not config or "multimodal_cfg" in config or any(key.startswith("hf_") for key in config["text_cfg"]):
@@ -159,6 +159,9 @@ def _parameters(model: str) -> int:
 
 def _output(tower: Any, output: Output, projected: int, where: str) -> tuple[nn.Module, int]:
     """The network that gives `output`, and its number of features."""
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import VisionTransformer
+
     if output == "projected":
         return tower, projected
     if isinstance(tower, VisionTransformer) and tower.attn_pool is None:
@@ -172,6 +175,10 @@ def _output(tower: Any, output: Output, projected: int, where: str) -> tuple[nn.
 
 
 def _blocks(tower: Any) -> list[list[str]]:
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import VisionTransformer
+    from timm.models import group_parameters
+
     names = [name for name, _ in tower.named_parameters()]
     if isinstance(tower, TimmModel):
         if not hasattr(tower.trunk, "group_matcher"):
@@ -193,6 +200,9 @@ def _blocks(tower: Any) -> list[list[str]]:
 def _build(
     config: dict[str, Any], weights: str, published: dict[str, Any], image_size: int, stride: int | None, where: str
 ) -> nn.Module:
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import VisionTransformer
+
     if image_size < 1:
         raise UsageError(f"{where}: image_size is {image_size}; it is a side in pixels, 1 or more.")
     vision = {**config["vision_cfg"], "output_tokens": False}
@@ -218,6 +228,8 @@ def _build(
 
 def _set_stride(tower: Any, stride: int, image_size: int, where: str) -> None:
     """Before the weights come, whose position embeddings are interpolated to the tower's grid as they are loaded."""
+    from open_clip.model import resize_pos_embed
+
     patch = _side(tower.patch_size)
     if not 1 <= stride <= patch or image_size < patch:
         raise UsageError(
@@ -237,6 +249,9 @@ def _file(weights: str, published: dict[str, Any], where: str) -> Path | None:
         return None
     if weights != "hub":
         return _weights.local_file(weights, where)
+    import open_clip
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
     what = published.get("hf_hub") or published.get("url", "")
     if what.endswith("/"):  # a repository, of which open_clip takes the first of these that it has
         what = f"{what.rstrip('/')}: {HF_SAFE_WEIGHTS_NAME} or {HF_WEIGHTS_NAME}"
@@ -253,6 +268,8 @@ def _tower(embed_dim: int, vision: dict[str, Any], quick_gelu: bool) -> nn.Modul
 
 
 def _load(tower: nn.Module, path: Path, where: str) -> None:
+    from open_clip.model import resize_pos_embed
+
     state = _weights.read_state(path, where)
     if any(name.startswith("visual.") for name in state):
         state = {name: value for name, value in state.items() if name.startswith("visual.")}

@@ -1,4 +1,5 @@
-"""Backbones of timm."""
+"""Backbones of timm, which takes seconds to import and is, hence, imported where a network is built or asked about: an
+experiment is checked, and a head trained on features that are there, without it."""
 
 from __future__ import annotations
 
@@ -9,13 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 import torch
-from timm.data.config import resolve_model_data_config
-from timm.layers import resample_abs_pos_embed
-from timm.models import group_parameters
-from timm.models._hub import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME, get_cache_dir
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from guie_core import UsageError
@@ -50,6 +45,8 @@ class TimmBackbone(Backbone):
         stride: int | None = None,
         output: Literal["pooled", "tokens"] = "pooled",
     ) -> None:
+        import timm
+
         where = f"timm/{name}"
         _weights.check_weights(weights, where)
         architecture = name.partition(".")[0]
@@ -97,6 +94,9 @@ class TimmBackbone(Backbone):
         _weights.check_weights(weights, where)
         if weights != "hub":
             return _weights.local_sources(weights, where, _weights.package_licence(weights))
+        import timm
+        from timm.models._hub import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME, get_cache_dir
+
         published: Any = timm.get_pretrained_cfg(name)
         licence = getattr(published, "license", None) or ""
         repository, _, revision = (published.hf_hub_id or "").partition("@")
@@ -118,12 +118,16 @@ class TimmBackbone(Backbone):
         network = network.network if prefix else network
         if not hasattr(network, "group_matcher"):  # which not every architecture of timm has
             return super().blocks()
+        from timm.models import group_parameters
+
         named = group_parameters(network, network.group_matcher(coarse=False))
         return [[prefix + name for name in named[depth]] for depth in sorted(named)]
 
 
 def _parameters(name: str) -> int:
     """Of the network with its classifier, as its published file holds it."""
+    import timm
+
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in timm.create_model(name, pretrained=False).parameters())
 
@@ -167,6 +171,9 @@ def _view(config: dict[str, Any]) -> dict[str, Any]:
 
 def set_stride(network: Any, stride: int, image_size: int, where: str) -> None:
     """Lets the patches of a vision transformer of timm start every `stride` pixels, on images of `image_size`."""
+    from timm.layers import resample_abs_pos_embed
+    from timm.models.vision_transformer import VisionTransformer
+
     position = getattr(network, "pos_embed", None)
     if not isinstance(network, VisionTransformer) or position is None:
         raise UsageError(
@@ -192,6 +199,8 @@ def set_stride(network: Any, stride: int, image_size: int, where: str) -> None:
 
 
 def _build(name: str, weights: str, published: Any, where: str) -> Any:
+    import timm
+
     with _quiet():
         if weights == "hub":
             if published is None or not published.has_weights:
@@ -209,6 +218,8 @@ def _build(name: str, weights: str, published: Any, where: str) -> Any:
 
 
 def _data_config(network: Any) -> dict[str, Any]:
+    from timm.data.config import resolve_model_data_config
+
     config: dict[str, Any] = resolve_model_data_config(network)
     return config
 
