@@ -276,7 +276,7 @@ def test_compare(capsys: pytest.CaptureFixture[str]) -> None:
 
 settings: 3 differ
   recipe.arcface.epochs: 30 in A, 100 in B
-  recipe.data.1: not there in A, {'type': 'cars'} in B
+  recipe.data.1: not set in A, {'type': 'cars'} in B
   recipe.classifier: {'epochs': 3} in A, None in B
 
 profile: 2 differ
@@ -322,6 +322,23 @@ def test_compare_several(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(ok(capsys, "compare", "a", "b", "c", "--format", "json"))
     assert found["runs"] == ["a", "b", "c"]
     assert found["differing"] == {"settings": [{"what": "recipe.arcface.epochs", "values": ["30", "100", "30"]}]}
+
+
+def test_compare_runs_that_did_not_come_so_far(capsys: pytest.CaptureFixture[str]) -> None:
+    run("a", stages={"prepare": "p0", "head": "aa", "evaluate": "ee"}, records={"scores": SCORES})
+    run("b", minute=2, status="failed", stages={"prepare": "p0"}, execution={"error": "no room for it"})
+    run("c", minute=4, stages={"prepare": "p0", "head": "cc", "evaluate": "ff"}, records={"scores": SCORES})
+    out = ok(capsys, "compare", "a", "b")
+    assert "\n\nB failed: no room for it\n" in out
+    assert "\n  of A only              head, evaluate\n" in out
+    assert out.endswith("\nscores: only A has any\n")
+    out = ok(capsys, "compare", "b", "a", "c")
+    assert "\n  of B and C only       head, evaluate\n" in out
+    assert out.endswith("\nscores\n  the same in these: raw features, trained, trained (augmented)\n")
+    better = [SCORES[0], SCORES[1] | {"mP@5": 0.625}, SCORES[2]]
+    run("d", minute=6, records={"scores": better})
+    out = ok(capsys, "compare", "b", "a", "d")
+    assert "                         B         C     C - B\n  trained  mP@5     0.5000    0.6250   +0.1250\n" in out
 
 
 # --- best ---

@@ -54,12 +54,16 @@ def list_lines(records: Sequence[RunRecord], folder: Path) -> list[str]:
                 record.status,
                 moment(record.started),
                 profile_of(record),
-                duration(record.seconds) if record.seconds else "-",
+                _took(record),
                 f"{choice.metric} {choice.value:.3f}" if choice else "-",
                 f"{metric} {value:.3f}" if value is not None else "-",
             )
         )
     return table(rows, indent="", width=1000).splitlines()
+
+
+def _took(record: RunRecord) -> str:
+    return duration(record.seconds) if record.seconds else "-"
 
 
 def moment(iso: str) -> str:
@@ -175,51 +179,70 @@ def _number(value: float | None, signed: bool = False) -> str:
 def comparison_lines(found: Comparison, records: Sequence[RunRecord], names: Sequence[str]) -> Iterator[str]:
     """What differs between runs, which are called A, B, C ... below a first list of them."""
     letters = [chr(ord("A") + number) if number < 26 else str(number + 1) for number in range(len(names))]
-    about = zip(letters, names, records, strict=True)
-    yield table([(letter, name, r.status, moment(r.started), duration(r.seconds)) for letter, name, r in about], wrap=1)
+    about = list(zip(letters, names, records, strict=True))
+    rows = [(letter, name, r.status, moment(r.started), _took(r)) for letter, name, r in about]
+    yield table(rows, wrap=1)
+    for letter, _, record in about:
+        if record.status == "failed" and (error := str(record.last.get("error", ""))):
+            yield f"\n{letter} failed: {error}"
     for aspect, differing in found.differing.items():
         yield f"\n{aspect}: {_count(len(differing))}"
-        yield from (f"  {each.what}: {_in_words(each, letters)}" for each in differing)
+        absent = "not set" if aspect == "settings" else "not there"
+        yield from (f"  {each.what}: {_in_words(each, letters, absent)}" for each in differing)
     if found.same:
         yield f"\nthe same: {', '.join(found.same)}"
     everybody = "both" if len(names) == 2 else "all"
     stages = [(f"of {everybody}, same outputs", ", ".join(found.shared))] * bool(found.shared)
     stages += [(f"of {everybody}, other outputs", ", ".join(found.own))] * bool(found.own)
+    lacking: dict[str, list[str]] = {}
     for stage, there in found.lacking.items():
-        stages.append(
-            (f"of {_joined([letter for letter, has in zip(letters, there, strict=True) if has])} only", stage)
+        lacking.setdefault(_joined([letter for letter, has in zip(letters, there, strict=True) if has]), []).append(
+            stage
         )
+    stages += [(f"of {who} only", ", ".join(names)) for who, names in lacking.items()]
     if stages:
         yield "\nstages"
         yield table(stages, wrap=1)
-    if found.scores:
-        yield "\nscores"
-        by_system: dict[str, list[ScoreLine]] = {}
-        for line in found.scores:
-            by_system.setdefault(line.system, []).append(line)
-        same = [name for name, lines in by_system.items() if all(len(set(line.values)) == 1 for line in lines)]
-        rows = [("", "", *(f"{letter:>8}" for letter in letters), *(f"{x + ' - A':>8}" for x in letters[1:]))]
-        for line in (line for name, lines in by_system.items() if name not in same for line in lines):
-            first, *others = line.values
-            gains = [None if first is None or other is None else other - first for other in others]
-            figures = [*(_number(value) for value in line.values), *(_number(gain, signed=True) for gain in gains)]
-            rows.append((line.system, line.metric, *figures))
-        if len(rows) > 1:
-            yield table(rows, wrap=0, width=1000)
-        if same:
-            yield f"  the same in {everybody}: {listing(same)}"
+    yield from _score_lines(found.scores, letters)
+
+
+def _score_lines(lines: Sequence[ScoreLine], letters: Sequence[str]) -> Iterator[str]:
+    """Scores of the runs that have any, and differences from the first of them."""
+    which = [n for n in range(len(letters)) if any(line.values[n] is not None for line in lines)]
+    if not which:
+        return
+    first, *others = (letters[n] for n in which)
+    if not others:
+        yield f"\nscores: only {first} has any"
+        return
+    yield "\nscores"
+    by_system: dict[str, list[tuple[str, list[float | None]]]] = {}
+    for line in lines:
+        by_system.setdefault(line.system, []).append((line.metric, [line.values[n] for n in which]))
+    same = [name for name, found in by_system.items() if all(len(set(values)) == 1 for _, values in found)]
+    rows = [("", "", *(f"{x:>8}" for x in (first, *others)), *(f"{f'{x} - {first}':>8}" for x in others))]
+    for system, found in by_system.items():
+        for metric, values in found if system not in same else ():
+            base = values[0]
+            gains = [None if base is None or value is None else value - base for value in values[1:]]
+            rows.append((system, metric, *map(_number, values), *(_number(gain, signed=True) for gain in gains)))
+    if len(rows) > 1:
+        yield table(rows, wrap=0, width=1000)
+    if same:
+        who = "both" if len(which) == len(letters) == 2 else "all" if len(which) == len(letters) else "these"
+        yield f"  the same in {who}: {listing(same)}"
 
 
 def _count(number: int) -> str:
     return f"{number} differ{'s' if number == 1 else ''}"
 
 
-def _in_words(difference: Difference, letters: Sequence[str]) -> str:
-    """ "30 in A and C, 100 in B"."""
+def _in_words(difference: Difference, letters: Sequence[str], absent: str) -> str:
+    """ "30 in A and C, 100 in B"; `absent` is said of what a run hasn't."""
     having: dict[str, list[str]] = {}
     for letter, value in zip(letters, difference.values, strict=True):
         having.setdefault(value, []).append(letter)
-    return ", ".join(f"{'not there' if v == '-' else _short(v)} in {_joined(who)}" for v, who in having.items())
+    return ", ".join(f"{absent if v == '-' else _short(v)} in {_joined(who)}" for v, who in having.items())
 
 
 def _joined(letters: Sequence[str]) -> str:
