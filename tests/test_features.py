@@ -114,7 +114,26 @@ def test_info_says_what_made_them(built: Path, run: Guie) -> None:
     assert about["bytes"] > IMAGES * 96 * 2
     assert "timm/test_resnet" in run("features", "info", folder)
     run("train", EXPERIMENT, "--stage", "features train", *settings(built))
-    assert f"images      {IMAGES}" in run("features", "info", built / "runs" / "small")  # those of a run
+    words = run("features", "info", built / "runs" / "small")  # those of a run
+    assert f"  images    {IMAGES:,}\n" in words
+    assert "features  96 of each, float16, computed in float32\n" in words
+    assert re.search(r"used by +\S*runs/small \(train\)\n", words)
+
+
+def test_info_says_how_many_of_them_an_experiment_uses(built: Path, tmp_path: Path, run: Guie) -> None:
+    folder = store(built).folder
+    wanted = int((manifest_of(built).column("split") != "test").sum())
+    words = run("features", "info", folder, "--experiment", EXPERIMENT, *settings(built))
+    assert re.search(rf"\btrain uses {wanted:,}\b(?! and lacks)", words)
+    (about,) = json.loads(
+        run("features", "info", folder, "--format", "json", "--experiment", EXPERIMENT, *settings(built))
+    )
+    assert {"stage": "features train", "images": wanted, "missing": 0} in about["uses"]
+    other = [*settings(built), "--set", "recipe.backbone.image_size=40"]
+    assert "it uses none of them" in run("features", "info", folder, "--experiment", EXPERIMENT, *other)
+    elsewhere = run("features", "info", folder, "--experiment", EXPERIMENT, *settings(tmp_path))
+    assert "it uses none of them" in elsewhere
+    assert "go with --experiment" in run("features", "info", folder, "--profile", "cpu", code=2)
     assert "neither a store, nor a run that has some" in run("features", "info", built, code=1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -105,20 +106,41 @@ def _share(text: str | None) -> tuple[int, int]:
 @features.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--format", "style", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def info(folder: Path, style: str) -> None:
+@click.option(
+    "--experiment",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Say also which of its stages use them, and how many of the images.",
+)
+@_experiment_options
+def info(
+    folder: Path,
+    style: str,
+    experiment: Path | None,
+    profile: str | None,
+    overrides: tuple[str, ...],
+    work_dir: Path | None,
+) -> None:
     """Say what made the features in FOLDER.
 
-    FOLDER is a store of features, or a run that has some. Told is also how many there are and what they take.
+    FOLDER is a store of features, or a run that has some. Told is also how many there are, what they take, and which
+    runs have used them. --set, --profile and --work-dir are of --experiment.
     """
-    found = [_about(store) for store in _stores(folder)]
+    from guie_core.interrupt import Stop
+
+    if experiment is None and (profile or overrides or work_dir):
+        raise UsageError("--set, --profile and --work-dir go with --experiment.")
+    stores = _stores(folder)
+    found = [_about(store) for store in stores]
+    if experiment is not None:
+        loaded = _Loaded.of(experiment, profile, overrides, work_dir, Stop(), compute=False)
+        for store, about in zip(stores, found, strict=True):
+            about["uses"] = loaded.uses(store)
     if style == "json":
         click.echo(json.dumps(found, indent=2))
         return
     for number, about in enumerate(found):
-        rows = [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in about.items()]
-        rows[0] = ("store", shown(Path(about["store"])))
-        rows = [(key, size(about["bytes"]) if key == "bytes" else value) for key, value in rows if value]
-        click.echo(("\n" if number else "") + table(rows))
+        click.echo(("\n" if number else "") + table(_in_words(about, experiment)))
 
 
 @features.command()
@@ -260,6 +282,7 @@ class _Loaded:
         work_dir: Path | None,
         stop: Stop,
         wait: bool = False,
+        compute: bool = True,
     ) -> _Loaded:
         from guie_core.experiment import Experiment
         from guie_train.device import device_of
@@ -272,7 +295,8 @@ class _Loaded:
         experiment = Experiment.load(path, overrides=overrides, profile=profile)
         recipe = recipe_of(experiment)
         stages = [stage for stage in recipe.stages(experiment.profile) if isinstance(stage, Features)]
-        device_of(experiment.profile)  # before anything is done for it
+        if compute:
+            device_of(experiment.profile)  # before anything is done for it
         folder = (work_dir or default_folder(experiment)).absolute()
         return cls(path, stages, Workspace(store_of(folder), experiment.profile, stop, wait=wait))
 
@@ -286,6 +310,19 @@ class _Loaded:
             f"{shown(self.experiment)} has no features {name!r}.{did_you_mean(name, names)} It has: {listing(names)}"
         )
 
+    def uses(self, store: FeatureStore) -> list[dict[str, Any]] | None:
+        """The stages that use a store, how many of its images, and how many it lacks; None: not known yet."""
+        stages = [each for each in self.stages if self.workspace.folder(each).resolve() == store.folder.resolve()]
+        found = []
+        for stage in stages:
+            if not self.workspace.complete(stage.manifest):
+                return None
+            manifest = self.workspace.get(stage.manifest)
+            hashes = manifest.column("hash")[stage.rows(manifest)]
+            lacking, bad = len(store.missing(hashes)), int(store.is_bad(hashes).sum())
+            found.append({"stage": stage.name, "images": len(hashes) - lacking - bad, "missing": lacking})
+        return found
+
 
 def _stores(folder: Path) -> list[FeatureStore]:
     """The store that a folder is, or those of a run, or of a folder of stores."""
@@ -293,7 +330,8 @@ def _stores(folder: Path) -> list[FeatureStore]:
 
     if (folder / "store.json").exists():
         return [FeatureStore(folder)]
-    inside = [path for pattern in ("stages/*/store.json", "*/store.json") for path in sorted(folder.glob(pattern))]
+    patterns = ("stages/*/store.json", "*/store.json", "features/*/store.json")
+    inside = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
     found = {path.resolve(): path for path in inside}  # two stages of a run may share one
     if not found:
         raise GuieError(f"{shown(folder)}: no features: neither a store, nor a run that has some")
@@ -301,6 +339,9 @@ def _stores(folder: Path) -> list[FeatureStore]:
 
 
 def _about(store: FeatureStore) -> dict[str, Any]:
+    from guie_train.runs.outputs import users
+
+    begun = datetime.fromtimestamp((store.folder / "store.json").stat().st_mtime).astimezone()
     return {
         "store": str(store.folder),
         "images": len(store),
@@ -309,4 +350,49 @@ def _about(store: FeatureStore) -> dict[str, Any]:
         "bad": len(store.bad),
         "shards": len(store.shards()),
         "bytes": sum(path.stat().st_size for path in store.folder.iterdir()),
+        "begun": begun.isoformat(timespec="seconds"),
+        "used_by": [{"run": str(run), "stages": stages} for run, stages in users(store.folder).items()],
     }
+
+
+def _in_words(about: dict[str, Any], experiment: Path | None) -> list[tuple[str, str]]:
+    """Of what `_about` gives, what people ask of it."""
+    views, bad = about["views"], about["bad"]
+    images = f"{about['images']:,}" + f", and {bad:,} that cannot be decoded: bad.csv" * bool(bad)
+    drawn = f", {views} of each image" * (views > 1) + f", seed {about['seed']}" * (views > 1 or about["seed"] != 0)
+    runs = [f"{shown(Path(each['run']))} ({listing(map(_short, each['stages']))})" for each in about["used_by"]]
+    rows = [
+        ("store", shown(Path(about["store"]).resolve())),
+        ("images", images),
+        ("features", f"{about['dimension']:,} of each, {about['dtype']}, computed in {about['compute']}"),
+        ("backbone", _component(about["backbone"])),
+        ("weights", f"{about['weights']}" + f", {about['licence']}" * bool(about["licence"])),
+        ("view", f"{_component(about['view'])}{drawn}"),
+        ("decoding", about["decode"]),
+        ("size", f"{size(about['bytes'])} in {plural(about['shards'], 'shard')}"),
+        ("begun", datetime.fromisoformat(about["begun"]).strftime("%Y-%m-%d %H:%M")),
+        ("used by", listing(runs) if runs else "no run yet"),
+    ]
+    if experiment is None:
+        return rows
+    uses = about["uses"]
+    told = [
+        f"{_short(each['stage'])} uses {each['images']:,}" + f" and lacks {each['missing']:,}" * bool(each["missing"])
+        for each in uses or ()
+    ]
+    if uses is None:
+        told = ["it uses them; of how many images is known once it has prepared its data"]
+    return [*rows, ("experiment", f"{shown(experiment)}: {'; '.join(told) or 'it uses none of them'}")]
+
+
+def _short(stage: str) -> str:
+    """The name of a stage of features as the commands take it: "train"."""
+    return stage.removeprefix("features ")
+
+
+def _component(config: dict[str, Any]) -> str:
+    """ "Squash: interpolation bicubic, antialias True"; without what is not set."""
+    settings = [
+        f"{key.replace('_', ' ')} {value}" for key, value in config.items() if key != "type" and value is not None
+    ]
+    return f"{config['type']}{': ' * bool(settings)}{', '.join(settings)}"

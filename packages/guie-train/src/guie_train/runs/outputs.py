@@ -12,7 +12,7 @@ from typing import Any
 
 from guie_core import UsageError
 from guie_core.files import explain_os_errors, meant_for, remove_directory
-from guie_core.record import RunRecord, run_folders
+from guie_core.record import RunRecord, find_runs, run_folders
 from guie_core.run import acquire
 
 STORE = "store"
@@ -72,6 +72,17 @@ def referred(store: Path, without: Collection[Path] = ()) -> set[str]:
         with contextlib.suppress(UsageError):  # of a damaged record there are the links at least
             keys |= keys_of(RunRecord.read(folder))
     return keys
+
+
+def users(output: Path) -> dict[Path, list[str]]:
+    """The runs that have outputs in the folder `output` of a store, the oldest first, and the stages they are of."""
+    output = output.resolve()
+    found: dict[Path, list[str]] = {}
+    for record in find_runs(output.parent.parent.parent)[0]:
+        names = [str(stage["name"]) for stage in record.records.get("stages", ()) if stage["key"] == output.name]
+        if names and store_of(record.path.resolve()) == output.parent.parent:
+            found[record.path] = names
+    return found
 
 
 def unused(store: Path, without: Collection[Path] = ()) -> list[Output]:
