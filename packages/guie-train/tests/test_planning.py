@@ -46,6 +46,7 @@ class Silent(Stage[str]):
 class Large(Silent):
     """One whose memory is 100 MB for each image that it takes at once."""
 
+    long: ClassVar[bool] = True
     batch: int = 64
 
     def forecast(self, outlook: Outlook) -> Forecast:

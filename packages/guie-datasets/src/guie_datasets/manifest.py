@@ -193,10 +193,9 @@ class Manifest:
             return np.array(chunk.to_pylist(), dtype=object)
         if pa.types.is_dictionary(chunk.type):
             values = np.array(chunk.dictionary.to_pylist(), dtype=object)
-            chosen: NDArray[Any] = values[chunk.indices.to_numpy(zero_copy_only=False)]
+            chosen: NDArray[Any] = values[numbers(chunk.indices)]
             return chosen
-        array: NDArray[Any] = chunk.to_numpy(zero_copy_only=False)
-        return array
+        return numbers(chunk)
 
     def images(self) -> Sequence[ImageRef]:
         """Where the bytes of each image are; made one by one when asked for."""
@@ -220,8 +219,11 @@ class Manifest:
         if chosen.size and not -1 < chosen.min() <= chosen.max() < len(self):
             raise IndexError(f"rows {chosen.min()}..{chosen.max()} of {len(self)}")
 
+        # not pa.array, which imports pandas to see whether it was given something of it
+        indices = pa.Array.from_buffers(pa.int64(), len(chosen), [None, pa.py_buffer(chosen)])
+
         def take(column: _Column) -> Any:
-            return column().take(pa.array(chosen))
+            return column().take(indices)
 
         columns = {name: functools.cache(functools.partial(take, column)) for name, column in self._columns.items()}
         return Manifest._of(columns, len(chosen), self.provenance)
@@ -268,7 +270,7 @@ class Manifest:
     def _codes(self, name: str) -> tuple[NDArray[np.int32], list[str]]:
         """A text column as numbers by first appearance [N], and the text of each number."""
         chunk = self._chunk(name)
-        codes = chunk.indices.to_numpy(zero_copy_only=False)
+        codes = numbers(chunk.indices)
         first = np.full(len(chunk.dictionary), len(codes))
         first[codes[::-1]] = np.arange(len(codes))[::-1]
         order = np.argsort(first)[: np.count_nonzero(first < len(codes))]
@@ -282,7 +284,7 @@ class _Images(Sequence[ImageRef]):
 
     def __init__(self, paths: Any, offsets: NDArray[np.int64], lengths: NDArray[np.int64], compressions: Any) -> None:
         self._paths, self._offsets, self._lengths = paths, offsets, lengths
-        self._compressions = compressions.dictionary.to_pylist(), compressions.indices.to_numpy(zero_copy_only=False)
+        self._compressions = compressions.dictionary.to_pylist(), numbers(compressions.indices)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -410,6 +412,16 @@ def _complete(name: str, column: Any, where: str = "") -> Any:
         row = column.is_null().index(True).as_py()
         raise GuieError(f"{where}column {name!r} has no value in row {row:,}")
     return column
+
+
+def numbers(chunk: Any) -> NDArray[Any]:
+    """A column as an array [N]. Numbers are taken from their buffer, since pyarrow's own way imports pandas first."""
+    plain = pa.types.is_integer(chunk.type) or pa.types.is_floating(chunk.type)
+    if not plain or chunk.null_count or not len(chunk):
+        array: NDArray[Any] = chunk.to_numpy(zero_copy_only=False)
+        return array
+    whole: NDArray[Any] = np.frombuffer(chunk.buffers()[1], chunk.type.to_pandas_dtype())
+    return whole[chunk.offset : chunk.offset + len(chunk)]
 
 
 def fixed_bytes(chunk: Any) -> NDArray[np.uint8]:

@@ -28,7 +28,7 @@ from guie_core.wording import did_you_mean, shown, size
 from guie_datasets import Manifest
 from guie_train.device import device_of, free_memory
 from guie_train.planning.page import page
-from guie_train.planning.plan import full_disk, make_plan
+from guie_train.planning.plan import full_disk, make_plan, states_of
 from guie_train.processes import joined
 from guie_train.recipes import recipe_of
 from guie_train.report import Report, StageLine, render
@@ -228,7 +228,14 @@ def show_plan(
 
 def _check_room(stages: list[Stage[Any]], again: list[Stage[Any]], workspace: Workspace) -> None:
     """Warn of a disk that is too small, and of a stage that is to do and may not fit into the GPU's memory: hours may
-    be saved. It is an estimate, and stops nothing; extraction makes do with smaller batches by itself."""
+    be saved. It is an estimate, and stops nothing; extraction makes do with smaller batches by itself.
+
+    Where no long stage is to do, nothing is said: to find out, the backbone has to be built without its numbers, which
+    takes longer than training a head up to the point where it would fail.
+    """
+    states = states_of(stages, again, workspace.look())
+    if not any(each.long and states[each.name] != "done before" for each in stages):
+        return
     plan = make_plan(stages, again, workspace)
     if workspace.profile.device == "cuda":
         where, memory = free_memory()

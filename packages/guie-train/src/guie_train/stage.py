@@ -57,6 +57,7 @@ class Stage(ABC, Generic[T]):
     incremental: ClassVar[bool] = False  # outputs are added to in place instead of being renamed when all are there
     together: ClassVar[bool] = False  # all processes of a run run it at once, each its part; else the first alone does
     cheap: ClassVar[bool] = False  # takes seconds, so that it runs ahead of the checks of the others
+    long: ClassVar[bool] = False  # may take hours, so that what stands in the way of a run is looked for before it
     needs: ClassVar[tuple[str, ...]] = ()  # distributions whose versions matter, besides those of the components
     name: str = field(metadata=NOT_IN_KEY)  # how people call it
 

@@ -21,7 +21,7 @@ from guie_train.fitting.examples import Examples
 from guie_train.fitting.parts import Parts
 from guie_train.fitting.saving import save_state
 from guie_train.fitting.scaling import LossScale
-from guie_train.fitting.schedule import schedule_of
+from guie_train.fitting.schedule import Schedule
 from guie_train.fitting.settings import Training
 from guie_train.processes import ALONE, Processes
 
@@ -119,7 +119,7 @@ class Fit:
         self.processes = processes
         self.steps = training.steps(len(examples), sampler, name)
         self.optimizer = build_optimizer(training.optimizer, model.parameters() if parameters is None else parameters)
-        self.schedule: Any = schedule_of(training, self.optimizer)
+        self.schedule = Schedule(training, self.optimizer)
         self.average = deepcopy(model) if training.ema_decay else None
         self.parts = None if whole is None else Parts(model, whole, processes)
         self.evaluated: nn.Module = self._trained if whole is None else whole

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from guie_train.planning.forecast import NotKnown
 
@@ -48,7 +47,10 @@ class _Tracer(TorchDispatchMode):
     """Counts what torch does on the meta device while it is entered."""
 
     def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # here: it imports triton
+
         super().__init__()  # type: ignore[no-untyped-call]
+        self._counters: dict[Any, Callable[..., int]] = flop_registry  # of products and convolutions
         self.found = Traced()
         self._live = 0
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()  # storages
@@ -70,7 +72,7 @@ class _Tracer(TorchDispatchMode):
         if func in _READ and args[0].is_meta:
             return True
         packet = func._overloadpacket
-        if packet not in flop_registry and func is not torch.ops.prim.device.default:
+        if packet not in self._counters and func is not torch.ops.prim.device.default:
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
@@ -83,7 +85,7 @@ class _Tracer(TorchDispatchMode):
             self.hold(tensor)
         new = [tensor for tensor in given if tensor.untyped_storage()._cdata not in before]
         if (new or func._schema.is_mutable) and not packet.__name__.startswith(("empty", "new_empty")):
-            operations = flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
+            operations = self._counters[packet](*args, **kwargs, out_val=out) if packet in self._counters else 0
             moved = sum(
                 tensor.numel() * tensor.element_size() for tensor in {id(t): t for t in (*taken, *given)}.values()
             )

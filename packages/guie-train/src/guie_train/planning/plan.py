@@ -115,22 +115,37 @@ def make_plan(stages: Sequence[Stage[Any]], again: Sequence[Stage[Any]], workspa
     Raises:
         GuieError: components refuse their settings.
     """
-    ready: set[str] = set()
-    outlook = Outlook(workspace.look(), lambda stage: stage.name in ready, workspace.processes.count)
-    workspace = outlook.workspace
+    look = workspace.look()
+    states = states_of(stages, again, look)
+    ready = {name for name, state in states.items() if state == "done before"}
+    outlook = Outlook(look, lambda stage: stage.name in ready, workspace.processes.count)
     steps = []
     for stage in stages:
-        # in order: whether a stage's outputs are there is known once its inputs' are
-        there = all(source.name in ready for source in stage.inputs()) and _seen(workspace.complete, stage)
-        state: State = "again" if stage in again else "done before"
-        if not there:
-            state = "begun" if _seen(workspace.begun, stage) else "to do"
-        if there and stage not in again:
-            ready.add(stage.name)
-        on_disk = _bytes(workspace.folder(stage)) if there else 0
+        state = states[stage.name]
+        on_disk = _bytes(look.folder(stage)) if state in ("done before", "again") else 0
         found = Forecast() if state == "done before" else outlook.forecast(stage)
         steps.append(Step(stage.name, state, on_disk, found))
     return Plan(workspace.profile, steps)
+
+
+def states_of(stages: Sequence[Stage[Any]], again: Sequence[Stage[Any]], workspace: Workspace) -> dict[str, State]:
+    """What there is of each stage's outputs, by its name.
+
+    Args:
+        stages: each after its inputs.
+        again: those to run although their outputs are there.
+        workspace: one to look at (`Workspace.look`).
+    """
+    found: dict[str, State] = {}
+    for stage in stages:
+        # in order: whether a stage's outputs are there is known once its inputs' are
+        if all(found.get(source.name) == "done before" for source in stage.inputs()) and _seen(
+            workspace.complete, stage
+        ):
+            found[stage.name] = "again" if stage in again else "done before"
+        else:
+            found[stage.name] = "begun" if _seen(workspace.begun, stage) else "to do"
+    return found
 
 
 def _seen(look: Callable[[Stage[Any]], bool], stage: Stage[Any]) -> bool:

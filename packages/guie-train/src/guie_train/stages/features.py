@@ -71,6 +71,7 @@ class Features(Stage[FeatureStore]):
     slug: ClassVar[str] = "features"
     incremental: ClassVar[bool] = True
     together: ClassVar[bool] = True
+    long: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("guie-datasets",)  # which decodes
     manifest: Stage[Manifest] = field(metadata=NOT_IN_KEY)
     part: Part = field(default="all", metadata=NOT_IN_KEY)

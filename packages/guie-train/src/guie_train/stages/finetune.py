@@ -170,6 +170,7 @@ class FineTune(TrainsHead):
     """
 
     slug: ClassVar[str] = "finetune"
+    long: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("guie-datasets",)
     where: ClassVar[str] = "recipe.finetune.training"
     result: ClassVar[type[TrainedHead]] = TunedHead
