@@ -2,6 +2,7 @@
 
     python benchmarks/head_training.py [--threads 2] [--rounds 5] [--steps 10] [--workers 0]
     python benchmarks/head_training.py --epochs 10          # whole epochs of guie's loop, and how long the other's are
+    python benchmarks/head_training.py --epochs 10 --processes 2    # and under torchrun, images or classes divided
     python benchmarks/head_training.py --memory             # of the stage, from its features on disk
 
 368,200 features of 1,027 values, 15,003 classes, batches of 256, SAM around AdamW (recipe of the 5th place, points 2 to
@@ -55,12 +56,18 @@ def main() -> None:
     for name, default in (("threads", 2), ("rounds", 5), ("steps", 10), ("workers", 0), ("epochs", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--divide", default="", help=argparse.SUPPRESS)  # with --folder, to what torchrun starts
+    parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # before the libraries read it
 
     import torch
 
     torch.set_num_threads(options.threads)
+    if options.divide:
+        one_of_several(options)
+        return
     print(f"$ python {' '.join(sys.argv)}")
     print(f"{options.threads} threads, {platform.machine()}, torch {torch.__version__}")
     if options.memory:
@@ -281,32 +288,71 @@ def steps(options: argparse.Namespace, folder: Path) -> None:
 
 def epochs(options: argparse.Namespace, folder: Path) -> None:
     """Print the time of whole epochs of guie's loop, and of the original's way by some steps of it."""
-    from guie_core.interrupt import Stop
-    from guie_train.fitting import Fit, Resident, Training
-
     features, labels = data()
     original_step = original(features, labels, options.workers, options.steps)
     print(f"{ORIGINAL}: {original_step()[0] * (IMAGES // BATCH):.0f} s an epoch, by {options.steps} steps", flush=True)
     for name, products in ((GUIE, "float32"), (BFLOAT16, "bfloat16")):
-        (folder / products).mkdir()
-        ends = [time.perf_counter()]
-        training = Training(epochs=options.epochs, batch_size=BATCH, optimizer=SAM)
-        curves = Fit(
-            head_with_loss(products),
-            Resident(features, labels),
-            training,
-            seed=0,
-            folder=folder / products,
-            name=name,
-            on_epoch=lambda curves: ends.append(time.perf_counter()),  # noqa: B023  used up in this turn
-        ).run(Stop())
-        times = [after - before for before, after in itertools.pairwise(ends)]
-        listed = ", ".join(f"{each:.0f}" for each in times)
-        print(
-            f"{name}: {options.epochs} epochs in {sum(times):.0f} s ({listed}); loss {curves[-1]['loss']:.3f}",
-            flush=True,
-        )
-    print(f"{ORIGINAL}: {original_step()[0] * (IMAGES // BATCH):.0f} s an epoch, by {options.steps} steps")
+        train_epochs(name, features, labels, products, folder / products, options.epochs)
+    print(f"{ORIGINAL}: {original_step()[0] * (IMAGES // BATCH):.0f} s an epoch, by {options.steps} steps", flush=True)
+    if options.processes > 1:
+        del features, labels, original_step  # each process has its own
+        for divide in ("images", "classes"):
+            torchrun = ["torch.distributed.run", "--nproc-per-node", str(options.processes), __file__]
+            share = ["--threads", str(max(1, options.threads // options.processes)), "--divide", divide]
+            program = [
+                sys.executable,
+                "-m",
+                *torchrun,
+                *share,
+                "--epochs",
+                str(options.epochs),
+                "--folder",
+                str(folder),
+            ]
+            subprocess.run(program, check=True)
+
+
+def train_epochs(
+    name: str, features: Tensor, labels: Tensor, products: str, folder: Path, epochs: int, **several: Any
+) -> None:
+    """Train guie's way, and print how long each epoch took and what the loss was in the end."""
+    from guie_core.interrupt import Stop
+    from guie_train.fitting import Fit, Resident, Training
+
+    folder.mkdir(exist_ok=True)
+    ends = [time.perf_counter()]
+    curves = Fit(
+        several.pop("model", None) or head_with_loss(products),
+        Resident(features, labels),
+        Training(epochs=epochs, batch_size=BATCH, optimizer=SAM),
+        seed=0,
+        folder=folder,
+        name=name,
+        on_epoch=lambda curves: ends.append(time.perf_counter()),
+        **several,
+    ).run(Stop())
+    times = [after - before for before, after in itertools.pairwise(ends)]
+    listed = ", ".join(f"{each:.0f}" for each in times)
+    losses = ", ".join(f"{curve['loss']:.4f}" for curve in curves)
+    print(f"{name}: {epochs} epochs in {sum(times):.0f} s ({listed}); losses {losses}", flush=True)
+
+
+def one_of_several(options: argparse.Namespace) -> None:
+    """What torchrun starts: whole epochs, shared with the others as the stage shares them."""
+    from guie_train.fitting import Together, whole_batch
+    from guie_train.processes import joined
+
+    with joined() as processes:
+        model: Any = head_with_loss("float32")
+        by_class = options.divide == "classes"
+        several = {
+            "model": model,
+            "processes": processes,
+            "whole": model.divide(processes) if by_class else None,
+            "backward": whole_batch if by_class else Together(processes),
+        }
+        name = f"{GUIE}, {processes.count} processes that divide the {options.divide}"
+        train_epochs(name, *data(), "float32", Path(options.folder) / options.divide, options.epochs, **several)
 
 
 def memory(options: argparse.Namespace) -> None:
