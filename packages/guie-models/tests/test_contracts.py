@@ -30,6 +30,7 @@ HEADS: list[dict[str, Any]] = [
     {"type": "ParallelLinears"},
     {"type": "GeM"},
     {"type": "PCA", "whiten": True},
+    {"type": "Whitened", "dropout": 0.2, "size_features": 3},
 ]
 LOSSES: list[dict[str, Any]] = [
     {"type": "ArcFace"},

@@ -17,6 +17,7 @@ from guie_models.heads import (
     LinearBatchNormPReLU,
     MultiSampleDropout,
     ParallelLinears,
+    Whitened,
 )
 
 
@@ -247,7 +248,7 @@ def test_gem_does_not_overflow_where_its_power_would() -> None:
 
 
 HEADS = [
-    *(BatchNormLinear, Linear, LinearBatchNormPReLU, MLP, MultiSampleDropout, ParallelLinears),
+    *(BatchNormLinear, Linear, LinearBatchNormPReLU, MLP, MultiSampleDropout, ParallelLinears, Whitened),
 ]
 
 
@@ -278,3 +279,111 @@ def test_impossible_settings_are_refused() -> None:
         MLP(4, 2, hidden=(0,))
     with pytest.raises(UsageError, match="p is 0"):
         GeM(4, 2, p=0.0)
+    with pytest.raises(UsageError, match="shrinkage is 0"):
+        Whitened(4, 2, shrinkage=0.0)
+
+
+def classes_of(rows: int, width: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features [N, D] of classes that differ a little in all directions, and images of them much in some."""
+    random = np.random.default_rng(1)
+    labels = np.arange(rows) % classes * 3  # with gaps
+    noise = random.normal(size=(rows, 3)) @ random.normal(size=(3, width)) * 1.5
+    return (
+        random.normal(size=(classes, width))[labels // 3] + noise + random.normal(size=(rows, width)) * 0.2 + 5,
+        labels,
+    )
+
+
+def start_of(head: Whitened, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The embedding of x [N, E] by a head that has begun with it, in float64."""
+    torch.manual_seed(0)
+    head.start(torch.from_numpy(x).float(), torch.from_numpy(labels))
+    embedding: np.ndarray = head.eval().double()(torch.from_numpy(x)).detach().numpy()
+    return embedding
+
+
+def gram(x: np.ndarray) -> np.ndarray:
+    """Scalar products [N, N] of what is centred, of mean length 1: what stays when x is turned and scaled."""
+    x = x - x.mean(0)
+    products: np.ndarray = x @ x.T / np.square(x).sum(1).mean()
+    return products
+
+
+@pytest.mark.parametrize("shrinkage", [0.1, 1.0, 30.0])
+def test_whitened_begins_as_whitening_within_classes_then_principal_components(shrinkage: float) -> None:
+    """Against SVDs by numpy: of what images differ in from their class, then of what is whitened."""
+    x, labels = classes_of(90, 12, 15)
+    apart = x - np.stack([x[labels == label].mean(0) for label in labels])
+    _, lengths, axes = np.linalg.svd(apart / np.sqrt(90 - 15))
+    factors = 1 / np.sqrt(np.square(lengths) + shrinkage * np.square(lengths).mean())
+    whitened = (x - x.mean(0)) @ axes.T * factors
+    _, _, components = np.linalg.svd(whitened, full_matrices=False)
+    head = Whitened(12, 5, shrinkage=shrinkage)
+    np.testing.assert_allclose(gram(start_of(head, x, labels)), gram(whitened @ components[:5].T), atol=1e-4)
+    # of the size of a layer that begins at random: uniform up to 1 / sqrt(D)
+    np.testing.assert_allclose(head.linear.weight.detach().square().mean().item(), 1 / (3 * 12), rtol=1e-4)
+
+
+def test_whitened_is_scikit_learns_pca_where_no_class_has_two_images() -> None:
+    x, _ = classes_of(40, 12, 10)
+    reference = decomposition.PCA(5, svd_solver="full").fit_transform(x)
+    np.testing.assert_allclose(gram(start_of(Whitened(12, 5), x, np.arange(40))), gram(reference), atol=1e-4)
+
+
+def test_whitened_tells_unseen_classes_apart_better_than_features_do() -> None:
+    """What images of a class differ in is the same in all classes; half of these are set aside."""
+    x, labels = classes_of(400, 48, 80)
+    seen, unseen = labels < 120, labels >= 120
+
+    def found(embedding: np.ndarray) -> float:
+        embedding = embedding - embedding.mean(0)
+        cosines = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+        scores = cosines @ cosines.T - 2 * np.eye(len(cosines))
+        return float((labels[unseen][scores.argmax(1)] == labels[unseen]).mean())
+
+    head = Whitened(48, 48)
+    start_of(head, x[seen], labels[seen])
+    whitened = head(torch.from_numpy(x[unseen])).detach().numpy()
+    assert found(x[unseen]) < 0.7 < 0.9 < found(whitened)
+
+
+def test_few_images_leave_directions_that_keep_lengths() -> None:
+    """Six images span five directions; of what lies at right angles to them, lengths stay on the average."""
+    random = np.random.default_rng(0)
+    x, labels = random.normal(size=(6, 400)), np.arange(6) // 2
+    head = Whitened(400, 200)
+    start_of(head, x, labels)
+    basis = np.linalg.svd(x - x.mean(0), full_matrices=False)[2][:5]
+    others = random.normal(size=(64, 400))
+    others -= others @ basis.T @ basis
+    weight = head.linear.weight.detach().numpy()
+    unknown = weight @ others.T
+    ratio = np.square(unknown).sum(0) / np.square(others).sum(1)
+    assert np.linalg.matrix_rank(weight) == 200
+    assert ratio.std() / ratio.mean() < 0.2  # of 195 random directions sqrt(2 / 195) = 0.1 is expected
+
+
+def test_whitened_has_no_more_dimensions_than_features() -> None:
+    head = Whitened(10, 512, size_features=3)
+    assert head.out_features == head.linear.out_features == 13
+    x, labels = classes_of(60, 13, 12)
+    np.testing.assert_allclose(gram(start_of(head, x, labels)).shape, (60, 60))
+
+
+def test_whitened_reads_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = classes_of(90, 12, 15)
+    whole = start_of(Whitened(12, 5), x, labels)
+    monkeypatch.setattr("guie_models.heads.whitened.ROWS", 7)
+    np.testing.assert_allclose(gram(start_of(Whitened(12, 5), x, labels)), gram(whole), atol=1e-6)
+
+
+def test_whitened_refuses_what_tells_nothing() -> None:
+    head = Whitened(4, 2)
+    with pytest.raises(GuieError, match="two of them at least; there are 1"):
+        head.start(torch.ones(1, 4), torch.zeros(1))
+    with pytest.raises(GuieError, match="not finite"):
+        head.start(torch.full((6, 4), torch.nan), torch.arange(6))
+    with pytest.raises(UsageError, match=r"6 rows of features, and labels of shape \[5\]"):
+        head.start(torch.ones(6, 4), torch.arange(5))
+    with pytest.raises(GuieError, match="all the same"):
+        head.start(torch.ones(6, 4), torch.arange(6))

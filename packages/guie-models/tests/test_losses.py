@@ -194,6 +194,24 @@ def test_centres_are_xavier_uniform_and_saved() -> None:
     assert list(loss.state_dict()) == ["centres"]
 
 
+@pytest.mark.parametrize("sub_centres", [1, 3])
+def test_centres_start_at_class_means(sub_centres: int) -> None:
+    torch.manual_seed(0)
+    loss = ArcFace(6, 5, sub_centres=sub_centres)
+    drawn = loss.centres.detach().clone().reshape(sub_centres, 5, 6)
+    embedding, labels = torch.randn(40, 6), torch.arange(40) % 4  # none of the last class
+    loss.start(embedding, labels)
+    centres = loss.centres.detach().reshape(sub_centres, 5, 6)
+    length = drawn[0].norm(dim=1).mean()
+    for label in range(4):
+        mean = sum(x / x.norm() for x in embedding[labels == label])
+        torch.testing.assert_close(centres[0, label], mean / torch.as_tensor(mean).norm() * length)
+    assert torch.equal(centres[0, 4], drawn[0, 4])
+    assert torch.equal(centres[1:], drawn[1:])
+    with pytest.raises(UsageError, match="ArcFace"):
+        loss.start(torch.randn(4, 7), labels[:4])
+
+
 def test_no_matrix_of_logits_is_held_for_the_backward_pass() -> None:
     batch, classes = 64, 4001
     loss = ArcFace(16, classes)

@@ -29,6 +29,7 @@ def test_every_kind_and_name() -> None:
         ("views", "RandomSquareCrop"),
         ("heads", "BatchNormLinear"),
         ("heads", "Linear"),
+        ("heads", "Whitened"),
         *(("heads", name) for name in ("PCA", "LinearBatchNormPReLU", "MLP", "MultiSampleDropout", "ParallelLinears")),
         ("heads", "GeM"),
         *(("losses", name) for name in ("ArcFace", "CosFace", "NormFace", "AdaFace", "ElasticFace", "CurricularFace")),

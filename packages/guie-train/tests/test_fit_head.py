@@ -20,7 +20,7 @@ from guie_core.interrupt import Stop
 from guie_core.profiles import profile
 from guie_core.registry import check
 from guie_datasets import Extent, Manifest
-from guie_models.heads import BatchNormLinear
+from guie_models.heads import BatchNormLinear, Whitened
 from guie_models.losses import ArcFace
 from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Fit, Training
@@ -595,3 +595,37 @@ def test_a_loss_that_is_not_finite_names_the_images(tmp_path: Path) -> None:
 def test_settings_of_selection_that_cannot_be(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value}; it is [01] or more"):
         Selection(protocol={"type": "LeaveOneOut"}, **{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("loss", [{"type": "ArcFace"}, {"type": "pml/MultiSimilarityLoss"}], ids=str)
+def test_a_head_that_can_begins_with_what_training_features_tell(tmp_path: Path, loss: dict[str, Any]) -> None:
+    """Its first epoch, at the rate of warm-up, leaves it there; centres, where there are some, suit it."""
+    slow = replace(stage(loss, warmup_epochs=1, warmup_lr=1e-9), head={"type": "Whitened", "out_features": 4})
+    at = workspace(tmp_path)
+    trained = at.get(slow)
+    manifest, store = at.get(slow.manifest), at.get(slow.train)
+    rows = np.flatnonzero(manifest.column("split") == "train")
+    x = torch.from_numpy(store.read(manifest.column("hash")[rows]))
+    expected = Whitened(10, 4)
+    expected.start(x, torch.from_numpy(manifest.column("label")[rows]))
+    first = load_file(trained.folder / "epoch-0001.safetensors")
+    torch.testing.assert_close(first["head.linear.weight"], expected.linear.weight.detach(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(first["head.linear.bias"], expected.linear.bias.detach(), atol=1e-6, rtol=0)
+    if "loss.centres" in first:
+        cosines = torch.cosine_similarity(expected(x)[:, None], first["loss.centres"][None], dim=2)
+        labels = torch.from_numpy(np.unique(manifest.column("label")[rows], return_inverse=True)[1])
+        for label in range(3):
+            assert cosines[labels == label].mean(0).argmax() == label
+
+
+def test_a_head_that_began_so_ends_with_the_same_bits_when_it_is_interrupted(
+    tmp_path: Path, stop_after: Callable[[int], Stop]
+) -> None:
+    started = replace(stage({"type": "ArcFace"}), head={"type": "Whitened", "out_features": 4, "dropout": 0.2})
+    whole = workspace(tmp_path / "whole").get(started)
+    workspace(tmp_path / "parts").get(started.train)
+    with pytest.raises(Interrupted, match="saved at"):
+        workspace(tmp_path / "parts", stop_after(5)).get(started)
+    parts = workspace(tmp_path / "parts").get(started)
+    assert parts.curves == whole.curves
+    assert (parts.folder / "last.safetensors").read_bytes() == (whole.folder / "last.safetensors").read_bytes()

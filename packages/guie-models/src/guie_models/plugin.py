@@ -52,6 +52,7 @@ def guie_heads() -> list[Entry]:
         Entry("MultiSampleDropout", f"{heads}:MultiSampleDropout", "One linear layer over several masks (4th place)"),
         Entry("ParallelLinears", f"{heads}:ParallelLinears", "Linear layers averaged, a dropout each (3rd place)"),
         Entry("GeM", f"{heads}:GeM", "Generalised mean over tokens or places, then linear"),
+        Entry("Whitened", f"{heads}:Whitened", "Dropout, linear, begun as a whitening within classes: for few classes"),
         Entry("PCA", f"{heads}:PCA", "Leading principal components, whitened if asked, fitted on features"),
     ]
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding as rows_of
+from torch.nn.functional import normalize
 
 from guie_core import UsageError
 from guie_core.signature import convert
@@ -202,6 +203,20 @@ class MarginLoss(nn.Module):
         if isinstance(self.margin, ClassMargins):
             return self.class_margins[labels]
         return self.margin
+
+    @torch.no_grad()
+    def start(self, embedding: Tensor, labels: Tensor) -> None:
+        """Put each class centre, of sub-centres the first, in the mean direction of its class's embeddings [N, E] with
+        labels [N], at the mean length of those that were drawn: a head that knows something already loses it to centres
+        that know nothing (Kumar et al., "Fine-tuning can distort pretrained features", arXiv 2202.10054). A class
+        without images keeps what was drawn. To be called before `divide`."""
+        self._check(embedding, labels)
+        self._check_whole()
+        directions = normalize(self._exact(embedding))
+        sums = directions.new_zeros(self.classes, self.embedding_size).index_add_(0, labels.long(), directions)
+        centres = self.centres if self.sub_centres == 1 else self.centres[0]
+        found = normalize(sums).to(centres.dtype) * centres.norm(dim=1).mean()
+        centres.copy_(torch.where(sums.any(1, keepdim=True), found, centres))
 
     def set_epoch(self, epoch: int) -> None:
         """Tell a scheduled margin which epoch begins, from 0; others don't mind."""

@@ -67,6 +67,19 @@ class HeadWithLoss(nn.Module):
         loss: Tensor = self.loss(self.head(features), labels)
         return loss
 
+    def start(self, features: Tensor, labels: Tensor) -> None:
+        """Begin with what training features [N, D] with labels [N] tell, if the head can, and with class centres that
+        suit it, if the loss can. Others stay as they were drawn."""
+        if not callable(start := getattr(self.head, "start", None)):
+            return
+        start(features, labels)
+        if callable(start := getattr(self.loss, "start", None)):
+            self.head.eval()
+            with torch.no_grad():
+                embedding = torch.cat([self.head(part) for part in features.split(ROWS)])
+            self.head.train()
+            start(embedding, labels)
+
     def divide(self, processes: Processes) -> HeadWithLoss:
         """Keep the class centres of this process's part of the classes. Returns all as it was, but in processes other
         than the first, which have no use for its numbers, on the meta device.
@@ -290,15 +303,15 @@ class FitHead(TrainsHead):
         head = build("heads", self.head, where="recipe.head", in_features=train.dimension)
         loss = self._loss(head.out_features, counts)
         model, processes = HeadWithLoss(head, loss), workspace.processes
+        features, targets = head_inputs(head, train, manifest, rows, train.views), torch.from_numpy(labels)
+        model.start(features, targets.repeat(train.views))
         whole = model.divide(processes) if _divides_classes(workspace.profile, processes.count) else None
         model = model.to(device)
+        examples = Resident(features.to(device), targets.to(device), self.seed)
+        del features  # on a GPU, they have been copied
         fit = Fit(
             model,
-            Resident(
-                head_inputs(head, train, manifest, rows, train.views).to(device),
-                torch.from_numpy(labels).to(device),
-                self.seed,
-            ),
+            examples,
             self.training,
             seed=self.seed,
             folder=folder,
