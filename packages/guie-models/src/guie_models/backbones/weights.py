@@ -17,6 +17,7 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,15 +86,28 @@ def fingerprint(weights: str) -> str:
         found = Path(rest).expanduser().stat()
         return f"{found.st_size} bytes, {found.st_mtime_ns} ns"
     if source == "package":
-        names = importlib.metadata.packages_distributions().get(rest.partition(".")[0], ())
-        return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(names)))
+        names = _distributions(rest.partition(".")[0])
+        return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     return ""
+
+
+@cache
+def _distributions(package: str) -> tuple[str, ...]:
+    """Names of the distributions that hold a package, sorted; none where `package` is ""."""
+    if not package:
+        return ()
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        # first, since to look through the files of all that are installed takes a quarter of a second
+        same = importlib.metadata.distribution(package)
+        if any(file.parts[0] == package for file in same.files or ()):
+            return (same.metadata["Name"],)
+    return tuple(sorted(set(importlib.metadata.packages_distributions().get(package, ()))))
 
 
 def package_licence(weights: str) -> str:
     """The licence that the metadata of the package in "package:<import name>" names, else ""."""
     name = weights.partition(":")[2].partition(".")[0]
-    for distribution in importlib.metadata.packages_distributions().get(name, ()):
+    for distribution in _distributions(name):
         metadata = importlib.metadata.metadata(distribution).json
         licence = str(metadata.get("license_expression") or metadata.get("license") or "")
         return licence if "\n" not in licence and licence != "UNKNOWN" else ""
