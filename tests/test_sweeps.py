@@ -8,6 +8,9 @@ import re
 import shlex
 import shutil
 import signal
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -209,6 +212,49 @@ def test_trials_are_the_same_whether_or_not_interrupted(
     code, out, err = guie(*sweep("--trials", "4", *asked[:-1], "4"))
     assert code == 2
     assert "runs/sweep has trials of another --seed." in err
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [GRID, ["--trials", "4", "--suggest", "recipe.loss.margin=0.2..0.6", "--set", "recipe.arcface.epochs=2"]],
+    ids=["grid", "trials"],
+)
+def test_of_a_sweep_that_is_killed_nothing_is_lost_and_nothing_double(
+    asked: list[str], guie: Callable[..., tuple[int, str, str]]
+) -> None:
+    command = [sys.executable, "-m", "guie_core.cli", *sweep(*asked)]
+    for count in (1, 3):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            while process.poll() is None and len(list(FOLDER.glob("*/run.json"))) < count:
+                pass
+            process.kill()
+            assert process.stderr is not None
+            said = process.stderr.read().decode()
+        assert process.returncode == -signal.SIGKILL, said
+    before = runs()
+    code, out, err = guie(*sweep(*asked))
+    assert code == 0, err
+    # the third was under way
+    assert re.findall(r"^(?:point|trial) (\d)/4: (?!.*was done before)", out, re.MULTILINE) == ["3", "4"]
+    found = runs()
+    assert len(found) == len(table(out)) == 4
+    assert before.keys() <= found.keys()
+    assert {folder: score for score, folder in table(out)} == pytest.approx(
+        {folder: best_of_curves(folder) for folder in found}, abs=1e-4
+    )
+    heads = [path for path in Path("runs/store/head").iterdir() if path.is_dir()]
+    assert sorted(path.name for path in heads) == sorted(
+        (FOLDER / folder / "stages" / "head").resolve().name for folder in found
+    )
+    if "--trials" in asked:
+        assert Study(FOLDER, [Suggestion("recipe.loss.margin", 0.2, 0.6)], 0, digest()).count == 4
+
+
+def digest() -> str:
+    """Of the experiment without what is suggested, as the study has it."""
+    with sqlite3.connect(FOLDER / "study.db") as study:
+        ((text,),) = study.execute("SELECT value_json FROM study_user_attributes WHERE key = 'experiment'")
+    return str(json.loads(text))
 
 
 def test_a_point_that_fails_is_told_and_tried_again_when_asked(guie: Callable[..., tuple[int, str, str]]) -> None:
