@@ -157,6 +157,50 @@ def test_a_full_disk_is_told_before_the_first_stage(
     assert capsys.readouterr().err.startswith("warning: disk: 2.0 GB are to be written, and 1.0 GB are free where ")
 
 
+def test_room_is_not_looked_for_where_nothing_long_is_to_do(
+    workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(planning, "free_space", lambda folder: 1e9)
+    stage = Large(name="one")
+    workspace("cpu").get(stage)
+    _check_room([stage], [], workspace("cpu"))
+    assert capsys.readouterr() == ("", "")
+    _check_room([stage], [stage], workspace("cpu"))
+    assert "warning: disk: 2.0 GB" in capsys.readouterr().err
+
+
+def test_what_a_stage_gives_back_is_there_for_the_next() -> None:
+    tuned = Step("tuned", "to do", 0, Forecast(disk=15e9, stays=3e9))
+    plain = Step("plain", "to do", 0, Forecast(disk=1e9))
+    plan = Plan(profile("cpu"), [tuned, plain])
+    assert (plan.to_write, plan.to_stay) == (15e9, 4e9)
+    assert "15.0 GB to be written, 4.0 GB of them to stay, of " in page(plan, Path())
+    later = Plan(profile("cpu"), [plain, tuned])
+    assert (later.to_write, later.to_stay) == (16e9, 4e9)
+    only = Plan(profile("cpu"), [plain])
+    assert "to stay" not in page(only, Path())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "at_least", "words"),
+    [
+        (0.004, False, "under a second"),
+        (0.004, True, "seconds"),
+        (3.2, False, "about 3.2 s"),
+        (60, True, "at least 60 s"),
+    ],
+)
+def test_parts_of_a_second_are_not_told_as_none(seconds: float, at_least: bool, words: str) -> None:
+    step = Step("one", "to do", 0, Forecast(seconds=seconds, at_least=at_least, basis="so"))
+    assert page(Plan(profile("cpu"), [step]), Path()).splitlines()[1].endswith(f"-  {words}")
+
+
+def test_stages_are_named_before_they_are_asked(workspace) -> None:
+    told: list[str] = []
+    make_plan([Large(name="one"), Large(name="two", value=2)], [], workspace("cpu"), told.append)
+    assert told == ["one", "two"]
+
+
 @pytest.mark.parametrize("name", sorted(PEAKS))
 def test_every_gpu_has_a_peak(name: str) -> None:
     gpu = profile(name)

@@ -6,8 +6,9 @@ import math
 import os
 import platform
 import shlex
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -35,6 +36,8 @@ from guie_train.report import Report, StageLine, render
 from guie_train.runs.outputs import LINKS, SWEEP, store_of
 from guie_train.stage import Stage, StageRecord, Workspace
 from guie_train.trackers import Tracking
+
+TERMINAL = 79  # columns of the narrowest terminal in use, less one: a longer line could not be erased
 
 
 def default_folder(experiment: Experiment) -> Path:
@@ -218,12 +221,26 @@ def show_plan(
     folder = (work_dir or default_folder(experiment)).absolute()
     recipe = recipe_of(experiment)
     stages, again = _chosen(recipe.stages(experiment.profile), stage, start)
-    with interruptible() as stop:
-        plan = make_plan(stages, again, Workspace(store_of(folder), experiment.profile, stop))
+    with interruptible() as stop, _passing_line() as tell:
+        workspace = Workspace(store_of(folder), experiment.profile, stop)
+        plan = make_plan(stages, again, workspace, lambda name: tell(f"plan: {name}"))
     click.echo(f"{experiment.name} on {experiment.profile.name} -> {shown(folder)} (dry run: nothing is written)")
     click.echo(f"{experiment.profile.summary}\n\n{page(plan, store_of(folder))}")
     if experiment.profile.device == "cuda" and (refusal := plan.refusal(plan.memory, f"profile {plan.profile.name}")):
         raise GuieError(refusal)
+
+
+@contextmanager
+def _passing_line() -> Iterator[Callable[[str], None]]:
+    """Tells what is being done in one line of the terminal, which is gone afterwards; nothing where there is none."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    erase = "\r\x1b[K"
+    try:
+        yield lambda text: click.echo(f"{erase}{text[:TERMINAL]}", nl=False, err=True)
+    finally:
+        click.echo(erase, nl=False, err=True)
 
 
 def _check_room(stages: list[Stage[Any]], again: list[Stage[Any]], workspace: Workspace) -> None:

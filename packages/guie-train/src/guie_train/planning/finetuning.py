@@ -81,6 +81,7 @@ class FineTuned:
         trained, at_least, basis = outlook.time(step, work, self.compute)
         seen, _, _ = outlook.time(features, forward, self.compute)
         kept = training.epochs // training.keep_every if training.keep_every else 0
+        stays = (kept + min(top_k, evaluations) + 1) * 4 * opened  # 1: the chosen weights
         # a checkpoint is copied, and together in memory, before it is on the disk; activations are gone by then, while
         # weights, gradients and moments are not
         saving = 4 * total + 12 * opened + 8 * opened
@@ -94,8 +95,9 @@ class FineTuned:
             f"{model.backbone.image_size} px, {at_once}, in {self.compute}{weights}",
             parameters=total,
             trained=opened,
-            # the chosen weights; while it trains, the state with two moments, and the one that takes its place
-            disk=(kept + min(top_k, evaluations) + 1 + 2 * 3) * 4 * opened + 2 * average,
+            # while it trains, the state with two moments, and the one that takes its place
+            disk=stays + 2 * 3 * 4 * opened + 2 * average,
+            stays=stays,
             device=memory + (4 * total if training.ema_decay else 0),
             host=LIBRARIES + host,
             seconds=None if trained is None or seen is None else trained + seen,

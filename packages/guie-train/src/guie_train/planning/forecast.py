@@ -40,7 +40,8 @@ class Forecast:
     Attributes:
         does: what goes in and comes out, with shapes.
         parameters, trained: numbers that the stage's networks hold, and those that it changes.
-        disk: bytes of its outputs, or what it adds to those that are there already.
+        disk: bytes that it has written at the most, of outputs or added to those that are there already.
+        stays: those of them that stay when it is done; None: all.
         device: bytes of the device's memory at its peak: the GPU's; on the CPU they are the machine's, besides `host`.
         host: bytes of the machine's memory at its peak.
         seconds: how long it takes; with `at_least` nothing can be faster.
@@ -55,6 +56,7 @@ class Forecast:
     parameters: int = 0
     trained: int | None = None
     disk: float | None = None
+    stays: float | None = None
     device: float | None = 0
     host: float | None = None
     seconds: float | None = None

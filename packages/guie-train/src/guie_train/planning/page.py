@@ -65,7 +65,14 @@ def _time(step: Step) -> str:
         return ""
     if found.seconds is None:
         return found.basis if 0 < len(found.basis) <= SHORT else "not known"
-    return f"{'at least' if found.at_least else 'about'} {duration(found.seconds)}"
+    return _lasting(found.seconds, found.at_least)
+
+
+def _lasting(seconds: float, at_least: bool) -> str:
+    """A foretold time: "about 3 min", "at least 2 h 05 min", or what is honest to say of parts of a second."""
+    if seconds < 1:
+        return "seconds" if at_least else "under a second"
+    return f"{'at least' if at_least else 'about'} {duration(seconds)}"
 
 
 def _size(count: float | None) -> str:
@@ -80,15 +87,16 @@ def _sums(plan: Plan, folder: Path) -> Iterator[str]:
     yield "In all"
     more = " at least" if any(step.disk is None for step in steps) else ""
     disk = f"{size(plan.to_write)} to be written{more}" if plan.to_write or not more else "not known yet"
-    yield f"  disk    {disk}, of {size(free_space(folder))} that are free"
+    stays = f", {size(plan.to_stay)} of them to stay" if plan.to_stay < plan.to_write else ""
+    yield f"  disk    {disk}{stays}, of {size(free_space(folder))} that are free"
     if plan.profile.device == "cuda":
         device = max(plan.device(step) or 0 for step in steps)
         yield f"  GPU     {size(device)} at the peak, of {size(plan.memory)} that a stage can have"
     yield f"  memory  {size(max(plan.host(step) or 0 for step in steps))} at the peak"
     known = [step.forecast for step in steps if step.forecast.seconds is not None]
     if known:
-        least = "at least" if any(found.at_least for found in known) else "about"
-        yield f"  time    {least} {duration(sum(found.seconds or 0 for found in known))}, and stages without a figure"
+        lasting = _lasting(sum(found.seconds or 0 for found in known), any(found.at_least for found in known))
+        yield f"  time    {lasting}, and stages without a figure"
 
 
 def _missing(plan: Plan) -> Iterator[str]:

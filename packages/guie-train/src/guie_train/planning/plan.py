@@ -54,8 +54,18 @@ class Plan:
 
     @property
     def to_write(self) -> float:
-        """Bytes that are still to be written, as far as they are known."""
-        return sum(step.forecast.disk or 0 for step in self.to_do)
+        """Bytes of the disk that will be taken at the most, as far as they are known: a stage may give back a part of
+        what it takes before the next one begins."""
+        peak = kept = 0.0
+        for step in self.to_do:
+            peak = max(peak, kept + (step.forecast.disk or 0))
+            kept += _stays(step)
+        return peak
+
+    @property
+    def to_stay(self) -> float:
+        """Bytes of the disk that are taken when all is done, besides those that are now."""
+        return sum(map(_stays, self.to_do))
 
     @property
     def missing(self) -> list[Missing]:
@@ -105,12 +115,18 @@ class Plan:
                 yield f"--profile {entry.name}"
 
 
-def make_plan(stages: Sequence[Stage[Any]], again: Sequence[Stage[Any]], workspace: Workspace) -> Plan:
+def make_plan(
+    stages: Sequence[Stage[Any]],
+    again: Sequence[Stage[Any]],
+    workspace: Workspace,
+    on_stage: Callable[[str], None] = lambda name: None,
+) -> Plan:
     """Look at what is there, and ask each stage that is not done what it takes. Nothing is written or fetched.
 
     Args:
         stages: each after its inputs.
         again: those to run although their outputs are there.
+        on_stage: told the name of each stage before it is asked.
 
     Raises:
         GuieError: components refuse their settings.
@@ -121,6 +137,7 @@ def make_plan(stages: Sequence[Stage[Any]], again: Sequence[Stage[Any]], workspa
     outlook = Outlook(look, lambda stage: stage.name in ready, workspace.processes.count)
     steps = []
     for stage in stages:
+        on_stage(stage.name)
         state = states[stage.name]
         on_disk = _bytes(look.folder(stage)) if state in ("done before", "again") else 0
         found = Forecast() if state == "done before" else outlook.forecast(stage)
@@ -146,6 +163,11 @@ def states_of(stages: Sequence[Stage[Any]], again: Sequence[Stage[Any]], workspa
         else:
             found[stage.name] = "begun" if _seen(workspace.begun, stage) else "to do"
     return found
+
+
+def _stays(step: Step) -> float:
+    found = step.forecast
+    return (found.disk if found.stays is None else found.stays) or 0
 
 
 def _seen(look: Callable[[Stage[Any]], bool], stage: Stage[Any]) -> bool:
