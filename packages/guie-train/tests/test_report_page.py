@@ -160,7 +160,7 @@ def test_everything_that_was_handed_over_is_told(page: Page) -> None:
         "torch 2.14.1",
         "marks epoch 6",
         "even & whole",
-        "1 of them have no other image of their class",
+        "1 is perfect. 1 of them has no other image of its class and is left out of all means.",
     ):
         assert text in page.words, text
     assert "some/folder" not in page.words

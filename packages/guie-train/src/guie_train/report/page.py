@@ -164,7 +164,8 @@ class Report:
             return ""
         return (
             f"Training made it worse: {metric} is {after:.3f}, and {before:.3f} with {baseline.name}. Most often there "
-            "are too few classes or images to learn from, or too many epochs"
+            "are too few classes or images to learn from, or too many epochs. experiments/own_images.py has a head for "
+            "few classes"
         )
 
 
