@@ -7,7 +7,8 @@ For each number of classes, so many draws of them. Each is a run of its own: thr
 on, which neither training nor the choice of the checkpoint sees. Compared on them are the backbone's raw features,
 their principal components, the 5th place's head (64 numbers, begun at random, as in experiments/quickstart.py), and
 the experiment as it stands. The table has the means over the draws; in brackets the mean difference to raw features in
-the same draw, and its standard error. Features are computed once, and kept in FOLDER.
+the same draw, and its standard error. Features are computed once. With FOLDER all of it stays there, and the same
+command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def main() -> None:
             draws = [
                 scores(
                     folder,
+                    f"{count}-{seed}",
                     f"recipe.data=[{options.data}]",
                     f"recipe.backbone.image_size={options.image_size}",
                     f"recipe.filters=[dict(type='SampleClasses', classes={count}, seed={seed})]",
@@ -65,14 +67,14 @@ def main() -> None:
             show(count, draws)
 
 
-def scores(folder: Path, *overrides: str) -> dict[str, list[float]]:
-    """Of one draw of classes: the figures [METRICS] of each system, by name."""
+def scores(folder: Path, draw: str, *overrides: str) -> dict[str, list[float]]:
+    """Of one draw of classes: the figures [METRICS] of each system, by name. Its runs are in `folder`, one each way."""
     found: dict[str, list[float]] = {}
     for way, changed in WAYS.items():
-        run = folder / way.partition(",")[0].replace(" ", "-")
+        run = folder / f"{draw}-{way.partition(',')[0].replace(' ', '-')}"
         experiment = Experiment.load(EXPERIMENT, overrides=(*overrides, *changed, "recipe.exports=[]"), profile="auto")
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            runner.train(experiment, work_dir=run, fresh=True)
+            runner.train(experiment, work_dir=run)
         for place in sorted((run / "stages" / "evaluate").glob("[0-9]*")):
             result, about = Evaluation.read(place)
             name = way if about["name"] == "trained" else f"{about['name']}, {about['dimension']}"

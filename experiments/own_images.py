@@ -1,8 +1,8 @@
 """Your own images, a folder with one sub-folder a class: trained, measured on classes it has never seen, exported.
 
 Source: experiments/quickstart.py. Command: guie-train experiments/own_images.py --set recipe.data.0.root=~/photos
-Most of the time goes into the features, which are computed once. It runs with ten classes and a hundred images; to beat
-raw features takes some hundred classes (docs/how-to/data.md). Three in ten classes are kept for the report.
+Most of the time goes into the features, which are computed once. Ten classes and sixty images are enough to begin, and
+more classes gain more (docs/how-to/data.md, "How much is enough"). Three in ten classes are kept for the report.
 """
 
 from mmengine.config import read_base
