@@ -629,3 +629,17 @@ def test_a_head_that_began_so_ends_with_the_same_bits_when_it_is_interrupted(
     parts = workspace(tmp_path / "parts").get(started)
     assert parts.curves == whole.curves
     assert (parts.folder / "last.safetensors").read_bytes() == (whole.folder / "last.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("divide", ["images", "classes"])
+def test_processes_begin_alike(tmp_path: Path, divide: Any, in_processes: Callable[..., list[TrainedHead]]) -> None:
+    """Each computes the start from all features, before classes are divided."""
+    started = replace(stage({"type": "ArcFace"}), head={"type": "Whitened", "out_features": 4})
+    expected = workspace(tmp_path / "one").get(started)
+    on = replace(profile("cpu"), divide=divide)
+
+    def one(processes: Processes) -> TrainedHead:
+        return Workspace(tmp_path / "two", on, Stop(), processes=processes).get(started)
+
+    for curve, wanted in zip(in_processes(2, one)[0].curves, expected.curves, strict=True):
+        assert curve == pytest.approx(wanted, rel=1e-3)
