@@ -4,8 +4,9 @@ what others import before they do anything.
     python benchmarks/start.py [--rounds 5] [--work-dir DIR]
 
 Each line is a process of its own, and all of them take turns, so that a machine that is busy is busy for all. Wall
-seconds are from before the process is started; those of the processor are its own, children aside. The process ends
-within its first step of training, before the optimiser changes anything, hence each round does the same.
+seconds are from before the process is started; those of the processor are its own, children aside. Both end where the
+work is done, before Python takes its modules apart; of a mistake alone they are those of the whole process. A training
+ends within its first step, before the optimiser changes anything, hence each round does the same.
 
 - "first step": `guie-train experiments/quickstart.py`, two of its six styles, features and split being there.
 - "mistake": the same with a misspelt argument, until the error is on the screen.
@@ -61,6 +62,11 @@ optimizer = torch.optim.AdamW([weight])
 weight.sum().backward()
 optimizer.step()
 """
+END = """
+import os, time
+print("step", time.monotonic(), time.process_time(), flush=True)
+os._exit(0)
+"""
 PEERS = {
     "timm": "import timm",
     "timm, open_clip": "import timm, open_clip",
@@ -101,26 +107,26 @@ def cases(folder: Path) -> dict[str, Callable[[], tuple[float, float]]]:
     subprocess.run([*train, "--stage", "features train"], check=True, cwd=ROOT)
     subprocess.run([*train, "--stage", "features valid"], check=True, cwd=ROOT)
     found: dict[str, Callable[[], tuple[float, float]]] = {
-        "first step": lambda: first_step([*train, "--plugin", str(stamp)]),
+        "first step": lambda: until_step([*train, "--plugin", str(stamp)]),
         "mistake": lambda: whole([*train, "--set", "recipe.head.droput=0.2"], code=2),
-        "torch, AdamW": lambda: whole([sys.executable, "-c", STEP]),
+        "torch, AdamW": lambda: until_step([sys.executable, "-c", STEP + END]),
     }
     for name, line in PEERS.items():
         module = re.split(r"[ ,.]", name)[0]
         if importlib.util.find_spec(module) is not None:
-            found[f"import {name}"] = lambda line=line: whole([sys.executable, "-c", line])  # type: ignore[misc]
+            found[f"import {name}"] = lambda line=line: until_step([sys.executable, "-c", line + END])  # type: ignore[misc]
     return found
 
 
-def first_step(command: list[str]) -> tuple[float, float]:
-    """Seconds until the first step of a training."""
+def until_step(command: list[str]) -> tuple[float, float]:
+    """Seconds until a process prints "step", with the times at which it does."""
     begin = time.monotonic()
     out = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     _, end, processor = next(line for line in out.stdout.splitlines() if line.startswith("step ")).split()
     return float(end) - begin, float(processor)
 
 
-def whole(command: list[str], code: int = 0) -> tuple[float, float]:
+def whole(command: list[str], code: int) -> tuple[float, float]:
     """Seconds of a process that ends with that exit code."""
     before, begin = os.times(), time.monotonic()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
