@@ -92,7 +92,7 @@ def test_a_run_with_bad_images_names_them_and_goes_on_without_them(tmp_path: Pat
     stages = tmp_path / "runs" / "small" / "stages"
     with open(stages / "features-valid" / "bad.csv", newline="") as file:
         listed = list(csv.DictReader(file))
-    assert [row["place"] for row in listed] == [str(path) for path in bad]
+    assert sorted(row["place"] for row in listed) == [str(path) for path in bad]
     assert all(row["reason"].startswith("JPEG: ") for row in listed)
 
     store = FeatureStore((stages / "features-valid").resolve())
@@ -119,5 +119,5 @@ def test_every_image_bad_is_one_message(tmp_path: Path, images: Path) -> None:
         damage(path)
     done = run(tmp_path, images, "recipe.max_bad=1.0")
     assert done.returncode == 1
-    assert "cannot be decoded (100.00%)" in done.stderr
+    assert "cannot be decoded, and there are no others:" in done.stderr
     assert "Traceback" not in done.stderr

@@ -37,7 +37,7 @@ SMALL = [
     "recipe.backbone.image_size=32",
 ]
 CROPS = ["recipe.views.train=dict(type='RandomSquareCrop')", "recipe.features.views=2"]
-IMAGES = 1034 - 100  # of one style, without those that are reported on
+IMAGES = 1034 - 100 - 47  # of one style: those that are trained on, without the reported and those to select by
 
 Guie = Callable[..., str]
 
@@ -122,7 +122,7 @@ def test_info_says_what_made_them(built: Path, run: Guie) -> None:
 
 def test_info_says_how_many_of_them_an_experiment_uses(built: Path, tmp_path: Path, run: Guie) -> None:
     folder = store(built).folder
-    wanted = int((manifest_of(built).column("split") != "test").sum())
+    wanted = int((manifest_of(built).column("split") == "train").sum())
     words = run("features", "info", folder, "--experiment", EXPERIMENT, *settings(built))
     assert re.search(rf"\btrain uses {wanted:,}\b(?! and lacks)", words)
     (about,) = json.loads(
@@ -155,7 +155,7 @@ def test_two_processes_share_the_images_and_give_the_same_bits(built: Path, tmp_
     assert [process.returncode for process in processes] == [0, 0], told
     assert any(f"the store has {IMAGES} images" in out for out, _ in told)
     manifest = manifest_of(tmp_path)
-    hashes = manifest.column("hash")[manifest.column("split") != "test"]
+    hashes = manifest.column("hash")[manifest.column("split") == "train"]
     shared, alone = store(tmp_path), store(built)
     assert len(shared) == IMAGES
     assert shared.verify() == []
@@ -210,7 +210,7 @@ def test_a_kill_costs_what_was_not_written_and_changes_no_bit(built: Path, tmp_p
     assert len(store(tmp_path)) == 7 * 16  # the profile's batches
     run(*arguments)
     manifest = manifest_of(tmp_path)
-    hashes = manifest.column("hash")[manifest.column("split") != "test"]
+    hashes = manifest.column("hash")[manifest.column("split") == "train"]
     np.testing.assert_array_equal(store(tmp_path).read(hashes), store(built).read(hashes))
 
 
@@ -227,7 +227,7 @@ def test_killed_after_the_last_image(built: Path, run: Guie) -> None:
 def test_damage_is_found_let_go_of_and_computed_again(built: Path, run: Guie) -> None:
     before = store(built)
     manifest = manifest_of(built)
-    hashes = manifest.column("hash")[manifest.column("split") != "test"]
+    hashes = manifest.column("hash")[manifest.column("split") == "train"]
     expected = before.read(hashes).copy()
     (shard,) = before.shards()
     data = bytearray(shard.read_bytes())
@@ -308,7 +308,7 @@ def test_pairs_of_other_images_are_refused(built: Path, tmp_path: Path, run: Gui
     assert not list((tmp_path / "runs" / "store").glob("features/*/*.rows.npy"))  # nothing was added
     (folder / "emb_0.npy").unlink()
     assert "holds no emb_<n>.npy" in run("features", "import", EXPERIMENT, "train", folder, *settings(built), code=1)
-    assert "no image in split 'tset'; it has select, train" in run(
+    assert "no image in split 'tset'; it has train" in run(
         "features", "export", EXPERIMENT, "train", folder, "--split", "tset", *settings(built), code=1
     )
 

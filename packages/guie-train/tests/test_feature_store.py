@@ -15,7 +15,7 @@ import pytest
 from guie_core import GuieError
 from guie_datasets import Manifest
 from guie_train import feature_store
-from guie_train.feature_store import Bad, FeatureStore
+from guie_train.feature_store import Bad, FeatureStore, usable
 
 ABOUT = {"dimension": 5, "dtype": "float16", "backbone": {"type": "timm/x"}}
 
@@ -242,13 +242,13 @@ def test_usable_is_the_manifest_without_bad_images(tmp_path: Path) -> None:
             "hash": hashes(*numbers),
         }
     )
-    same, every = store.usable(manifest)
+    same, every = usable(manifest, store)
     assert same is manifest
     assert every.tolist() == [0, 1, 2, 3, 4]
     store.add_bad([Bad(hashes(2)[0], "2.jpg", "damaged"), Bad(hashes(33)[0], "of another manifest", "damaged")])
-    usable, kept = store.usable(manifest)
+    left, kept = usable(manifest, store)
     assert kept.tolist() == [0, 2, 4]
-    assert usable.column("label").tolist() == [0, 2, 4]
+    assert left.column("label").tolist() == [0, 2, 4]
 
 
 @pytest.mark.parametrize("content", ["", "hash,place\n", "hash,place,reason\nab\n", "hash,place,reason\na,b,c,d\n"])

@@ -63,7 +63,6 @@ def stage(root: Path) -> Features:
     return Features(
         name="features",
         manifest=Noise(name="noise", root=str(root)),
-        part="all",
         backbone={"type": "timm/test_vit", "weights": "none", "image_size": 32},
         view={"type": "Squash"},
     )

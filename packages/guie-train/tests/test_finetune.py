@@ -98,6 +98,7 @@ def stage(pictures: str, *, backbone: Any = VIT, compute: str = "float32", **set
     return FineTune(
         name="finetune",
         manifest=Pictures(name="pictures", root=pictures),
+        train=Frozen(name="frozen"),
         valid=Frozen(name="frozen"),
         start=settings.pop("start", None),
         backbone=backbone,

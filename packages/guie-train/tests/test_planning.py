@@ -318,11 +318,11 @@ def test_stages_that_look_through_one_view_are_counted_once(workspace) -> None:
     found = {
         name: outlook.forecast(features(name, **more))
         for name, more in {
-            "rest": {"part": "rest"},
-            "rest once more": {"part": "rest"},
+            "rest": {"without": ("test",)},
+            "train": {"splits": ("train",)},
             "all": {},  # with the reported ones, which the first does not compute
-            "reported": {"part": "reported"},
-            "others": {"part": "reported", "shape": "other"},
+            "reported": {"splits": ("test",)},
+            "others": {"splits": ("test",), "shape": "other"},
             "in other digits": {"dtype": "float32"},
         }.items()
     }
@@ -330,8 +330,8 @@ def test_stages_that_look_through_one_view_are_counted_once(workspace) -> None:
     assert [forecast.disk for forecast in found.values()] == [70 * each, 0, 30 * each, 0, 0, 100 * (64 * 4 + 36)]
     assert found["others"].does == "the same features as 'all'"
     assert found["others"].gives == found["all"].gives
-    # where nothing is reported on, the rest are all: as in the 3rd place's recipe
-    twins = [features(name, part=part, reported="", seed=1) for name, part in (("train", "rest"), ("valid", "all"))]
+    # where all are trained on
+    twins = [features("train", splits=("train",), seed=1), features("valid", seed=1)]
     outlook = Outlook(workspace("cpu"))
     outlook._forecasts["prepare"] = Forecast(gives=Images(whole, {"train": Extent(100, 5)}))
     first, second = [outlook.forecast(twin) for twin in twins]

@@ -55,8 +55,8 @@ class FeatureStore:
       the features are on the disk, and a row counts once it is here. So whatever is killed, and whenever, the store
       holds all that `append` has returned from, and nothing that is half written.
 
-    Images that cannot be decoded are listed in `bad.csv` (hash, place, reason); `usable` takes them out of a manifest.
-    Several processes may add to one store at once: each writes to a shard that no other is writing to.
+    Images that cannot be decoded are listed in `bad.csv` (hash, place, reason); :func:`usable` takes them out of a
+    manifest. Several processes may add to one store at once: each writes to a shard that no other is writing to.
 
     A row depends on the image's bytes alone, so neither labels nor splits nor the order of a manifest matter: another
     split, or a manifest that shares images with an earlier one, finds its features here. (A key over the *ordered*
@@ -160,16 +160,6 @@ class FeatureStore:
     def is_bad(self, hashes: NDArray[Any]) -> NDArray[np.bool_]:
         """Which of `hashes` [N] are of images that cannot be decoded."""
         return np.isin(hashes.astype("S32"), np.array([bad.hash for bad in self.bad], "S32"))
-
-    def usable(self, manifest: Manifest) -> tuple[Manifest, NDArray[np.int64]]:
-        """The images of a manifest that can be decoded, and their row numbers in it.
-
-        Whatever reads features for the rows of a manifest reads them for these.
-        """
-        if not self.bad:
-            return manifest, np.arange(len(manifest))
-        rows = np.flatnonzero(~self.is_bad(manifest.column("hash")))
-        return manifest.select(rows), rows
 
     def missing(self, hashes: NDArray[Any]) -> NDArray[np.int64]:
         """Positions in `hashes` [N] of the images to compute: each distinct one that is neither there nor bad."""
@@ -311,6 +301,18 @@ class FeatureStore:
     def _changed(self) -> None:
         self.__dict__.pop("_hashes", None)
         self.__dict__.pop("_lookup", None)
+
+
+def usable(manifest: Manifest, *stores: FeatureStore) -> tuple[Manifest, NDArray[np.int64]]:
+    """The images of a manifest that none of the stores could not decode, and their row numbers in it.
+
+    Whatever reads features for the rows of a manifest reads them for these.
+    """
+    if not any(store.bad for store in stores):
+        return manifest, np.arange(len(manifest))
+    bad = np.logical_or.reduce([store.is_bad(manifest.column("hash")) for store in stores])
+    rows = np.flatnonzero(~bad)
+    return manifest.select(rows), rows
 
 
 def finite(features: NDArray[Any], dtype: str) -> NDArray[np.bool_]:

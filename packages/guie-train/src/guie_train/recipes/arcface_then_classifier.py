@@ -20,7 +20,7 @@ from guie_train.stages.classifier import FitClassifier
 from guie_train.stages.data import Prepare, Split
 from guie_train.stages.evaluate import RAW, TRAINED, Evaluate
 from guie_train.stages.export import Export
-from guie_train.stages.features import Features, Part, Shape, ViewConfig
+from guie_train.stages.features import Features, Shape, ViewConfig
 from guie_train.stages.finetune import FineTune, FineTuning
 from guie_train.stages.head import LOSS_PROVIDES, FitHead, TrainedHead
 from guie_train.stages.selection import Selection
@@ -170,7 +170,7 @@ class ArcFaceThenClassifier:
 
     def stages(self, profile: Profile) -> list[Stage[Any]]:
         """The stages, each after its inputs."""
-        reported = self.evaluation.protocol.get("split", "test") if self.evaluation else ""
+        reported: str | None = self.evaluation.protocol.get("split", "test") if self.evaluation else None
         prepare = Prepare(
             name="prepare",
             data=[config for config in self.data if config["type"] not in self.without],
@@ -184,34 +184,28 @@ class ArcFaceThenClassifier:
         def features(
             name: str,
             view: Config,
-            part: Part = "all",
-            shape: Shape = "any",
             manifest: Stage[Manifest] = split,
-            tuned: FineTune | None = None,
-            views: int = 1,
+            **more: Any,
         ) -> Features:
             return Features(
                 name=f"features {name}",
                 manifest=manifest,
-                part=part,
-                reported=reported,
-                shape=shape,
                 backbone=self.backbone,
                 view=view,
-                tuned=tuned,
                 seed=self.seed,
-                views=views,
                 compute=compute_dtype(profile) if self.features.compute == "profile" else "float32",
                 dtype=self.features.dtype,
                 decode=self.features.decode,
                 max_bad=self.max_bad,
+                **more,
             )
 
-        valid = features("valid", self.views.valid)
-        stages: list[Stage[Any]] = [prepare, split]
+        # each image is looked at where it is used: another split computes those alone that have changed sides
+        train = features("train", self.views.train, splits=(TRAIN,), views=self.features.views)
+        valid = features("valid", self.views.valid, without=(TRAIN,))
+        stages: list[Stage[Any]] = [prepare, split, train, valid]
         trained: Stage[TrainedHead] | None = None
         if self.finetune is None or self.finetune.start == "head":
-            train = features("train", self.views.train, "rest", views=self.features.views)
             trained = FitHead(
                 name="head",
                 manifest=split,
@@ -223,14 +217,13 @@ class ArcFaceThenClassifier:
                 selection=self.selection,
                 seed=self.seed,
             )
-            stages += [train, valid, trained]
-        else:
-            stages.append(valid)
+            stages.append(trained)
         tuned: FineTune | None = None
         if self.finetune:
             trained = tuned = FineTune(
                 name="finetune",
                 manifest=split,
+                train=train,
                 valid=valid,
                 start=trained,
                 backbone=self.backbone,
@@ -253,17 +246,18 @@ class ArcFaceThenClassifier:
         classifier, switched = None, {}
         if self.classifier:
             kinds: Stage[Manifest] = split
-            part: Part = "rest"
+            unseen = reported
             if self.classifier.data:
-                kinds, part = self._classifiers_own(self.classifier.data), "all"
+                kinds, unseen = self._classifiers_own(self.classifier.data), None
                 stages.insert(1, kinds)
-            whole = features("classifier", self.views.classifier, part, manifest=kinds, tuned=tuned)
+            without = () if unseen is None else (unseen,)
+            whole = features("classifier", self.views.classifier, kinds, without=without, tuned=tuned)
             classifier = FitClassifier(
                 name="classifier",
                 manifest=kinds,
                 features=whole,
                 training=self.classifier.training,
-                reported=reported if part == "rest" else None,
+                reported=unseen,
                 folds=self.classifier.folds,
                 split_seed=self.classifier.split_seed,
                 every=self.classifier.every,
@@ -274,16 +268,17 @@ class ArcFaceThenClassifier:
         if self.augmentation and classifier and self.evaluation:
             for name, view in self.augmentation.views().items():
                 shape: Shape = "square" if name == "square" else "other"
-                switched[name] = features(f"test {name}", view, "reported", shape, tuned=tuned)
+                switched[name] = features(f"test {name}", view, splits=(reported,), shape=shape, tuned=tuned)
             stages += switched.values()
         if self.evaluation:
             seen = None
             if tuned:
-                seen = features("test", self.views.valid, "reported", tuned=tuned)
+                seen = features("test", self.views.valid, splits=(reported,), tuned=tuned)
                 stages.append(seen)
             evaluate = Evaluate(
                 name="evaluate",
                 manifest=split,
+                train=train,
                 valid=valid,
                 head=trained,
                 tuned=seen,

@@ -16,7 +16,7 @@ from guie_core import Config, Slot
 from guie_datasets import Manifest
 from guie_datasets.splits import TRAIN
 from guie_models.heads import PCA
-from guie_train.feature_store import FeatureStore
+from guie_train.feature_store import FeatureStore, usable
 from guie_train.planning.forecast import LIBRARIES, Features, Forecast, Outlook, about
 from guie_train.planning.training import READING
 from guie_train.report import System
@@ -39,11 +39,13 @@ class Evaluate(Stage[list[System]]):
     aside; with and without switched augmentation.
 
     All embeddings are L2-normalised, so that Euclidean distance orders them as the cosine does. PCA is fitted on the
-    training rows. With augmentation, the outputs of an image's views are averaged before they are normalised.
+    training images, as training sees them: nobody else needs them as the report sees its own. With augmentation, the
+    outputs of an image's views are averaged before they are normalised.
     """
 
     slug: ClassVar[str] = "evaluate"
     manifest: Stage[Manifest]
+    train: Stage[FeatureStore]
     valid: Stage[FeatureStore]
     head: Stage[TrainedHead]
     classifier: Stage[TrainedClassifier] | None
@@ -75,8 +77,8 @@ class Evaluate(Stage[list[System]]):
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write a numbered folder for each system."""
-        store = workspace.get(self.valid)
-        manifest, numbers = store.usable(workspace.get(self.manifest))
+        train, store = workspace.get(self.train), workspace.get(self.valid)
+        manifest, numbers = usable(workspace.get(self.manifest), train, store)
         split = manifest.column("split")
         pairs = answerable_pairs(self.protocol, "recipe.evaluation.protocol", manifest)
         rows = np.unique(np.concatenate([pairs.queries, pairs.index]))
@@ -89,7 +91,7 @@ class Evaluate(Stage[list[System]]):
 
         systems: dict[str, Embed] = {RAW: lambda store, at: torch.from_numpy(store.read(manifest.column("hash")[at]))}
         if self.pca:
-            pca = PCA.fit(systems[RAW](store, np.flatnonzero(split == TRAIN)), self.pca)
+            pca = PCA.fit(systems[RAW](train, np.flatnonzero(split == TRAIN)), self.pca)
             systems[f"PCA-{self.pca}"] = lambda store, at: pca(systems[RAW](store, at))
         if self.untuned:
             systems[UNTUNED] = by(self.untuned)

@@ -37,7 +37,6 @@ from guie_train.stages.head import TrainedHead
 
 FLUSH_SECONDS = 10.0  # between two writes to the disk; what a kill can cost
 HASH = 36  # bytes beside an image's features: its hash and a checksum
-Part = Literal["all", "reported", "rest"]
 Shape = Literal["any", "square", "other"]
 ViewConfig = Annotated[Config, Slot("views", defaults=("size", "mean", "std"))]
 
@@ -51,9 +50,8 @@ class Features(Stage[FeatureStore]):
 
     Args:
         manifest: of the images.
-        part: "all" images, those of the split "reported" on, or the "rest": never a finer choice, so that another
-            split of the rest finds all its features here.
-        reported: the name of that split.
+        splits: names of the splits whose images are looked at; None: of all.
+        without: names of splits whose images are not.
         shape: only square images, or only others; as switched augmentation needs them.
         backbone: a component of kind "backbones".
         tuned: fine-tuning of the backbone; None: as it was pretrained.
@@ -64,8 +62,8 @@ class Features(Stage[FeatureStore]):
         compute: dtype of the backbone's arithmetic, the profile's.
         dtype: of the features on disk. The rows of a recipe's backbone have values of about 1, which float16 holds to
             three digits; training and evaluation compute in float32.
-        max_bad: the share of the images that may be left out because they cannot be decoded. They are listed in the
-            store's `bad.csv`, and no later stage sees them.
+        max_bad: so many may be left out because they cannot be decoded, as a share of the manifest's images. They are
+            listed in the store's `bad.csv`, and no later stage sees them.
     """
 
     slug: ClassVar[str] = "features"
@@ -74,8 +72,8 @@ class Features(Stage[FeatureStore]):
     long: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("guie-datasets",)  # which decodes
     manifest: Stage[Manifest] = field(metadata=NOT_IN_KEY)
-    part: Part = field(default="all", metadata=NOT_IN_KEY)
-    reported: str = field(default="test", metadata=NOT_IN_KEY)
+    splits: tuple[str, ...] | None = field(default=None, metadata=NOT_IN_KEY)
+    without: tuple[str, ...] = field(default=(), metadata=NOT_IN_KEY)
     shape: Shape = field(default="any", metadata=NOT_IN_KEY)
     backbone: Annotated[Config, Slot("backbones")]
     view: ViewConfig
@@ -104,11 +102,14 @@ class Features(Stage[FeatureStore]):
         """What the weights are, as far as it shows without loading them."""
         return fingerprint(self.backbone.get("weights", "hub"))
 
+    def wants(self, split: str) -> bool:
+        """Whether images of this split are looked at."""
+        return (self.splits is None or split in self.splits) and split not in self.without
+
     def rows(self, manifest: Manifest) -> NDArray[np.int64]:
         """Row numbers of the images whose features this stage provides."""
-        chosen = np.ones(len(manifest), bool)
-        if self.part != "all":
-            chosen &= (manifest.column("split") == self.reported) == (self.part == "reported")
+        names, split = np.unique(manifest.column("split"), return_inverse=True)
+        chosen = np.array([self.wants(str(name)) for name in names], bool)[split]
         if self.shape != "any":
             square = manifest.column("width") == manifest.column("height")
             chosen &= square if self.shape == "square" else ~square
@@ -129,7 +130,7 @@ class Features(Stage[FeatureStore]):
             return False
         manifest, store = workspace.get(self.manifest), FeatureStore(folder)
         hashes = manifest.column("hash")[self.rows(manifest)]
-        return not len(store.missing(hashes)) and not self._too_many(store.is_bad(hashes).sum(), len(hashes))
+        return not len(store.missing(hashes)) and not self._too_many(store.is_bad(hashes).sum(), hashes, manifest)
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Add the images that the store lacks; each process of the run a part of them, and none goes on where one was
@@ -142,7 +143,8 @@ class Features(Stage[FeatureStore]):
         if processes.any(stopped is not None):
             raise stopped or Interrupted(f"{self.name}: the images of this process are done and kept")
         manifest = workspace.get(self.manifest)
-        self._check_bad(FeatureStore(folder), manifest.column("hash")[self.rows(manifest)])  # each has seen its own
+        hashes = manifest.column("hash")[self.rows(manifest)]
+        self._check_bad(FeatureStore(folder), hashes, manifest)  # each has seen its own
 
     def open(self, folder: Path, backbone: Backbone) -> FeatureStore:
         """The store in `folder` for what this stage computes with `backbone`, made if it isn't there."""
@@ -189,12 +191,12 @@ class Features(Stage[FeatureStore]):
         rows, hashes = rows[ours], wanted[ours]
         if (folder / "store.json").exists():
             store = FeatureStore(folder)
-            if not len(store.missing(hashes)) and not self._too_many(store.is_bad(wanted).sum(), len(wanted)):
+            if not len(store.missing(hashes)) and not self._too_many(store.is_bad(wanted).sum(), wanted, manifest):
                 return  # before the backbone is built, which takes its time
         backbone = self.network(workspace)
         store = self.open(folder, backbone)
         known_bad = int(store.is_bad(wanted).sum())
-        self._check_bad(store, wanted)
+        self._check_bad(store, wanted, manifest)
         missing = store.missing(hashes)
         rows, hashes = rows[missing], hashes[missing]
         refs = [manifest.images()[row] for row in rows]
@@ -224,13 +226,13 @@ class Features(Stage[FeatureStore]):
                 done += batch.images
                 self._check_finite(batch, refs)
                 gathered.add(hashes[batch.positions], batch.features)
-                too_many = self._too_many(known_bad + len(gathered.bad), len(wanted))
+                too_many = self._too_many(known_bad + len(gathered.bad), wanted, manifest)
                 # whole batches only: the ones that follow are then the same whether or not this run goes on
                 if workspace.stop or too_many or done == len(refs) or gathered.due:
                     known_bad += len(gathered.bad)
                     gathered.write()
                 if too_many:
-                    raise self._refusal(store, wanted)
+                    raise self._refusal(store, wanted, manifest)
                 if workspace.stop and done < len(refs):
                     raise Interrupted(f"{self.name}: {done:,} of {len(refs):,} images are done and kept")
 
@@ -243,24 +245,28 @@ class Features(Stage[FeatureStore]):
                 "dtype='float32')"
             )
 
-    def _too_many(self, bad: int, of: int) -> bool:
-        """Whether so many images of the stage cannot be left out."""
-        return bad > self.max_bad * of or 0 < bad == of
+    def _too_many(self, bad: int, hashes: NDArray[np.bytes_], manifest: Manifest) -> bool:
+        """Whether so many of these images of the manifest cannot be left out."""
+        return bad > self.max_bad * len(manifest) or 0 < bad == len(hashes)
 
-    def _check_bad(self, store: FeatureStore, hashes: NDArray[np.bytes_]) -> None:
-        if self._too_many(store.is_bad(hashes).sum(), len(hashes)):
-            raise self._refusal(store, hashes)
+    def _check_bad(self, store: FeatureStore, hashes: NDArray[np.bytes_], manifest: Manifest) -> None:
+        if self._too_many(store.is_bad(hashes).sum(), hashes, manifest):
+            raise self._refusal(store, hashes, manifest)
 
-    def _refusal(self, store: FeatureStore, hashes: NDArray[np.bytes_]) -> GuieError:
-        share = store.is_bad(hashes).mean()
+    def _refusal(self, store: FeatureStore, hashes: NDArray[np.bytes_], manifest: Manifest) -> GuieError:
         here = set(hashes.tolist())
         bad = [image for image in store.bad if image.hash.encode() in here]
         first = "\n".join(f"  {image.place}: {image.reason}" for image in bad[:10])
         more = f"\n  and {len(bad) - 10:,} more" if len(bad) > 10 else ""
+        count = int(store.is_bad(hashes).sum())
+        if count > self.max_bad * len(manifest):
+            why = f"{count / len(manifest):.2%} of all {len(manifest):,}, more than max_bad = {self.max_bad:.2%} allows"
+            remedy = "remove them and run again, or raise recipe.max_bad"
+        else:
+            why, remedy = "and there are no others", "replace them and run again"
         return GuieError(
-            f"{self.name}: {len(bad):,} of {plural(len(hashes), 'image')} cannot be decoded ({share:.2%}), more than "
-            f"max_bad = {self.max_bad:.2%} allows:\n{first}{more}\nThe list is in {store.folder / 'bad.csv'}. Mend or "
-            "remove them and run again, or raise recipe.max_bad; the features so far are kept"
+            f"{self.name}: {count:,} of {plural(len(hashes), 'image')} cannot be decoded, {why}:\n{first}{more}\nThe "
+            f"list is in {store.folder / 'bad.csv'}. Mend or {remedy}; the features so far are kept"
         )
 
     def forecast(self, outlook: Outlook) -> Forecast:
@@ -317,8 +323,15 @@ class Features(Stage[FeatureStore]):
 
     def _sharing(self, before: list[Features]) -> list[Features]:
         """The first that computes all that this asks for, whatever the images; none if there is no such."""
-        fitting = (each for each in before if each.part in ("all", self.part) and each.shape in ("any", self.shape))
-        return list(islice(fitting, 1))
+        return list(islice((each for each in before if each._covers(self)), 1))
+
+    def _covers(self, other: Features) -> bool:
+        """Whether this looks at all images that `other` does, whatever splits there are."""
+        if self.shape not in ("any", other.shape):
+            return False
+        if other.splits is not None:
+            return all(self.wants(split) for split in other.splits if other.wants(split))
+        return self.splits is None and set(self.without) <= set(other.without)
 
     def _expected(self, outlook: Outlook, before: list[Features]) -> tuple[int, int, bool]:
         """How many images there will be features of, how many of them are left to compute, and whether it's counted."""
@@ -335,11 +348,12 @@ class Features(Stage[FeatureStore]):
         images = outlook.images(self.manifest)
         if self.shape == "square":
             raise NotKnown("how many images are square is not known")
-        reported = images.of(self.reported).images
-        counts = {"all": images.all.images, "reported": reported, "rest": images.all.images - reported}
-        wanted = counts[self.part]
-        parts = {other.part for other in before if other.shape == "any"}  # those of one part are apart from the other's
-        return wanted, wanted - sum(counts[part] for part in parts if self.part == "all"), False
+        counts = {name: extent.images for name, extent in images.splits.items()}
+        counts[""] = images.all.images - sum(counts.values())  # before there are splits
+        wanted = {name: count for name, count in counts.items() if self.wants(name)}
+        whole = [other for other in before if other.shape == "any"]
+        todo = sum(count for name, count in wanted.items() if not any(other.wants(name) for other in whole))
+        return sum(wanted.values()), todo, False
 
     def _lighter(self, frozen: Frozen, batch: int, image: tuple[int, ...], memory: float) -> Iterator[str]:
         profile = frozen.outlook.profile

@@ -23,6 +23,7 @@ from guie_datasets.splits import TRAIN
 from guie_models.backbones import Backbone
 from guie_models.backbones.weights import fingerprint
 from guie_train.device import autocast, device_of
+from guie_train.feature_store import usable
 from guie_train.fitting import Fit, Training, sampler_of
 from guie_train.fitting.images import Images, Seen
 from guie_train.fitting.micro_batches import MicroBatches
@@ -237,8 +238,7 @@ class FineTune(TrainsHead):
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write the chosen weights, checkpoints, the curves, and the state from which an interrupted run goes on."""
-        valid = workspace.get(self.valid)
-        manifest, _ = valid.usable(workspace.get(self.manifest))
+        manifest, _ = usable(workspace.get(self.manifest), workspace.get(self.train), workspace.get(self.valid))
         profile, training = workspace.profile, self.training
         device = device_of(profile)
         rows = np.flatnonzero(manifest.column("split") == TRAIN)

@@ -26,7 +26,7 @@ from guie_datasets.splits import TRAIN
 from guie_models.backbones import Backbone
 from guie_models.views import size_values
 from guie_train.device import device_of
-from guie_train.feature_store import FeatureStore
+from guie_train.feature_store import FeatureStore, usable
 from guie_train.fitting import Curve, Fit, Resident, Together, Training, sampler_of, whole_batch
 from guie_train.planning.forecast import Features, Forecast, Outlook, Trained, about, known
 from guie_train.planning.meta import on_meta, parameters, state_bytes
@@ -164,13 +164,15 @@ class TrainsHead(Stage[TrainedHead]):
     """What stages that train a head with a margin loss on the training split have in common.
 
     Args:
-        valid: frozen features of all images; those that could not be decoded are left out.
+        train: frozen features of the images that are trained on, as training sees them.
+        valid: frozen features of the others. Images of either that could not be decoded are left out.
         training, selection: how, and which checkpoint is kept.
     """
 
     where: ClassVar[str]  # the key of `training` in the experiment, for messages
     result: ClassVar[type[TrainedHead]] = TrainedHead
     manifest: Stage[Manifest]
+    train: Stage[FeatureStore]
     valid: Stage[FeatureStore]
     head: Annotated[Config, Slot("heads", provides=("in_features",))]
     loss: Annotated[Config, Slot("losses", provides=LOSS_PROVIDES)]
@@ -220,7 +222,6 @@ class FitHead(TrainsHead):
     slug: ClassVar[str] = "head"
     together: ClassVar[bool] = True
     where: ClassVar[str] = "recipe.arcface"
-    train: Stage[FeatureStore]
 
     def check_loss(self, class_counts: NDArray[np.int64], workspace: Workspace) -> None:
         """Raise GuieError if the loss refuses its arguments, or to be divided where it is to be."""
@@ -292,7 +293,7 @@ class FitHead(TrainsHead):
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write the chosen weights, checkpoints, the curves, and the state from which an interrupted run goes on."""
         train, valid = workspace.get(self.train), workspace.get(self.valid)
-        manifest, _ = valid.usable(workspace.get(self.manifest))
+        manifest, _ = usable(workspace.get(self.manifest), train, valid)
         device = device_of(workspace.profile)
         split = manifest.column("split")
         rows = np.flatnonzero(split == TRAIN)

@@ -1,0 +1,143 @@
+"""A run computes the features that it uses, and another split those alone that it lacks."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from guie_core.experiment import Experiment
+from guie_core.interrupt import Stop
+from guie_core.profiles import profile
+from guie_core.registry import build
+from guie_train.planning.forecast import Outlook
+from guie_train.stage import Stage, Workspace
+
+EXPERIMENT = Path(__file__).resolve().parent.parent / "experiments" / "quickstart.py"
+CLASSES, IMAGES = 20, 4
+VIEWS = {  # all different, so that each has a store of its own
+    "train": "dict(type='CenterCrop')",
+    "valid": "dict(type='Squash')",
+    "classifier": "dict(type='RandomSquareCrop')",
+}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    rows = []
+    for label in range(CLASSES):
+        random = np.random.default_rng(label)
+        for number in range(IMAGES):
+            name = f"{label}-{number}.png"
+            size = (40, 40, 3) if number % 2 else (36, 48, 3)
+            Image.fromarray(random.integers(0, 256, size, dtype=np.uint8)).save(folder / name)
+            rows.append((name, label, f"kind {label % 2}"))
+    with open(folder / "table.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "category"), *rows])
+    return folder / "table.csv"
+
+
+def settings(table: Path, *more: str) -> Iterator[str]:
+    yield f"recipe.data=[dict(type='table', file='{table}')]"
+    yield from (f"recipe.views.{name}={view}" for name, view in VIEWS.items())
+    yield from (
+        "recipe.splits.0.classes=4",
+        "recipe.splits.1.folds=4",
+        "recipe.backbone=dict(type='timm/test_resnet', weights='none', image_size=32)",
+        "recipe.arcface.epochs=2",
+        "recipe.arcface.batch_size=8",
+        "recipe.selection.every=1",
+        "recipe.classifier.training.epochs=2",
+        "recipe.classifier.training.batch_size=8",
+        "recipe.classifier.folds=4",
+        "recipe.augmentation.padded_for=('kind 0',)",
+        "recipe.evaluation.pca=8",
+        "recipe.exports=[]",
+        "recipe.max_bad=0.02",
+    )
+    yield from more
+
+
+def stages(table: Path, *more: str) -> dict[str, Stage[Any]]:
+    loaded = Experiment.load(EXPERIMENT, overrides=[*settings(table, *more)], profile="cpu")
+    made = build("recipes", loaded.recipe, where="recipe").stages(profile("cpu"))
+    return {stage.name: stage for stage in made}
+
+
+def run(folder: Path, made: dict[str, Stage[Any]]) -> Workspace:
+    workspace = Workspace(folder, profile("cpu"), Stop())
+    for stage in made.values():
+        workspace.get(stage)
+    return workspace
+
+
+def rows(workspace: Workspace, made: dict[str, Stage[Any]]) -> dict[str, int]:
+    """How many images the store of each view has, whoever has asked for them."""
+    return {name: len(workspace.get(stage)) for name, stage in made.items() if name.startswith("features")}
+
+
+def test_each_image_through_the_views_that_look_at_it(table: Path, tmp_path: Path) -> None:
+    made = stages(table)
+    workspace = run(tmp_path, made)
+    split = workspace.get(made["split"]).column("split")
+    count = {name: int((split == name).sum()) for name in np.unique(split)}
+    assert count["train"] + count["select"] + count["test"] == CLASSES * IMAGES
+    found = rows(workspace, made)
+    assert found["features train"] == count["train"]
+    assert found["features valid"] == count["select"] + count["test"]
+    assert found["features classifier"] == count["train"] + count["select"]
+
+
+def test_the_plan_counts_what_is_computed(table: Path, tmp_path: Path) -> None:
+    made = stages(table)
+    workspace = Workspace(tmp_path, profile("cpu"), Stop())
+    for name in ("prepare", "split"):
+        workspace.get(made[name])
+    outlook = Outlook(workspace, ready=lambda stage: workspace.complete(stage))
+    foretold = {name: outlook.forecast(made[name]).disk for name in ("features train", "features valid")}
+    workspace = run(tmp_path, made)
+    for name, disk in foretold.items():
+        assert disk == len(workspace.get(made[name])) * (workspace.get(made[name]).row_bytes + 36)
+
+
+def test_another_split_computes_what_has_changed_sides(table: Path, tmp_path: Path) -> None:
+    first, second = stages(table), stages(table, "recipe.splits.1.seed=7")
+    assert first["features train"].key == second["features train"].key
+    before = rows(run(tmp_path / "both", first), first)
+    workspace = run(tmp_path / "both", second)
+    after = rows(workspace, second)
+    one, other = (workspace.get(made["split"]).column("split") for made in (first, second))
+    assert after["features train"] - before["features train"] == ((other == "train") & (one != "train")).sum() > 0
+    assert after["features valid"] - before["features valid"] == ((other != "train") & (one == "train")).sum() > 0
+    afresh = run(tmp_path / "afresh", second)
+    for name in ("head", "classifier"):
+        path = workspace.folder(second[name]) / "last.safetensors"
+        found, expected = load_file(path), load_file(afresh.folder(second[name]) / path.name)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("where", ["train", "select", "test"])
+def test_images_that_cannot_be_decoded_are_left_out_of_every_view(table: Path, tmp_path: Path, where: str) -> None:
+    made = stages(table)
+    workspace = Workspace(tmp_path, profile("cpu"), Stop())
+    manifest = workspace.get(made["split"])
+    row = int(np.flatnonzero(manifest.column("split") == where)[0])
+    path = Path(manifest.images()[row].path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])  # after it was prepared
+    try:
+        run(tmp_path, made)
+    finally:
+        path.write_bytes(whole)
+    view = "features train" if where == "train" else "features valid"
+    (bad,) = Workspace(tmp_path, profile("cpu"), Stop()).get(made[view]).bad
+    assert path.name in bad.place
