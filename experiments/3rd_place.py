@@ -11,12 +11,12 @@ Expected by `guie-train experiments/3rd_place.py --dry-run --profile ...`, at th
 has run it at full size with guie yet:
 
     stage          RTX 3090       V100 32G       A100 80G       memory of the GPU
-    features       88 min         3 h 06 min     2 h 25 min     10.9 GB, on the A100 19.3 GB; once for both views
+    features       88 min         3 h 06 min     2 h 25 min     10.9 GB, on the A100 19.3 GB
     head           40 s           47 s           26 s           2.7 GB
     finetune       3 h 34 min     2 h 20 min     36 min         11.6 GB, on the A100 32.1 GB
     export         minutes        minutes        minutes        8.5 GB of the machine's, on its CPU
 
-Disk: 24 GB in all, of which 15 GB are free again after fine-tuning, and 3.9 GB of weights to fetch.
+Disk: 19 GB at the peak, of which 9 GB stay, and 3.9 GB of weights to fetch.
 
 Where guie does other than the original, which ran in TensorFlow on Colab's TPU:
     one class in twenty is set aside to measure every 0.1 epochs by; the original trains on all, and validates on a part

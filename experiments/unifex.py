@@ -11,13 +11,13 @@ Expected by `guie-train experiments/unifex.py --dry-run --profile ...`, features
 nobody has run it at full size with guie yet:
 
     stage          RTX 3090       V100 32G       A100 80G       memory of the GPU
-    features       5 h 36 min     12 h 08 min    9 h 36 min     22.4 GB, on the A100 43 GB; for both views
-      in 16 bits   3 h 22 min                                   12.1 GB; --set recipe.features.compute=profile, at the
+    features       2 h 48 min     6 h 04 min     4 h 47 min     22.4 GB, on the A100 43 GB
+      in 16 bits   1 h 41 min                                   12.1 GB; --set recipe.features.compute=profile, at the
                                                                 published 81 images/s
     head           47 s           47 s           47 s           2.4 GB; kernels of 5 us each
     export         minutes        minutes        minutes        6.1 GB of the machine's, on its CPU
 
-Disk: 6 GB in all, and 1.7 GB of weights to fetch.
+Disk: 5 GB in all, and 1.7 GB of weights to fetch.
 
 Where guie does other than the original:
     the data: the original's 328 thousand images of 34.8 thousand classes are Products-10K, 10,000 landmarks of GLDv2,
