@@ -19,6 +19,7 @@ from guie_core.profiles import profile
 from guie_core.registry import build
 from guie_train.planning.forecast import Outlook
 from guie_train.stage import Stage, Workspace
+from guie_train.stages.features import Features
 
 EXPERIMENT = Path(__file__).resolve().parent.parent / "experiments" / "quickstart.py"
 CLASSES, IMAGES = 20, 4
@@ -141,3 +142,27 @@ def test_images_that_cannot_be_decoded_are_left_out_of_every_view(table: Path, t
     view = "features train" if where == "train" else "features valid"
     (bad,) = Workspace(tmp_path, profile("cpu"), Stop()).get(made[view]).bad
     assert path.name in bad.place
+
+
+@pytest.mark.parametrize("where", ["train", "select"])
+def test_a_protocol_that_asks_images_of_training_finds_them(table: Path, tmp_path: Path, where: str) -> None:
+    """Those alone that it draws, and the same ones where an image among them turns out to be damaged."""
+    made = stages(table, "recipe.selection.protocol=dict(type='FirstAgainstSecond', distractors=1)")
+    workspace = Workspace(tmp_path, profile("cpu"), Stop())
+    manifest = workspace.get(made["split"])
+    valid = made["features valid"]
+    assert isinstance(valid, Features)
+    asked = valid.rows(manifest)
+    split = manifest.column("split")
+    drawn = asked[split[asked] == "train"]
+    assert len(drawn) == (split == "select").sum() // IMAGES  # one for each class
+    row = drawn[0] if where == "train" else int(np.flatnonzero(split == where)[0])
+    path = Path(manifest.images()[row].path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    try:
+        workspace = run(tmp_path, made)
+    finally:
+        path.write_bytes(whole)
+    assert len(workspace.get(valid)) == len(asked) - 1
+    assert path.name in workspace.get(valid).bad[0].place

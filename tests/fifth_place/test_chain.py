@@ -161,17 +161,17 @@ def pixels(image: bytes) -> Tensor:
 def test_features_are_timms_of_torchvisions_views(run: Path, expected: pd.DataFrame) -> None:
     """Point 3: squashed for validation; in training, an image far from square gives its centred square."""
     far = expected[(expected["height"] > 1.2 * expected["width"]) | (expected["width"] > 1.2 * expected["height"])]
-    rows = far.iloc[::40]
-    assert len(rows) >= 8
+    trained = far["part"] == "train"
     model, mean, std = network()
-    views: dict[str, list[Tensor]] = {"valid": [], "train": []}
-    for image in map(pixels, rows["image"]):
-        side = min(image.shape[1:])
-        top, left = ((length - side) // 2 for length in image.shape[1:])
-        for name, part in {"valid": image, "train": image[:, top : top + side, left : left + side]}.items():
+    for name, rows in {"train": far[trained].iloc[::40], "valid": far[~trained].iloc[::2]}.items():
+        assert len(rows) >= 8
+        seen_as = []
+        for image in map(pixels, rows["image"]):
+            side = min(image.shape[1:])
+            top, left = ((length - side) // 2 for length in image.shape[1:])
+            part = image[:, top : top + side, left : left + side] if name == "train" else image
             seen = tv.resize(part, [SIDE, SIDE], tv.InterpolationMode.BILINEAR, antialias=False)
-            views[name].append((seen / 255 - mean) / std)
-    for name, seen_as in views.items():
+            seen_as.append((seen / 255 - mean) / std)
         found = features(run, name, rows["image"].tolist())
         np.testing.assert_allclose(found, model(torch.stack(seen_as)).numpy(), rtol=1e-3, atol=1e-4)
 
@@ -413,8 +413,9 @@ def test_there_is_no_report_without_an_evaluation(run: Path) -> None:
 # --- what is done again
 
 
-def test_another_split_and_another_head_compute_no_features(run: Path, sets: FiveSets) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (run.parent / "store" / "features").rglob("*.npy")}
+def test_another_split_and_another_head_compute_what_has_changed_sides(run: Path, sets: FiveSets) -> None:
+    classifier = (run / "stages" / "features-classifier").resolve()
+    before = {path: path.stat().st_mtime_ns for path in classifier.glob("*.npy")}
     changed = [
         *("recipe.splits.0.seed=1", "recipe.splits.1.folds=10", "recipe.head.dropout=0.1"),
         # the original's effects, which guie's defaults leave out
@@ -425,5 +426,15 @@ def test_another_split_and_another_head_compute_no_features(run: Path, sets: Fiv
     assert done.returncode == 0, done.stderr
     record = json.loads((run.with_name("another") / "run.json").read_text())
     reused = {stage["name"]: stage["reused"] for stage in record["records"]["stages"]}
-    assert {name for name, again in reused.items() if not again} == {"split", "head"}
-    assert {path: path.stat().st_mtime_ns for path in (run.parent / "store" / "features").rglob("*.npy")} == before
+    assert {name for name, again in reused.items() if not again} == {
+        "split",
+        "features train",
+        "features valid",
+        "head",
+    }
+    trained = set()
+    for folder in (run, run.with_name("another")):
+        manifest = Manifest.read(folder / "stages" / "split" / "manifest.parquet")
+        trained |= set(manifest.column("hash")[manifest.column("split") == "train"].tolist())
+    assert len(FeatureStore((run / "stages" / "features-train").resolve())) == len(trained)
+    assert {path: path.stat().st_mtime_ns for path in classifier.glob("*.npy")} == before

@@ -135,7 +135,7 @@ class Stage(ABC, Generic[T]):
         target = f"{type(self).__module__}:{type(self).__qualname__}"
         owners = [entry.owner for entry in plugins().entries("stages") if entry.target == target]
         hints = get_type_hints(type(self), include_extras=True)
-        for f in fields(self):
+        for f in (f for f in fields(self) if f.metadata.get("key", True)):
             for kind, config in _components(hints[f.name], getattr(self, f.name)):
                 owners.append(lookup(kind, config["type"]).owner)
         found = {owner.distribution: owner.version for owner in owners if owner is not None}

@@ -202,7 +202,8 @@ class ArcFaceThenClassifier:
 
         # each image is looked at where it is used: another split computes those alone that have changed sides
         train = features("train", self.views.train, splits=(TRAIN,), views=self.features.views)
-        valid = features("valid", self.views.valid, without=(TRAIN,))
+        asked = [self.selection.protocol, *([self.evaluation.protocol] if self.evaluation else [])]
+        valid = features("valid", self.views.valid, without=(TRAIN,), protocols=tuple(asked))
         stages: list[Stage[Any]] = [prepare, split, train, valid]
         trained: Stage[TrainedHead] | None = None
         if self.finetune is None or self.finetune.start == "head":

@@ -78,9 +78,10 @@ class Evaluate(Stage[list[System]]):
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write a numbered folder for each system."""
         train, store = workspace.get(self.train), workspace.get(self.valid)
-        manifest, numbers = usable(workspace.get(self.manifest), train, store)
+        whole = workspace.get(self.manifest)
+        manifest, numbers = usable(whole, train, store)
         split = manifest.column("split")
-        pairs = answerable_pairs(self.protocol, "recipe.evaluation.protocol", manifest)
+        pairs = answerable_pairs(self.protocol, "recipe.evaluation.protocol", whole, numbers)
         rows = np.unique(np.concatenate([pairs.queries, pairs.index]))
         pairs = Pairs(np.searchsorted(rows, pairs.queries), np.searchsorted(rows, pairs.index))
         labels, categories = manifest.column("label")[rows], manifest.column("category")[rows]

@@ -34,6 +34,7 @@ from guie_train.planning.forecast import Features as StoredFeatures
 from guie_train.planning.meta import parameters
 from guie_train.stage import NOT_IN_KEY, Stage, Workspace
 from guie_train.stages.head import TrainedHead
+from guie_train.stages.selection import pairs_of
 
 FLUSH_SECONDS = 10.0  # between two writes to the disk; what a kill can cost
 HASH = 36  # bytes beside an image's features: its hash and a checksum
@@ -51,7 +52,8 @@ class Features(Stage[FeatureStore]):
     Args:
         manifest: of the images.
         splits: names of the splits whose images are looked at; None: of all.
-        without: names of splits whose images are not.
+        without: names of splits whose images are not, unless a protocol asks for them.
+        protocols: so that those are looked at which ask or may answer by these, of whichever split.
         shape: only square images, or only others; as switched augmentation needs them.
         backbone: a component of kind "backbones".
         tuned: fine-tuning of the backbone; None: as it was pretrained.
@@ -74,6 +76,7 @@ class Features(Stage[FeatureStore]):
     manifest: Stage[Manifest] = field(metadata=NOT_IN_KEY)
     splits: tuple[str, ...] | None = field(default=None, metadata=NOT_IN_KEY)
     without: tuple[str, ...] = field(default=(), metadata=NOT_IN_KEY)
+    protocols: tuple[Annotated[Config, Slot("protocols")], ...] = field(default=(), metadata=NOT_IN_KEY)
     shape: Shape = field(default="any", metadata=NOT_IN_KEY)
     backbone: Annotated[Config, Slot("backbones")]
     view: ViewConfig
@@ -103,13 +106,16 @@ class Features(Stage[FeatureStore]):
         return fingerprint(self.backbone.get("weights", "hub"))
 
     def wants(self, split: str) -> bool:
-        """Whether images of this split are looked at."""
+        """Whether all images of this split are looked at."""
         return (self.splits is None or split in self.splits) and split not in self.without
 
     def rows(self, manifest: Manifest) -> NDArray[np.int64]:
         """Row numbers of the images whose features this stage provides."""
         names, split = np.unique(manifest.column("split"), return_inverse=True)
         chosen = np.array([self.wants(str(name)) for name in names], bool)[split]
+        for protocol in self.protocols:
+            pairs = pairs_of(protocol, "protocol", manifest)
+            chosen[pairs.queries] = chosen[pairs.index] = True
         if self.shape != "any":
             square = manifest.column("width") == manifest.column("height")
             chosen &= square if self.shape == "square" else ~square
@@ -328,6 +334,8 @@ class Features(Stage[FeatureStore]):
     def _covers(self, other: Features) -> bool:
         """Whether this looks at all images that `other` does, whatever splits there are."""
         if self.shape not in ("any", other.shape):
+            return False
+        if other.protocols and other.protocols != self.protocols and (self.splits is not None or self.without):
             return False
         if other.splits is not None:
             return all(self.wants(split) for split in other.splits if other.wants(split))

@@ -238,7 +238,7 @@ class FineTune(TrainsHead):
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write the chosen weights, checkpoints, the curves, and the state from which an interrupted run goes on."""
-        manifest, _ = usable(workspace.get(self.manifest), workspace.get(self.train), workspace.get(self.valid))
+        manifest, kept = usable(workspace.get(self.manifest), workspace.get(self.train), workspace.get(self.valid))
         profile, training = workspace.profile, self.training
         device = device_of(profile)
         rows = np.flatnonzero(manifest.column("split") == TRAIN)
@@ -300,7 +300,15 @@ class FineTune(TrainsHead):
 
         # a checkpoint may have gigabytes: the chosen one is enough
         selector = Selector(
-            self.selection, fit, manifest, classes, fit.evaluated.loss, selected, embed, keep_validated=False
+            self.selection,
+            fit,
+            manifest,
+            classes,
+            self.pairs(workspace, kept),
+            fit.evaluated.loss,
+            selected,
+            embed,
+            keep_validated=False,
         )
         curves = fit.run(workspace.stop, selector, self.selection.enough, self.selection.every)
         selector.finish(curves)

@@ -32,8 +32,9 @@ from guie_train.planning.forecast import Features, Forecast, Outlook, Trained, a
 from guie_train.planning.meta import on_meta, parameters, state_bytes
 from guie_train.planning.training import Unsent, forecast_training
 from guie_train.processes import Processes
+from guie_train.retrieval import Pairs
 from guie_train.stage import Stage, Workspace, damage_told
-from guie_train.stages.selection import Selection, Selector, check_pairs
+from guie_train.stages.selection import Selection, Selector, answerable_pairs, check_pairs
 
 LOSS_PROVIDES = ("embedding_size", "classes", "class_counts")
 """What a loss is given, as far as it takes it; `class_counts` [C] are the images of each class in training."""
@@ -194,6 +195,12 @@ class TrainsHead(Stage[TrainedHead]):
     def check_loss(self, class_counts: NDArray[np.int64], workspace: Workspace) -> None:
         """Raise GuieError if the loss, or what else is built for so many images of each class [C], is refused."""
 
+    def pairs(self, workspace: Workspace, usable: NDArray[np.int64]) -> Pairs:
+        """What the checkpoint is chosen by: positions among the rows of the manifest that can be decoded."""
+        return answerable_pairs(
+            self.selection.protocol, "recipe.selection.protocol", workspace.get(self.manifest), usable
+        )
+
     def write_curves(self, folder: Path, in_features: int, curves: list[Curve]) -> None:
         """What `load` reads besides the chosen weights."""
         about = {"in_features": in_features, "chosen": self.selection.chosen(curves), "curves": curves}
@@ -293,7 +300,7 @@ class FitHead(TrainsHead):
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write the chosen weights, checkpoints, the curves, and the state from which an interrupted run goes on."""
         train, valid = workspace.get(self.train), workspace.get(self.valid)
-        manifest, _ = usable(workspace.get(self.manifest), train, valid)
+        manifest, kept = usable(workspace.get(self.manifest), train, valid)
         device = device_of(workspace.profile)
         split = manifest.column("split")
         rows = np.flatnonzero(split == TRAIN)
@@ -330,7 +337,8 @@ class FitHead(TrainsHead):
             return head_inputs(head, valid, manifest, rows).to(device)
 
         trained: Any = fit.evaluated
-        selector = Selector(self.selection, fit, manifest, classes, trained.loss, inputs, trained.head)
+        pairs = self.pairs(workspace, kept)
+        selector = Selector(self.selection, fit, manifest, classes, pairs, trained.loss, inputs, trained.head)
         curves = fit.run(workspace.stop, selector, self.selection.enough, self.selection.every)
         fit.write_checkpoint("last")
         if not processes.first:

@@ -84,6 +84,7 @@ class Selector:
         fit: the training.
         manifest: of the images.
         classes: labels [C] of the images that are trained on, ascending: the loss's classes.
+        pairs: rows of the manifest that ask and that may answer.
         loss: the training's.
         inputs: what `embed` takes for so many rows of the manifest; asked for once.
         embed: embeddings [n, E] by the model as it is.
@@ -96,6 +97,7 @@ class Selector:
         fit: Fit,
         manifest: Manifest,
         classes: NDArray[Any],
+        pairs: Pairs,
         loss: Any,
         inputs: Callable[[NDArray[np.int64]], Any],
         embed: Callable[[Any], Tensor],
@@ -106,7 +108,6 @@ class Selector:
         self.loss = loss
         self.embed = embed
         self.keep_validated = keep_validated
-        pairs = answerable_pairs(selection.protocol, "recipe.selection.protocol", manifest)
         label = manifest.column("label")
         asked = np.unique(np.concatenate([pairs.queries, pairs.index]))
         self.pairs = Pairs(np.searchsorted(asked, pairs.queries), np.searchsorted(asked, pairs.index))
@@ -195,14 +196,27 @@ def check_pairs(protocol: Config, where: str, manifest: Manifest, stage: str) ->
         )
 
 
-def answerable_pairs(protocol: Config, where: str, manifest: Manifest) -> Pairs:
+def pairs_of(protocol: Config, where: str, manifest: Manifest) -> Pairs:
+    """Who asks and who answers by a protocol of this experiment."""
+    pairs: Pairs = build("protocols", protocol, where=where).pairs(manifest.column("label"), manifest.column("split"))
+    return pairs
+
+
+def answerable_pairs(
+    protocol: Config, where: str, manifest: Manifest, usable: NDArray[np.int64] | None = None
+) -> Pairs:
     """Who asks and who answers by a protocol of this experiment.
+
+    Of the rows `usable`, in ascending order, if they are given: the pairs are then positions among them. Images that
+    cannot be decoded are not replaced by others, so that nobody has to know of them to tell who else is asked.
 
     Raises:
         GuieError: nobody asks, or no query has a right answer.
     """
-    label = manifest.column("label")
-    pairs: Pairs = build("protocols", protocol, where=where).pairs(label, manifest.column("split"))
+    pairs, label = pairs_of(protocol, where, manifest), manifest.column("label")
+    if usable is not None:
+        pairs = Pairs(*(np.searchsorted(usable, rows[np.isin(rows, usable)]) for rows in (pairs.queries, pairs.index)))
+        label = label[usable]
     classes, counts = np.unique(label[pairs.index], return_counts=True)
     # a query in the index does not answer itself
     relevant = dict(zip(classes.tolist(), counts.tolist(), strict=True))
