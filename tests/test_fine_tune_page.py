@@ -37,7 +37,7 @@ def test_the_pages_experiment(tmp_path: Path) -> None:
     names = [stage.name for stage in stages]
     assert len(set(names)) == len(names)
     tuned = stages[names.index("finetune")]
-    assert [stage.name for stage in tuned.inputs()] == ["split", "features valid", "head"]
+    assert [stage.name for stage in tuned.inputs()] == ["split", "features train", "features valid", "head"]
     # what comes later works with the tuned backbone
     later = [stage for stage in stages[names.index("finetune") + 1 :] if stage.slug == "features"]
     assert len(later) > 1
