@@ -166,3 +166,16 @@ def test_a_protocol_that_asks_images_of_training_finds_them(table: Path, tmp_pat
         path.write_bytes(whole)
     assert len(workspace.get(valid)) == len(asked) - 1
     assert path.name in workspace.get(valid).bad[0].place
+
+
+def test_a_report_that_asks_images_of_training_finds_them_through_every_view(table: Path, tmp_path: Path) -> None:
+    protocol = "dict(type='FirstAgainstSecond', split='test', distractors=1)"
+    made = stages(table, f"recipe.evaluation.protocol={protocol}")
+    workspace = run(tmp_path, made)
+    split = workspace.get(made["split"]).column("split")
+    for name in ("features test whole", "features valid"):
+        stage = made[name]
+        assert isinstance(stage, Features)
+        drawn = split[stage.rows(workspace.get(made["split"]))] == "train"
+        assert 0 < drawn.sum() <= (split == "test").sum() // IMAGES
+    assert len(workspace.get(made["evaluate"])) > 2

@@ -53,17 +53,26 @@ class Chain:
     def each_moment(self, work_dir: Path, action: Action) -> Iterator[Outcome]:
         """Runs that go on after each other, each failing at the first moment at which none before it has.
 
-        They come by all moments of an undisturbed run, and by those of going on, such as the removal of what another
-        has left. That takes one run each, of a stage at most, where failing once in a fresh run takes two whole ones.
+        They come by the moments of going on too, such as the removal of what another has left. It takes one run each,
+        of a stage at most, where failing once in a fresh run takes two whole ones. The n-th change of a path is the
+        n-th of a process, so that runs which go on miss late ones: fresh runs follow, until one meets nothing new.
         """
         failed: list[str] = []
-        while (outcome := self.run(work_dir, Fault(action, 0, but=tuple(failed)))).failed:
-            failed.append(outcome.failed)
-            yield outcome
-            if outcome.code == 0:  # it didn't mind, and has come by all that follows
+        while True:
+            fresh = not work_dir.exists()
+            outcome = self.run(work_dir, Fault(action, 0, but=tuple(failed)))
+            if outcome.failed:
+                failed.append(outcome.failed)
+                yield outcome
+                if outcome.code:
+                    continue
                 assert learnt(work_dir) == self.learnt  # what the disk refused to remove may lie there
-                shutil.rmtree(work_dir.parent)
-        assert outcome.code == 0, outcome
+            else:
+                assert outcome.code == 0, outcome
+                self.check_finishes(work_dir)
+            shutil.rmtree(work_dir.parent)
+            if fresh and not outcome.failed:
+                return
 
     def check_finishes(self, work_dir: Path) -> None:
         """The same command ends with what an undisturbed run learns, and leaves nothing else behind."""

@@ -2,9 +2,10 @@
 
 Shapes: x [B, in_features + size_features] -> [B, out_features]. Every head has these three numbers as attributes;
 `size_features` says how many size values (`guie_models.size_values`) the caller appends to the features: 3 or 0. A head
-that is simpler without dropout has `folded()`, which gives the simpler one for export; one
-that can begin with what training features tell has `start(x, labels)`, which is called before its training. What a
-constructor takes stands in attributes of the same names, so that `guie_models.save` can write it down.
+that is simpler without dropout has `folded()`, which gives the simpler one for export. One that can begin with what
+training features tell has `start(x, labels)`, which guie-train calls before it trains a head on stored features (not
+where a backbone is tuned with a new head). What a constructor takes stands in attributes of the same names, so that
+`guie_models.save` can write it down.
 """
 
 from __future__ import annotations

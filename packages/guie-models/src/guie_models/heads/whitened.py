@@ -18,10 +18,11 @@ class Whitened(nn.Module):
     images of one class differ count less, whatever the class. For sets of few classes, whose head would else learn them
     by heart: begun like this it is better than the features before any training, on classes that nobody has seen too.
 
-    That is WCCN, within-class covariance normalisation, which keeps the complement of the principal components too
-    (Hatch, Kajarekar, Stolcke, "Within-class covariance normalization for SVM-based speaker recognition", Interspeech
-    2006). The covariance is shrunk towards a multiple of the identity (Ledoit and Wolf, "A well-conditioned estimator
-    for large-dimensional covariance matrices", 2004).
+    It is akin to WCCN (Hatch, Kajarekar, Stolcke, "Within-class covariance normalization for SVM-based speaker
+    recognition", Interspeech 2006), which takes principal components first, whitens within them, and keeps their
+    complement; here all features are whitened, and principal components taken of that. The covariance is shrunk towards
+    a multiple of the identity, as by Ledoit and Wolf ("A well-conditioned estimator for large-dimensional covariance
+    matrices", 2004), but by a share that is given, not estimated.
 
     Args:
         in_features: D, without size values.

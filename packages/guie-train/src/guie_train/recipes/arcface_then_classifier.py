@@ -202,8 +202,9 @@ class ArcFaceThenClassifier:
 
         # each image is looked at where it is used: another split computes those alone that have changed sides
         train = features("train", self.views.train, splits=(TRAIN,), views=self.features.views)
-        asked = [self.selection.protocol, *([self.evaluation.protocol] if self.evaluation else [])]
-        valid = features("valid", self.views.valid, without=(TRAIN,), protocols=tuple(asked))
+        protocols = (self.evaluation.protocol,) if self.evaluation else ()
+        valid = features("valid", self.views.valid, without=(TRAIN,), protocols=(self.selection.protocol, *protocols))
+        asked: dict[str, Any] = {"splits": (reported,), "protocols": protocols}  # what the report looks at
         stages: list[Stage[Any]] = [prepare, split, train, valid]
         trained: Stage[TrainedHead] | None = None
         if self.finetune is None or self.finetune.start == "head":
@@ -269,12 +270,12 @@ class ArcFaceThenClassifier:
         if self.augmentation and classifier and self.evaluation:
             for name, view in self.augmentation.views().items():
                 shape: Shape = "square" if name == "square" else "other"
-                switched[name] = features(f"test {name}", view, splits=(reported,), shape=shape, tuned=tuned)
+                switched[name] = features(f"test {name}", view, **asked, shape=shape, tuned=tuned)
             stages += switched.values()
         if self.evaluation:
             seen = None
             if tuned:
-                seen = features("test", self.views.valid, splits=(reported,), tuned=tuned)
+                seen = features("test", self.views.valid, **asked, tuned=tuned)
                 stages.append(seen)
             evaluate = Evaluate(
                 name="evaluate",

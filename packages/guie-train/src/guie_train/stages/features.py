@@ -52,8 +52,8 @@ class Features(Stage[FeatureStore]):
     Args:
         manifest: of the images.
         splits: names of the splits whose images are looked at; None: of all.
-        without: names of splits whose images are not, unless a protocol asks for them.
-        protocols: so that those are looked at which ask or may answer by these, of whichever split.
+        without: names of splits whose images are not.
+        protocols: what asks or may answer by these is looked at as well, of whichever split.
         shape: only square images, or only others; as switched augmentation needs them.
         backbone: a component of kind "backbones".
         tuned: fine-tuning of the backbone; None: as it was pretrained.
@@ -335,7 +335,8 @@ class Features(Stage[FeatureStore]):
         """Whether this looks at all images that `other` does, whatever splits there are."""
         if self.shape not in ("any", other.shape):
             return False
-        if other.protocols and other.protocols != self.protocols and (self.splits is not None or self.without):
+        everything = self.splits is None and not self.without
+        if not everything and any(protocol not in self.protocols for protocol in other.protocols):
             return False
         if other.splits is not None:
             return all(self.wants(split) for split in other.splits if other.wants(split))
