@@ -31,7 +31,7 @@ from guie_train.bench import PARTS, parts, running
 from guie_train.bench.machine import Machine
 from guie_train.bench.memory import Memory, peak
 from guie_train.bench.meter import Meter, Rate
-from guie_train.bench.results import Bench, Part, is_bench
+from guie_train.bench.results import Bench, Part, is_bench, partial_of
 from guie_train.bench.words import comparison, report
 
 MACHINE = Machine("Abacus 3000", 2, 8, 16_000_000_000, [], "Linux-6.1", 0.1)
@@ -471,55 +471,135 @@ def _children(pid: int, what: str) -> list[str]:
         return []
 
 
-def test_a_measurement_that_was_stopped_goes_on(
-    measured: list[tuple[str, dict[str, Any]]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def stopped_at(
+    measured: list[tuple[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, GuieError | None], None]:
+    """Has measuring a part end in an error, or none any more."""
     answer = running.in_a_process
 
-    def stopped_at(name: str, error: GuieError) -> None:
+    def at(name: str, error: GuieError | None) -> None:
         def measure(asked: str, task: dict[str, Any], folder: Path) -> Part:
-            if asked == name:
+            if asked == name and error is not None:
                 raise error
             return answer(asked, task, folder)
 
         monkeypatch.setattr(running, "in_a_process", measure)
 
+    return at
+
+
+def test_a_measurement_that_was_stopped_goes_on(
+    measured: list[tuple[str, dict[str, Any]]],
+    stopped_at: Callable[[str, GuieError | None], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     stopped_at("head", Interrupted("head is not measured"))
     code, out, err = guie(capsys, "--profile", "cpu", "--resume")  # nothing is there to go on with
     assert (code, out) == (130, "")
     assert err.splitlines()[-2:] == [
         "stopped: head is not measured",
-        "bench.json has decode, backbone, extraction; the same command with --resume measures head, search",
+        "bench.partial.json has decode, backbone, extraction. The same command with --resume measures head, search",
     ]
-    bench = Bench.read(Path("bench.json"))
+    assert not Path("bench.json").exists()
+    partial = partial_of(Path("bench.json"))
+    bench = Bench.read(partial)
     assert (list(bench.parts), bench.missing) == (["decode", "backbone", "extraction"], ("head", "search"))
-    assert json.loads(Path("bench.json").read_text())["missing"] == ["head", "search"]
-    code, out, _ = guie(capsys, "compare", "bench.json", "bench.json")
+    assert json.loads(partial.read_text())["missing"] == ["head", "search"]
+    code, out, _ = guie(capsys, "compare", "bench.partial.json", "bench.partial.json")
     assert code == 0
     assert " ".join(out.split()).count(", which was stopped before head, search") == 2
     assert not re.search("^(head|search) ", out, re.MULTILINE)
 
-    monkeypatch.setattr(running, "in_a_process", answer)
-    before = Path("bench.json").read_text()
+    stopped_at("head", None)
+    before = partial.read_text()
     code, _, err = guie(capsys, "--profile", "cpu", "--resume", "--seconds", "9")
     assert code == 2
     assert "it was begun with other options" in err
-    assert Path("bench.json").read_text() == before
+    assert partial.read_text() == before
     measured.clear()
-    code, out, _ = guie(capsys, "--profile", "cpu", "--resume", "--only", "search")  # and what else is missing
-    assert code == 0
+    assert guie(capsys, "--profile", "cpu", "--resume")[0] == 0
     assert [name for name, _ in measured] == ["head", "search"]
+    assert not partial.exists()
     done = Bench.read(Path("bench.json"))
     assert (tuple(done.parts), done.missing, done.made) == (PARTS, (), bench.made)
     assert guie(capsys, "--profile", "cpu", "--resume")[1].endswith("bench.json lacks nothing.\n")
     assert len(measured) == 2
 
+
+def test_what_was_complete_stays_until_what_replaces_it_is(
+    stopped_at: Callable[[str, GuieError | None], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert guie(capsys, "--profile", "cpu")[0] == 0
+    done = Bench.read(Path("bench.json"))
     stopped_at("decode", Interrupted("decode is not measured"))
     assert guie(capsys, "--profile", "cpu")[2].splitlines()[-1] == "stopped: nothing new was written"
-    assert Bench.read(Path("bench.json")) == done
-    stopped_at("head", GuieError("head: the roof is on fire"))  # anew, as far as it goes
+    for error in (GuieError("head: the roof is on fire"), Interrupted("head is not measured")):
+        stopped_at("head", error)
+        code, _, err = guie(capsys, "--profile", "cpu")
+        assert (code, err.splitlines()[-1].startswith("bench.partial.json has decode, ")) == (error.exit_code, True)
+        assert "; bench.json is as it was. The same command with --resume measures head, search" in err
+        assert Bench.read(Path("bench.json")) == done
+    assert "bench.partial.json was stopped, and is begun anew; --resume goes on with it.\n" in err
+    stopped_at("head", None)
+    assert guie(capsys, "--profile", "cpu", "--resume")[0] == 0
+    assert Bench.read(Path("bench.json")).missing == ()
+    assert [path.name for path in Path().glob("*.json")] == ["bench.json"]
+
+    Path("bench.partial.json").write_text("{}")
     code, _, err = guie(capsys, "--profile", "cpu")
-    assert (code, "error: head: the roof is on fire\nbench.json has " in err) == (1, True)
+    assert (code, "bench.partial.json, which goes with bench.json, is there already, and was not made by" in err) == (
+        2,
+        True,
+    )
+
+
+def test_only_what_is_asked_for_is_measured(
+    measured: list[tuple[str, dict[str, Any]]],
+    stopped_at: Callable[[str, GuieError | None], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stopped_at("backbone", GuieError("backbone: the roof is on fire"))
+    assert guie(capsys, "--profile", "cpu")[0] == 1
+    measured.clear()
+    assert guie(capsys, "--profile", "cpu", "--resume", "--only", "search")[0] == 0
+    assert [name for name, _ in measured] == ["search"]
+    found = Bench.read(Path("bench.json"))
+    assert (list(found.parts), found.missing) == (["decode", "search"], ())
+    assert guie(capsys, "--profile", "cpu", "--resume", "--only", "head")[0] == 0  # which is added
+    assert list(Bench.read(Path("bench.json")).parts) == ["decode", "head", "search"]
+
+    Path("bench.json").rename("bench.partial.json")
+    assert guie(capsys, "--profile", "cpu", "--resume", "--only", "decode")[1].endswith("Wrote bench.json.\n")
+    assert [path.name for path in Path().glob("*.json")] == ["bench.json"]
+    assert [name for name, _ in measured] == ["search", "head"]
+
+
+def test_figures_of_other_images_are_not_added(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told: list[dict[str, Any]] = []
+
+    def reads(name: str, task: dict[str, Any], folder: Path) -> Part:
+        told.append(task["images_told"])
+        return part(3.0, 2.0, 4.0, **(task["images_told"] if name in running.READS else {}))
+
+    monkeypatch.setattr(running, "in_a_process", reads)
+    Path("own").mkdir()
+    image = Path("own/0.png")
+    image.write_bytes(b"\x89PNG")
+    asked = ("--profile", "cpu", "--images", "own", "--resume", "--only")
+    assert guie(capsys, *asked, "decode")[0] == 0
+    image.write_bytes(b"\x89PNG changed")
+    before = Path("bench.json").read_text()
+    code, _, err = guie(capsys, *asked, "extraction")
+    assert (code, "error: it was begun with other images, so that" in err) == (2, True)
+    assert Path("bench.json").read_text() == before
+    assert guie(capsys, *asked, "search")[0] == 0  # which reads none
+    image.write_bytes(b"\x89PNG")
+    assert guie(capsys, *asked, "extraction")[0] == 0
+    assert told[0] == told[-1] != {}
 
 
 def test_a_file_of_before_there_were_unfinished_ones(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def _head(task: Task) -> Part:
 
     from guie_core.registry import build
     from guie_train.fitting import Fit, Resident, Training
-    from guie_train.stages.head import HeadWithLoss
+    from guie_train.heads import HeadWithLoss
 
     device, sizes = _device(task), task.sizes
     training = Training(**TRAINING)

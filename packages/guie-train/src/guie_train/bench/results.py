@@ -10,8 +10,8 @@
                             "work": {"backbone": ..., "image_size": ..., "flops_per_image": ...},
                             "settings": {"device": ..., "dtype": ..., "batch": ..., "threads": ...}}}}
 
-`missing` are parts that were asked for and not measured, since the measurement was stopped; `asked` is how they were to
-be measured. `work` is what was done, and must be the same for two rates to be compared; `settings` are how.
+A measurement is a file of its own until it is complete (`partial_of`): `missing` are the parts that it was stopped before.
+`asked` is how parts were to be measured. `work` is what was done, and must be the same for two rates to be compared; `settings` are how.
 `flops_per_image` are the operations of the backbone's products, an addition and a multiplication each: times the rate
 of the part "backbone", they are what it reaches on this device in this dtype.
 """
@@ -72,7 +72,7 @@ class Bench:
     """A measurement.
 
     made: when it began, ISO 8601. profile: its name. parts: by name, in the order of PARTS. asked: options of the
-    command that go for all parts. missing: parts still to be measured.
+    command that go for all parts. missing: parts that were asked for and are still to be measured.
     """
 
     made: str
@@ -119,6 +119,11 @@ class Bench:
             raise UsageError(
                 f"{shown(path)} is damaged ({type(error).__name__}: {error}). Measure again with guie bench"
             ) from error
+
+
+def partial_of(path: Path) -> Path:
+    """Where the measurement that is to be the file `path` is until it is complete: "bench.partial.json"."""
+    return path.with_suffix(f".partial{path.suffix}")
 
 
 def is_bench(path: Path) -> bool:

@@ -59,11 +59,11 @@ def bench(
         images: a folder, table, manifest, shards or data set whose first images are read; None: photos that are made
             up, the same everywhere.
         seconds: how long a part is measured.
-        before: a measurement that was stopped; its parts are not measured again.
+        before: a measurement to go on with; its parts are not measured again.
         keep: called with what is measured so far after each part.
 
     Raises:
-        UsageError: `before` was measured on another machine, with other versions or other options.
+        UsageError: `before` was measured on another machine, with other versions, options or images.
         GuieError: a part failed, or there are no images.
         Interrupted: after Ctrl-C.
     """
@@ -87,6 +87,8 @@ def bench(
         read = Images([], {})
         if set(parts) & set(READS):
             read = _given(images) if images is not None else _made_up(Path(folder))
+            if any(part.work.get(key) != value for part in _reading(found) for key, value in read.told.items()):
+                raise _another(["images"])
         task = {
             "profile": {"type": profile.name, "dtype": profile.dtype},
             "backbone": {"type": backbone},
@@ -108,7 +110,7 @@ def bench(
 
 
 def _going_on(before: Bench, now: Bench) -> Bench:
-    """`before`, with what is to be measured besides. Raises UsageError: the two would not be one measurement."""
+    """`before`, with what it lacks of the parts of `now`. Raises UsageError: they would not be one measurement."""
 
     def about(bench: Bench) -> dict[str, Any]:
         machine = {key: value for key, value in asdict(bench.machine).items() if key != "load"}
@@ -116,13 +118,22 @@ def _going_on(before: Bench, now: Bench) -> Bench:
 
     differing = [what for what, value in about(now).items() if about(before)[what] != value]
     if differing:
-        raise UsageError(
-            f"it was begun with other {listing(differing)}, so that its figures and new ones are not one measurement.\n"
-            "Leave out --resume to measure all parts anew."
-        )
+        raise _another(differing)
     machine = max(before.machine, now.machine, key=lambda machine: machine.load)
-    wanted = {*before.missing, *now.missing} - {*before.parts}
-    return replace(before, machine=machine, missing=tuple(name for name in PARTS if name in wanted))
+    return replace(before, machine=machine, missing=tuple(name for name in now.missing if name not in before.parts))
+
+
+def _reading(bench: Bench) -> list[Part]:
+    """What was measured of parts that read images."""
+    return [part for name, part in bench.parts.items() if name in READS]
+
+
+def _another(differing: Sequence[str]) -> UsageError:
+    """What is said of a measurement that can't be gone on with."""
+    return UsageError(
+        f"it was begun with other {listing(differing)}, so that its figures and new ones are not one measurement.\n"
+        "Leave out --resume to measure all parts anew."
+    )
 
 
 def in_a_process(name: str, task: dict[str, Any], folder: Path) -> Part:

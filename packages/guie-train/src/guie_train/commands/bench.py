@@ -10,7 +10,7 @@ from click.core import ParameterSource
 from guie_core import GuieError, Interrupted, UsageError
 from guie_core.files import folder_option
 from guie_core.wording import listing, shown
-from guie_datasets.commands.outputs import check_output, force_option
+from guie_datasets.commands.outputs import check_beside, check_output, force_option
 from guie_train.bench import PARTS
 
 
@@ -57,7 +57,9 @@ def _parts(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
     metavar="FILE",
     help="Where the figures go, for guie bench compare.",
 )
-@click.option("--resume", is_flag=True, help="Go on with a measurement that was stopped: only what FILE lacks.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with a measurement that was stopped, or add to FILE: only parts that it lacks."
+)
 @force_option
 @click.pass_context
 def bench(
@@ -82,7 +84,8 @@ def bench(
     search      nearest neighbours of 5,000 queries among 20,000 images
 
     Each part has a process of its own. Rates are medians of rounds; memory is the peak above what was held before.
-    Parts are written as they are done. After Ctrl-C, --resume measures the others; without it all are measured anew.
+    FILE is written, or replaced, when all parts are done. Until then those that are done are beside it, in
+    bench.partial.json for bench.json. After Ctrl-C, --resume measures the others; without it all are measured anew.
     """
     if ctx.invoked_subcommand:
         for option in ctx.command.params:
@@ -91,20 +94,27 @@ def bench(
         return
     from guie_core.profiles import profile
     from guie_core.registry import lookup
-    from guie_train.bench.results import Bench, is_bench
+    from guie_train.bench.results import Bench, is_bench, partial_of
     from guie_train.bench.running import bench as bench_
     from guie_train.bench.words import report
 
     inputs = [] if images is None else [Path(images).expanduser()]
     check_output(output, {".json": is_bench}, inputs=inputs, example="bench.json", force=force)
+    partial = partial_of(output)
+    check_beside(partial, output, is_bench, force=force)
     lookup("backbones", backbone)
     chosen = profile({"type": profile_name, **({"dtype": dtype} if dtype else {})}, "--profile")
-    before = Bench.read(output) if resume and output.exists() else None
+    former = partial if partial.exists() else output
+    before = Bench.read(former) if resume and former.exists() else None
+    if before is None and former is partial:
+        click.echo(f"{shown(partial)} was stopped, and is begun anew; --resume goes on with it.", err=True)
     kept: list[Bench] = []
 
     def keep(found: Bench) -> None:
         with folder_option("--output"):
-            found.write(output)
+            found.write(partial if found.missing else output)
+            if not found.missing:
+                partial.unlink(missing_ok=True)
         kept.append(found)
 
     try:
@@ -116,12 +126,17 @@ def bench(
             error.args = ("nothing new was written",)
         elif kept:
             done, left = listing(kept[-1].parts), listing(kept[-1].missing)
-            error.args = (f"{error}\n{shown(output)} has {done}; the same command with --resume measures {left}",)
+            as_it_was = f"; {shown(output)} is as it was" * output.exists()
+            error.args = (
+                f"{error}\n{shown(partial)} has {done}{as_it_was}. The same command with --resume measures {left}",
+            )
         raise
     click.echo(report(found))
-    if not kept:
+    if not kept and former is output:
         click.echo(f"{shown(output)} lacks nothing.")
         return
+    if not kept:  # of what was stopped, the parts that are there are all that is asked for now
+        keep(found)
     click.echo(f"Wrote {shown(output)}.")
 
 
