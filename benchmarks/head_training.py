@@ -92,7 +92,7 @@ def head_with_loss(products: str) -> nn.Module:
     import torch
 
     from guie_models import ArcFace, BatchNormLinear, Softmax
-    from guie_train.stages.head import HeadWithLoss
+    from guie_train.heads import HeadWithLoss
 
     torch.manual_seed(0)
     loss = ArcFace(SIZE, CLASSES, scale=30.0, margin=0.5, softmax=Softmax(products=products))  # type: ignore[arg-type]

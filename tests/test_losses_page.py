@@ -12,7 +12,7 @@ from torch import nn
 
 from guie_core.plugins import plugins
 from guie_core.registry import build, check
-from guie_train.stages.head import LOSS_PROVIDES
+from guie_train.heads import LOSS_PROVIDES
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "losses.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

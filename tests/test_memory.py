@@ -18,8 +18,8 @@ from guie_models.exporters import Safetensors
 from guie_train import extraction
 from guie_train.cli import train
 from guie_train.fitting.micro_batches import MicroBatches
+from guie_train.heads import HeadWithLoss
 from guie_train.stages.classifier import LinearClassifier
-from guie_train.stages.head import HeadWithLoss
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = "CUDA out of memory. Tried to allocate 20.00 GiB."

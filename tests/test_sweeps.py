@@ -336,7 +336,7 @@ def test_want_of_memory_is_of_the_values(
     def full(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("guie_train.stages.head.HeadWithLoss.forward", full)
+    monkeypatch.setattr("guie_train.heads.HeadWithLoss.forward", full)
     code, _, err = guie(*sweep("--grid", "recipe.head.out_features=64,32,16"))
     assert code == 1
     assert err.count("error: the same as above") == 2

@@ -38,10 +38,10 @@ from guie_core.profiles import profile
 from guie_datasets import Manifest
 from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Fit, Resident, Training
+from guie_train.heads import HeadWithLoss
 from guie_train.planning.plan import make_plan
 from guie_train.prediction.submission import check_submission
 from guie_train.stage import Workspace
-from guie_train.stages.head import HeadWithLoss
 
 from .layout import KINDS, FiveSets, lay_out, small
 

@@ -24,10 +24,10 @@ from guie_train.feature_store import FeatureStore
 from guie_train.fitting import LossScale, Training
 from guie_train.fitting.images import Images
 from guie_train.fitting.micro_batches import MicroBatches
+from guie_train.heads import TrainedHead
 from guie_train.planning.forecast import Outlook
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.finetune import FineTune, FineTuning, Tuned, begin_with
-from guie_train.stages.head import TrainedHead
 from guie_train.stages.selection import Selection
 
 SIDE = 32

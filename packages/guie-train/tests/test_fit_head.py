@@ -22,16 +22,17 @@ from guie_core.registry import check
 from guie_datasets import Extent, Manifest
 from guie_models.heads import BatchNormLinear, Whitened
 from guie_models.losses import ArcFace
+from guie_train import heads
 from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Fit, Training
+from guie_train.heads import LOSS_PROVIDES, TrainedHead, head_inputs
 from guie_train.planning import forecast as planning
 from guie_train.planning.forecast import Forecast, Outlook
 from guie_train.planning.plan import make_plan
 from guie_train.processes import Processes
 from guie_train.stage import Stage, Workspace
-from guie_train.stages import head as stages_head
 from guie_train.stages import selection as selecting
-from guie_train.stages.head import LOSS_PROVIDES, FitHead, TrainedHead, head_inputs
+from guie_train.stages.head import FitHead
 from guie_train.stages.selection import Selection
 
 COUNTS = {3: 12, 5: 6, 8: 24}  # training images by label; labels have gaps, as after a split
@@ -566,7 +567,7 @@ def test_features_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return read(self, hashes, *view)
 
     monkeypatch.setattr(FeatureStore, "read", noted)
-    monkeypatch.setattr(stages_head, "ROWS", rows)
+    monkeypatch.setattr(heads, "ROWS", rows)
     found = head_inputs(head, store, images, chosen).numpy()
     assert (max(asked), sum(asked)) == (min(rows, 8), 8)  # so that no second copy of all is made
     np.testing.assert_array_equal(found[:, :10], wanted)

@@ -17,8 +17,8 @@ from guie_core.interrupt import Stop
 from guie_core.registry import build
 from guie_train.fitting import Fit, Resident, Training
 from guie_train.fitting.parts import Parts
+from guie_train.heads import HeadWithLoss
 from guie_train.processes import ALONE, Processes
-from guie_train.stages.head import HeadWithLoss
 
 InProcesses = Callable[[int, Callable[[Processes], Any]], list[Any]]
 CLASSES = 11

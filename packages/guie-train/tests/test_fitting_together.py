@@ -14,8 +14,8 @@ from guie_core import GuieError, Interrupted
 from guie_core.interrupt import Stop
 from guie_core.registry import build
 from guie_train.fitting import Fit, Resident, Together, Training, whole_batch
+from guie_train.heads import HeadWithLoss
 from guie_train.processes import ALONE, Processes
-from guie_train.stages.head import HeadWithLoss
 
 InProcesses = Callable[[int, Callable[[Processes], Any]], list[Any]]
 HEADS = {

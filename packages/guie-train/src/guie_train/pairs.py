@@ -24,9 +24,9 @@ from guie_models.backbones import Backbone
 from guie_train.device import device_of
 from guie_train.extraction import Extractor, features_of
 from guie_train.feature_store import finite
+from guie_train.heads import sizes_of
 from guie_train.stage import Workspace
 from guie_train.stages.features import Features
-from guie_train.stages.head import sizes_of
 
 ROWS = 250_000  # in a file
 BLOCK = 8192  # rows that are held at once

@@ -13,6 +13,7 @@ from guie_datasets.images.decoding import Method
 from guie_datasets.splits import TRAIN
 from guie_train.device import compute_dtype
 from guie_train.fitting import Training
+from guie_train.heads import LOSS_PROVIDES, TrainedHead
 from guie_train.report import Images, Report
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.augmentation import Switched
@@ -22,7 +23,7 @@ from guie_train.stages.evaluate import RAW, TRAINED, Evaluate
 from guie_train.stages.export import Export
 from guie_train.stages.features import Features, Shape, ViewConfig
 from guie_train.stages.finetune import FineTune, FineTuning
-from guie_train.stages.head import LOSS_PROVIDES, FitHead, TrainedHead
+from guie_train.stages.head import FitHead
 from guie_train.stages.selection import Selection
 from guie_train.stages.submission import Submission
 

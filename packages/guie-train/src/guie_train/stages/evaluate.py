@@ -17,6 +17,7 @@ from guie_datasets import Manifest
 from guie_datasets.splits import TRAIN
 from guie_models.heads import PCA
 from guie_train.feature_store import FeatureStore, usable
+from guie_train.heads import TrainedHead, head_inputs
 from guie_train.planning.forecast import LIBRARIES, Features, Forecast, Outlook, about
 from guie_train.planning.training import READING
 from guie_train.report import System
@@ -24,7 +25,6 @@ from guie_train.retrieval import Evaluation, Pairs, evaluate
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.augmentation import Switched
 from guie_train.stages.classifier import TrainedClassifier
-from guie_train.stages.head import TrainedHead, head_inputs
 from guie_train.stages.selection import answerable_pairs, check_pairs
 
 FOUND = 200  # bytes that are kept of a query: its neighbours, and what it asks for

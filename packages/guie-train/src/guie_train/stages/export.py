@@ -19,6 +19,7 @@ from guie_core.wording import listing
 from guie_datasets import Manifest, read_images
 from guie_models import Embedder, ExportReport
 from guie_models.exporters.onnx import Onnx
+from guie_train.heads import TrainedHead
 from guie_train.planning.backbones import Frozen
 from guie_train.planning.forecast import LIBRARIES, Forecast, Outlook, Trained
 from guie_train.planning.meta import parameters, state_bytes
@@ -26,7 +27,6 @@ from guie_train.stage import Stage, Workspace
 from guie_train.stages.augmentation import Switched
 from guie_train.stages.classifier import TrainedClassifier
 from guie_train.stages.features import ViewConfig
-from guie_train.stages.head import TrainedHead
 
 CODE = 180_000  # bytes of an exported file that are not weights
 ONNX = 0.2e9

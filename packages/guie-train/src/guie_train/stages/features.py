@@ -28,12 +28,12 @@ from guie_models.backbones.weights import fingerprint
 from guie_train.device import device_of
 from guie_train.extraction import Batch, Extractor, extract
 from guie_train.feature_store import SHARD, Bad, FeatureStore, finite
+from guie_train.heads import TrainedHead
 from guie_train.planning.backbones import Frozen, powers_below
 from guie_train.planning.forecast import LIBRARIES, Forecast, NotKnown, Outlook, known
 from guie_train.planning.forecast import Features as StoredFeatures
 from guie_train.planning.meta import parameters
 from guie_train.stage import NOT_IN_KEY, Stage, Workspace
-from guie_train.stages.head import TrainedHead
 from guie_train.stages.selection import pairs_of
 
 FLUSH_SECONDS = 10.0  # between two writes to the disk; what a kill can cost

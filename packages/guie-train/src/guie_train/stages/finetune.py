@@ -27,20 +27,13 @@ from guie_train.feature_store import usable
 from guie_train.fitting import Fit, Training, sampler_of
 from guie_train.fitting.images import Images, Seen
 from guie_train.fitting.micro_batches import MicroBatches
+from guie_train.heads import LOSS_PROVIDES, HeadWithLoss, TrainedHead, build_loss, sizes_of, with_sizes
 from guie_train.planning.finetuning import FineTuned
 from guie_train.planning.forecast import Forecast, Outlook
 from guie_train.planning.meta import on_meta
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.features import ViewConfig
-from guie_train.stages.head import (
-    LOSS_PROVIDES,
-    HeadWithLoss,
-    TrainedHead,
-    TrainsHead,
-    build_loss,
-    sizes_of,
-    with_sizes,
-)
+from guie_train.stages.head import TrainsHead
 from guie_train.stages.selection import Selector
 
 SAVE_SECONDS = 600.0  # a state of ViT-H-14 has 7.6 GB: weights and two moments
