@@ -28,6 +28,7 @@ from guie_core.cli import main
 from guie_core.profiles import CPU
 from guie_datasets import ImageRef
 from guie_train.bench import PARTS, parts, running
+from guie_train.bench import machine as machine_
 from guie_train.bench.machine import Machine
 from guie_train.bench.memory import Memory, peak
 from guie_train.bench.meter import Meter, Rate
@@ -177,6 +178,52 @@ def test_a_gpu_is_waited_for_before_the_clock_is_read(monkeypatch: pytest.Monkey
     assert calls == ["cuda", parts.STEPS_ON_GPU] * 3
 
 
+# --- the machine
+
+
+def stat(user: int, idle: int, waiting: int, guests: int = 0) -> str:
+    """/proc/stat, by the order that proc(5) gives: user, nice, system, idle, iowait, irq, softirq, steal, guest, ..."""
+    return f"cpu  {user} 0 0 {idle} {waiting} 0 0 0 {guests} 0\ncpu0 7 7 7 7 7 7 7 7 7 7\nctxt 12\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "own", "load"),
+    [
+        (stat(1000, 50, 9), stat(1000, 450, 9), 0.0, 0.0),  # whatever was before
+        (stat(0, 0, 0), stat(300, 100, 0), 0.0, 6.0),  # three quarters of eight cores
+        (stat(0, 0, 0), stat(100, 200, 100, guests=100), 0.0, 2.0),  # a guest is a user as well
+        (stat(0, 0, 0), stat(100, 300, 0), 0.25, 1.5),  # half a core was this process
+        (stat(0, 0, 0), stat(1, 399, 0), 0.25, 0.0),
+        (stat(9, 9, 9), stat(9, 9, 9), 0.0, None),  # a system that counts nothing
+        ("", "", 0.0, None),
+    ],
+)
+def test_the_load_is_what_others_keep_at_work(
+    before: str, after: str, own: float, load: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "stat"
+    path.write_text(before)
+    monkeypatch.setattr(machine_, "_STAT", path)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("time.process_time", functools.partial(next, iter([3.0, 3.0 + own])))
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        path.write_text(after)
+
+    monkeypatch.setattr("time.sleep", sleep)
+    assert machine_.this_machine().load == load
+    assert slept == [0.5]
+
+
+def test_a_machine_that_does_not_tell_its_load_is_not_called_busy(tmp_path: Path) -> None:
+    bench = replace(made(decode=part(3.0, 2.0, 4.0)), machine=replace(MACHINE, load=None))
+    bench.write(tmp_path / "bench.json")
+    assert Bench.read(tmp_path / "bench.json") == bench
+    assert "busy" not in report(bench)
+
+
 # --- files
 
 
@@ -261,7 +308,7 @@ def test_a_report() -> None:
         "  search    1,500 queries/s  1,400 - 1,600      1.0 MB\n"
         "  backbone  size 224, cpu, threads 2, 25 GFLOP/s\n"
         "  search    size 224, cpu, threads 2\n"
-        "The machine was busy in the minute before: a load of 3.5 on 8 cores. Measure again when it is quiet."
+        "The machine was busy: others kept 3.5 of its 8 cores at work. Measure again when it is quiet."
     )
 
 
@@ -319,7 +366,7 @@ def test_a_comparison_says_what_differs_around_it() -> None:
     assert machine == "  machine   cores 8 in A, 4 in B; gpus missing in A, H9, 80 GB, driver 1 in B"
     assert versions == "  versions  torch 2.7.0 in A, 2.8.0 in B; timm missing in A, 1.0 in B"
     assert profile == "  profile   cpu in A, h100-80g in B"
-    assert busy == "B was measured on a busy machine, which explains much: a load of 1.5 on 4 cores."
+    assert busy == "B was measured on a busy machine, which explains much: others kept 1.5 of its 4 cores at work."
 
 
 # --- the command
@@ -344,6 +391,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str,
         return part(3.0, 2.0, 4.0)
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(machine_, "_load", lambda: 0.0)
     monkeypatch.setattr(running, "in_a_process", answer)
     return asked
 

@@ -10,8 +10,9 @@
                             "work": {"backbone": ..., "image_size": ..., "flops_per_image": ...},
                             "settings": {"device": ..., "dtype": ..., "batch": ..., "threads": ...}}}}
 
-A measurement is a file of its own until it is complete (`partial_of`): `missing` are the parts that it was stopped before.
-`asked` is how parts were to be measured. `work` is what was done, and must be the same for two rates to be compared; `settings` are how.
+A measurement has a file of its own until it is complete (`partial_of`): `missing` are the parts that it was stopped
+before. `asked` is how parts were to be measured. `work` is what was done, and must be the same for two rates to be
+compared; `settings` are how.
 `flops_per_image` are the operations of the backbone's products, an addition and a multiplication each: times the rate
 of the part "backbone", they are what it reaches on this device in this dtype.
 """

@@ -119,7 +119,7 @@ def _going_on(before: Bench, now: Bench) -> Bench:
     differing = [what for what, value in about(now).items() if about(before)[what] != value]
     if differing:
         raise _another(differing)
-    machine = max(before.machine, now.machine, key=lambda machine: machine.load)
+    machine = max(before.machine, now.machine, key=lambda machine: machine.load or 0)
     return replace(before, machine=machine, missing=tuple(name for name in now.missing if name not in before.parts))
 
 

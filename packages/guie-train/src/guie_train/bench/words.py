@@ -33,8 +33,7 @@ def report(bench: Bench) -> str:
         table([(name, _facts(part)) for name, part in bench.parts.items()], width=WIDTH),
     ]
     if machine.busy:
-        told = f"The machine was busy in the minute before: {_load(bench)}. Measure again when it is quiet."
-        lines.append(_filled(told))
+        lines.append(_filled(f"The machine was busy: {_load(bench)}. Measure again when it is quiet."))
     return "\n".join(lines)
 
 
@@ -69,7 +68,7 @@ def _unfinished(bench: Bench) -> str:
 
 def _load(bench: Bench) -> str:
     """How busy its machine was."""
-    return f"a load of {bench.machine.load:g} on {bench.machine.cores} cores"
+    return f"others kept {bench.machine.load:g} of its {bench.machine.cores} cores at work"
 
 
 def _gpus(bench: Bench) -> str:

@@ -58,7 +58,7 @@ def _parts(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
     help="Where the figures go, for guie bench compare.",
 )
 @click.option(
-    "--resume", is_flag=True, help="Go on with a measurement that was stopped, or add to FILE: only parts that it lacks."
+    "--resume", is_flag=True, help="Go on with a measurement that was stopped, or add to FILE: only what is missing."
 )
 @force_option
 @click.pass_context
