@@ -14,7 +14,7 @@ import torch
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # exported without saying so
 
 from guie_core import GuieError, Interrupted, UsageError
-from guie_train.processes import ALONE, ElsewhereError, Processes, check_apart, launched, meeting_place, one_voice
+from guie_train.processes import ALONE, ElsewhereError, Processes, check_apart, launched, one_voice, rendezvous_store
 
 InProcesses = Callable[[int, Callable[[Processes], Any]], list[Any]]
 
@@ -35,7 +35,7 @@ def test_sums_are_those_of_all_and_the_same_everywhere(in_processes: InProcesses
 
 
 def test_the_first_answers_for_all(in_processes: InProcesses) -> None:
-    assert in_processes(2, lambda processes: processes.told(lambda: f"of {processes.rank}")) == ["of 0", "of 0"]
+    assert in_processes(2, lambda processes: processes.from_first(lambda: f"of {processes.rank}")) == ["of 0", "of 0"]
     assert in_processes(2, lambda processes: processes.any(processes.rank == 1)) == [True, True]
     assert in_processes(2, lambda processes: processes.any(False)) == [False, False]
 
@@ -60,7 +60,7 @@ def test_the_failure_of_the_first_ends_all(error: GuieError, code: int, in_proce
         def answer() -> None:
             raise error
 
-        processes.told(answer)
+        processes.from_first(answer)
 
     first, second = in_processes(2, fail)
     assert type(first) is type(error)
@@ -90,7 +90,7 @@ def test_a_restart_finds_nothing_of_those_that_have_ended(monkeypatch: pytest.Mo
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
 
     def meet(rank: int, attempt: int) -> Store:
-        return meeting_place(Processes(rank, 2), "env://", {"TORCHELASTIC_RESTART_COUNT": str(attempt)})
+        return rendezvous_store(Processes(rank, 2), "env://", {"TORCHELASTIC_RESTART_COUNT": str(attempt)})
 
     meet(0, 0).set("address of 0", "somewhere")
     assert meet(1, 0).check(["address of 0"])
@@ -144,7 +144,7 @@ def test_alone_nothing_is_asked_of_anybody() -> None:
     ALONE.all_reduce(tensor)
     assert tensor.tolist() == [1, 1]
     assert ALONE.any(True)
-    assert ALONE.told(lambda: 3) == 3
+    assert ALONE.from_first(lambda: 3) == 3
 
 
 def test_who_has_started_them() -> None:

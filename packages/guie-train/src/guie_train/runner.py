@@ -88,12 +88,12 @@ def train(
         stop = held.enter_context(interruptible())
         workspace = Workspace(store_of(folder), experiment.profile, stop, fresh=fresh, processes=processes)
         if not processes.first:
-            processes.follow()
+            processes.receive()
             workspace.again = _keys(again)
             for _ in _outputs(stages, workspace):
                 pass
             return folder
-        with processes.leading():
+        with processes.broadcasting():
             if processes.count > 1:
                 go_on = [*processes.launcher(), "-m", "guie_train", *go_on[1:]]
             held.enter_context(_resumable(go_on))
@@ -157,7 +157,7 @@ def _outputs(stages: list[Stage[Any]], workspace: Workspace) -> Iterator[tuple[S
     checked = False
     for each in stages:
         if not checked and not each.cheap:
-            workspace.processes.told(check)
+            workspace.processes.from_first(check)
             checked = True
         yield each, workspace.get(each)
 

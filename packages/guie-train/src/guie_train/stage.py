@@ -252,7 +252,7 @@ class Workspace:
         start = time.monotonic()
         if self.processes.count > 1:  # else whether it is complete would be a question among many at once
             self._get_inputs(stage)
-        reused = self.processes.told(lambda: self._reusable(stage))
+        reused = self.processes.from_first(lambda: self._reusable(stage))
         if not reused:
             self._get_inputs(stage)  # first, so that their time isn't counted as this stage's
             if self.processes.any(bool(self.stop)):
@@ -288,7 +288,7 @@ class Workspace:
                 held.enter_context(self._lock(folder))
                 return None if self._reusable(stage) else self._begin(stage, folder)
 
-            start, staging = time.monotonic(), self.processes.told(begin)
+            start, staging = time.monotonic(), self.processes.from_first(begin)
             if staging is None:
                 return True
             self._made.add(stage.key)
@@ -296,8 +296,8 @@ class Workspace:
                 self._run(stage, staging)
                 self.processes.barrier()
             else:
-                self.processes.told(lambda: self._run(stage, staging))
-            self.processes.told(lambda: self._finish(stage, staging, folder, start))
+                self.processes.from_first(lambda: self._run(stage, staging))
+            self.processes.from_first(lambda: self._finish(stage, staging, folder, start))
             return False
 
     def _run(self, stage: Stage[Any], staging: Path) -> None:

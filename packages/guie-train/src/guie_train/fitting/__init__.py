@@ -4,7 +4,6 @@ from guie_train.fitting.examples import Examples, Resident
 from guie_train.fitting.fit import Backward, Curve, Fit, whole_batch
 from guie_train.fitting.scaling import LossScale
 from guie_train.fitting.settings import Training, sampler_of
-from guie_train.fitting.together import Together
 
 __all__ = [
     "Backward",
@@ -13,7 +12,6 @@ __all__ = [
     "Fit",
     "LossScale",
     "Resident",
-    "Together",
     "Training",
     "sampler_of",
     "whole_batch",

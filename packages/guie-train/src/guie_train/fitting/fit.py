@@ -18,12 +18,11 @@ from guie_core.interrupt import Stop
 from guie_core.progress import bar
 from guie_models.optimizers import SAM, build_optimizer
 from guie_train.fitting.examples import Examples
-from guie_train.fitting.parts import Parts
 from guie_train.fitting.saving import save_state
 from guie_train.fitting.scaling import LossScale
 from guie_train.fitting.schedule import Schedule
 from guie_train.fitting.settings import Training
-from guie_train.processes import ALONE, Processes
+from guie_train.processes import ALONE, Processes, Shards
 
 if TYPE_CHECKING:
     from guie_datasets import Sampler
@@ -68,7 +67,7 @@ class Fit:
         on_epoch: called after each epoch with the curves up to then.
         save_seconds: between two states on disk, what a kill can cost; never what comes out.
         processes: those that train it together, each with a Fit of its own on the same examples; `backward` then gives
-            all of them the same gradients (`Together`). The first alone evaluates and writes.
+            all of them the same gradients (`DataParallel`). The first alone evaluates and writes.
         whole: where each of them has but a part of some parameters, and their gradients: the same model with all of
             them, on the CPU in the first process, and as shapes (meta device) in the others. The optimizer has to treat
             each number by itself, as AdamW and SGD do, and SAM but for the norm. What is on disk is whole, so that any
@@ -121,7 +120,7 @@ class Fit:
         self.optimizer = build_optimizer(training.optimizer, model.parameters() if parameters is None else parameters)
         self.schedule = Schedule(training, self.optimizer)
         self.average = deepcopy(model) if training.ema_decay else None
-        self.parts = None if whole is None else Parts(model, whole, processes)
+        self.shards = None if whole is None else Shards(model, whole, processes)
         self.evaluated: nn.Module = self._trained if whole is None else whole
         device = examples.device
         self.scale = LossScale(device)
@@ -141,8 +140,8 @@ class Fit:
         self._wrong, self._norm_before = torch.full((), -1, device=device), self.norm
         self._saved = time.monotonic()
         self._load()
-        if self.parts is not None:
-            self.parts.fill(self._trained)
+        if self.shards is not None:
+            self.shards.fill(self._trained)
 
     @property
     def _trained(self) -> nn.Module:
@@ -248,7 +247,7 @@ class Fit:
 
         try:
             if isinstance(optimizer, SAM):  # it clips, and looks at norms, by itself
-                norm_of = None if self.parts is None else self.parts.norm
+                norm_of = None if self.shards is None else self.shards.norm
                 loss: Tensor = optimizer.step(closure, max_norm=limit, norm_of=norm_of)
                 assert optimizer.norm is not None
                 self.norm = optimizer.norm
@@ -273,7 +272,9 @@ class Fit:
 
     def _norm(self) -> Tensor:
         """That of all gradients."""
-        return nn.utils.get_total_norm(self._gradients()) if self.parts is None else self.parts.norm(self._parameters())
+        return (
+            nn.utils.get_total_norm(self._gradients()) if self.shards is None else self.shards.norm(self._parameters())
+        )
 
     def _follow(self) -> None:
         """Move the average towards the weights after a step; after the first of all it is at them."""
@@ -302,10 +303,10 @@ class Fit:
         self.epoch, self.step = self.epoch + 1, 0
         last, keep = self.epoch == self.training.epochs, self.training.keep_every
         looks, keeps = last or self.epoch % every == 0, keep > 0 and self.epoch % keep == 0
-        if self.parts is not None and (looks or keeps):
-            self.parts.fill(self._trained)
+        if self.shards is not None and (looks or keeps):
+            self.shards.fill(self._trained)
         if after_epoch is not None and looks:
-            curve |= self.processes.told(partial(self._evaluate, after_epoch))
+            curve |= self.processes.from_first(partial(self._evaluate, after_epoch))
         self.curves.append(curve)
         if keeps:
             self.write_checkpoint(f"epoch-{self.epoch:04d}")
@@ -317,12 +318,12 @@ class Fit:
     def _evaluate(self, after_epoch: Callable[[int], Curve]) -> Curve:
         """What `after_epoch` says, in the first process."""
         self.evaluated.eval()
-        if self.parts is not None:  # the device has room for all while there are no gradients
+        if self.shards is not None:  # the device has room for all while there are no gradients
             self.optimizer.zero_grad(set_to_none=True)
             self.evaluated.to(self.examples.device)
         with torch.inference_mode():
             found = after_epoch(self.epoch)
-        if self.parts is not None:
+        if self.shards is not None:
             self.evaluated.cpu()
         return found
 
@@ -383,7 +384,7 @@ class Fit:
 
     def save(self) -> None:
         """Write all that the next step depends on to `state.pt`."""
-        state = self._state() if self.parts is None else self.parts.joined(self._state(), self.optimizer)
+        state = self._state() if self.shards is None else self.shards.gathered(self._state(), self.optimizer)
         if self.processes.first:
             save_state(state, self.folder / "state.pt")
         self.saved_epochs, self._saved = len(self.curves), time.monotonic()
@@ -412,10 +413,10 @@ class Fit:
             return
         try:
             # mapped where it is copied, as a whole or in part; each loader knows where its tensors belong
-            copied = self.parts is not None or self.examples.device.type != "cpu"
+            copied = self.shards is not None or self.examples.device.type != "cpu"
             state = torch.load(path, map_location="cpu", mmap=copied, weights_only=True)
-            if self.parts is not None:
-                state = self.parts.cut(state, self.optimizer)
+            if self.shards is not None:
+                state = self.shards.sharded(state, self.optimizer)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.average is not None:

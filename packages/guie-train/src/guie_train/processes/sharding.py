@@ -1,4 +1,4 @@
-"""Parameters of which each process has a part, such as class centres divided among them."""
+"""Parameters of which each process has a shard, such as class centres divided among them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from guie_train.processes import Processes
+from guie_train.processes.group import Processes
 
 
 class Along(NamedTuple):
@@ -23,16 +23,16 @@ Change = Callable[[Tensor, Along], Tensor]
 State = dict[str, Any]
 
 
-class Parts:
-    """What `model` has a part of, and how it becomes whole.
+class Shards:
+    """What `model` has a shard of, and how it becomes whole.
 
     Methods are called by all processes, in the same order. States on disk are whole ones: who goes on from them may be
-    one process or several, with parts or without.
+    one process or several, with shards or without.
 
     Args:
         model: of this process.
         whole: the same with all of the parameters: of the first process; of the others shapes are enough (meta device).
-        processes: that have the parts, each what `Processes.part` says.
+        processes: that have the shards, each what `Processes.part` says.
     """
 
     def __init__(self, model: nn.Module, whole: nn.Module, processes: Processes) -> None:
@@ -47,7 +47,7 @@ class Parts:
                     self._along[name], self._names[parameter] = Along(dim, length), name
 
     def norm(self, parameters: Sequence[Tensor]) -> Tensor:
-        """That of all gradients: those of parts in all processes, those that all of them have once."""
+        """That of all gradients: those of shards in all processes, those that all of them have once."""
         gradients = [p.grad for p in parameters if p.grad is not None and (self.processes.first or p in self._names)]
         norm = nn.utils.get_total_norm(gradients)
         squares = norm.double().square()  # of a finite float32 it is finite
@@ -56,22 +56,22 @@ class Parts:
 
     def fill(self, module: nn.Module) -> None:
         """Give `whole` the tensors of `module`, the model or an average of it, in the first process."""
-        state = self._by_name(module.state_dict(), self._gathered)
+        state = self._by_name(module.state_dict(), self._gather)
         if self.processes.first:
             self.whole.load_state_dict(state)
 
-    def joined(self, state: State, optimizer: Optimizer) -> State:
+    def gathered(self, state: State, optimizer: Optimizer) -> State:
         """The whole of a state of `Fit`, in the first process; of no use in the others."""
-        return self._each(state, optimizer, self._gathered)
+        return self._each(state, optimizer, self._gather)
 
-    def cut(self, state: State, optimizer: Optimizer) -> State:
-        """This process's part of a whole state of `Fit`."""
-        return self._each(state, optimizer, self._part)
+    def sharded(self, state: State, optimizer: Optimizer) -> State:
+        """This process's shard of a whole state of `Fit`."""
+        return self._each(state, optimizer, self._shard)
 
-    def _gathered(self, tensor: Tensor, along: Along) -> Tensor:
+    def _gather(self, tensor: Tensor, along: Along) -> Tensor:
         return self.processes.gather(tensor, along.dim, along.length)
 
-    def _part(self, tensor: Tensor, along: Along) -> Tensor:
+    def _shard(self, tensor: Tensor, along: Along) -> Tensor:
         here = self.processes.part(along.length)
         return tensor.narrow(along.dim, here.start, here.stop - here.start).clone()  # without the rest in memory
 

@@ -16,9 +16,8 @@ from guie_core import GuieError, Interrupted, UsageError
 from guie_core.interrupt import Stop
 from guie_core.registry import build
 from guie_train.fitting import Fit, Resident, Training
-from guie_train.fitting.parts import Parts
 from guie_train.heads import HeadWithLoss
-from guie_train.processes import ALONE, Processes
+from guie_train.processes import ALONE, Processes, Shards
 
 InProcesses = Callable[[int, Callable[[Processes], Any]], list[Any]]
 CLASSES = 11
@@ -217,14 +216,14 @@ def test_the_others_hold_shapes_alone() -> None:
 def test_what_nobody_looks_at_is_not_brought_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Centres may be gigabytes: they are whole where they are evaluated, or kept, and in the end."""
     epochs: list[int] = []
-    filled = Parts.fill
+    filled = Shards.fill
     network = model(LOSSES["ArcFace"])
     training = Training(epochs=7, batch_size=16, optimizer=ADAMW, warmup_epochs=0, keep_every=5)
     one = Fit(
         network, Resident(*data()), training, seed=5, folder=tmp_path, name="head", whole=model(LOSSES["ArcFace"])
     )
 
-    def noted(self: Parts, module: nn.Module) -> None:
+    def noted(self: Shards, module: nn.Module) -> None:
         epochs.append(one.epoch)
         filled(self, module)
 
@@ -234,7 +233,7 @@ def test_what_nobody_looks_at_is_not_brought_together(tmp_path: Path, monkeypatc
         looked.append(epoch)
         return {}
 
-    monkeypatch.setattr(Parts, "fill", noted)
+    monkeypatch.setattr(Shards, "fill", noted)
     one.run(Stop(), look, every=3)
     assert looked == [3, 6, 7]
     assert epochs == [3, 5, 6, 7]

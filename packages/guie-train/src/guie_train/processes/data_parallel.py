@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from guie_core import UsageError
-from guie_train.processes import Processes
+from guie_train.processes.group import Processes
 
 
 @dataclass(frozen=True)
-class Together:
-    """A `Backward` of a head and its loss, data-parallel: each process takes its part of the batch through the loss.
+class DataParallel:
+    """A `Backward` of a head and its loss: each process takes its part of the batch through the loss.
 
     The head, which costs little, sees the whole batch in every process, so that batch norm and dropout do what they do
     in one. Each process then has the loss of its part of the embedding, and with it d loss / d embedding of these rows
