@@ -37,6 +37,7 @@ from guie_datasets import (
     tfrecord,
 )
 from guie_datasets.preparing import preparation
+from guie_datasets.repeats import repeated
 from guie_datasets.sets.tables import Table
 
 
@@ -635,5 +636,5 @@ def test_repeated_rows_by_a_look_at_all_pairs(made: list[tuple[int, int, int]]) 
         alike = [number for number in before if made[number][2] == label]
         if before:
             expected.append((row, (alike or before)[0], bool(alike)))
-    found = preparation._repeated(hashes, labels)
+    found = repeated(hashes, labels)
     assert list(zip(*(array.tolist() for array in found), strict=True)) == expected

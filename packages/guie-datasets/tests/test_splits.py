@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
+import re
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +23,13 @@ NAMES = ["landmarks", "products10k", "food101", "sketches"]
 
 
 def make(
-    labels: Sequence[int] | np.ndarray, splits: Sequence[str] | None = None, categories: Sequence[str] | None = None
+    labels: Sequence[int] | np.ndarray,
+    splits: Sequence[str] | None = None,
+    categories: Sequence[str] | None = None,
+    images: Sequence[int] | None = None,
+    sources: Sequence[str] | None = None,
 ) -> Manifest:
+    """images: numbers that stand for the bytes; default: all differ."""
     labels = np.asarray(labels)
     shown = list(categories or (NAMES[label % 4 if label % 8 else 0] for label in labels))
     columns: dict[str, Any] = {
@@ -29,7 +38,8 @@ def make(
         "category": shown,
         "width": np.ones(len(labels), int),
         "height": np.ones(len(labels), int),
-        "hash": [f"{number:032x}" for number in range(len(labels))],
+        "hash": [f"{number:032x}" for number in (range(len(labels)) if images is None else images)],
+        "source": list(sources or [""] * len(labels)),
     }
     return Manifest.from_columns(columns if splits is None else columns | {"split": list(splits)})
 
@@ -84,7 +94,7 @@ def test_a_share_of_the_classes(manifest: Manifest, share: float, classes: int) 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 2.5, float("nan")])
 def test_a_share_that_is_none(manifest: Manifest, share: float) -> None:
-    with pytest.raises(UsageError, match=r"split 'test': classes is .*; give a whole number, or a share between 0 and"):
+    with pytest.raises(UsageError, match=r"split 'test': classes is .*; set classes to a whole number, or to a share"):
         HoldOutClasses(share).choose(manifest)
 
 
@@ -187,17 +197,17 @@ LABELS = [0, 0, 0, 1, 1, 2, 3, 3]
 @pytest.mark.parametrize(
     ("one", "message"),
     [
-        (HoldOutClasses(4), "'test': 4 classes are to be held out, but there are 4. Hold out between 1 and 3"),
+        (HoldOutClasses(4), "'test': 4 classes are to be held out, but there are 4. Set classes to 1..3, or add data"),
         (HoldOutClasses(0), "'test': 0 classes are to be held out"),
         (
             UnseenClasses(),
             "'select': 4 classes, of whose categories the largest has 3 images, cannot be dealt into 20 folds. "
-            "Set folds to 3 or less, or add data",
+            "Set folds to 2..3, or add data",
         ),
         (
             StratifiedImages(),
             "'valid': of 4 classes the largest has 3 images; 20 folds of classes with at least 20 images cannot be "
-            "made. Set folds and min_images to 3 or less, or add data",
+            "made. Set folds to 2..3 and min_images to 3 or less, or add data",
         ),
         (StratifiedImages(folds=4, min_images=2), "'valid': of 4 classes the largest has 3 images; 4 folds"),
     ],
@@ -208,7 +218,45 @@ def test_too_little_to_split(one: Split, message: str) -> None:
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("one", [HoldOutClasses(1), HoldOutClasses(0.5), UnseenClasses(), UnseenClasses(2)])
+def test_one_class_is_never_set_aside(one: Split) -> None:
+    with pytest.raises(GuieError) as caught:
+        split(make([0, 0, 0]), [one])
+    assert str(caught.value) == (
+        f"split {one.name!r}: one class is left, and it is needed to train on. Add classes, or let the splits before "
+        "this one, in recipe.splits, take fewer"
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "labels", "advice"),
+    [
+        (UnseenClasses(), [0, 0, 1, 1], "Set folds to 2, or add data"),
+        (UnseenClasses(3, 0), [0, 0, 1, 1], "Set folds to 2, or add data"),
+        (StratifiedImages(), [0, 0, 1], "Set folds to 2 and min_images to 2 or less, or add data"),
+        (StratifiedImages(), [0, 1], "Add images of the same classes, or remove 'valid' from recipe.splits"),
+        (HoldOutClasses(2), [0, 0, 1, 1], "Set classes to 1, or add data"),
+    ],
+)
+def test_advice_names_no_value_that_is_refused(one: Split, labels: list[int], advice: str) -> None:
+    with pytest.raises(GuieError) as caught:
+        split(make(labels, categories=["a"] * len(labels)), [one])
+    assert str(caught.value).endswith(advice)
+
+
+def test_settings_are_named_as_the_user_gives_them() -> None:
+    keys = [{"folds": "recipe.splits.0.folds=", "min_images": "recipe.splits.0.min_images="}]
+    with pytest.raises(
+        GuieError, match=r"Set recipe\.splits\.0\.folds to 2\.\.3 and recipe\.splits\.0\.min_images to 3"
+    ):
+        split(make(LABELS), [StratifiedImages()], settings=keys)
+
+
 def test_what_is_advised_works() -> None:
+    assert set(split(make([0, 0, 1, 1], categories=["a"] * 4), [UnseenClasses(2)]).column("split")) == {
+        "select",
+        "train",
+    }
     assert set(split(make(LABELS), [HoldOutClasses(3)]).column("split")) == {"test", "train"}
     assert set(split(make(LABELS), [UnseenClasses(folds=3)]).column("split")) == {"select", "train"}
     assert set(split(make(LABELS), [StratifiedImages(folds=3, min_images=3)]).column("split")) == {"valid", "train"}
@@ -274,7 +322,7 @@ def test_a_split_that_the_data_have_already() -> None:
     with pytest.raises(GuieError) as caught:
         split(manifest, [HoldOutClasses(1)])
     assert str(caught.value) == (
-        "split 'test': 2 images have a split of that name already, from their data. Give this one another name, or "
+        "split 'test': 2 images have a split of that name already, from their data. Set name to another, or "
         "prepare the data without their splits"
     )
     assert set(split(manifest, [HoldOutClasses(1, name="unseen")]).column("split")) == {"test", "unseen", "train"}
@@ -294,3 +342,90 @@ def test_whole_numbers_of_numpy(manifest: Manifest) -> None:
 def test_nothing_left_to_train_on() -> None:
     with pytest.raises(GuieError, match=r"^nothing is left to train on: the data have the splits test 2$"):
         split(make([0, 0], ["test", "test"]), [])
+
+
+# --- the same image under two labels
+
+CLASSES, IMAGES = 12, 4
+TWICE = np.repeat(np.arange(2 * CLASSES), IMAGES)  # each image in two sets, of classes of their own
+SAME = list(range(CLASSES * IMAGES)) * 2
+SETS = ["photos"] * (CLASSES * IMAGES) + ["cars"] * (CLASSES * IMAGES)
+RECIPE = [HoldOutClasses(6), UnseenClasses(4), StratifiedImages(4, min_images=2)]
+
+
+def hashes(manifest: Manifest, name: str) -> set[bytes]:
+    return set(manifest.column("hash")[manifest.column("split") == name].tolist())
+
+
+def test_an_image_is_in_one_split_only(tmp_path: Path) -> None:
+    whole = make(TWICE, categories=["a"] * len(TWICE), images=SAME, sources=SETS)
+    done = split(whole, RECIPE, quarantine=tmp_path / "left out.csv")
+    found = [hashes(done, name) for name in ("test", "select", "valid", "train")]
+    assert all(found)
+    assert all(one.isdisjoint(other) for one, other in itertools.combinations(found, 2))
+    # what is reported on is what it was
+    test = np.isin(TWICE, np.random.default_rng(0).permutation(2 * CLASSES)[:6])
+    assert done.select(done.column("split") == "test").images()[:] == whole.select(test).images()[:]
+    labels = done.column("label")
+    assert sorted(set(labels.tolist())) == list(range(len(set(labels.tolist()))))
+    with open(tmp_path / "left out.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(whole) - len(done)
+    at = {f"{number}.jpg": number for number in range(len(whole))}
+    for row in rows:
+        kept = re.fullmatch(r"the same image as (\d+\.jpg), which is in split '(\w+)'", row["reason"])
+        assert kept
+        assert SAME[at[row["place"]]] == SAME[at[kept[1]]]
+        assert kept[1] in done.column("path")
+        assert kept[2] in ("test", "select", "valid")
+    counted = done.provenance["left_out_of_splits"]
+    assert sum(each["images"] for each in counted) == len(rows)
+    assert {"source": "cars", "in_split": "test", "in_source": "photos"}.items() <= max(
+        (each for each in counted if each["in_split"] == "test" and each["source"] == "cars"),
+        key=lambda each: each["images"],
+    ).items()
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 30)), min_size=30, max_size=120), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_whatever_is_repeated(made: list[tuple[int, int]], own: bool) -> None:
+    labels, images = [label for label, _ in made], [image for _, image in made]
+    splits = ["train" if own and number % 5 == 0 else "" for number in range(len(made))]
+    whole = make(labels, splits, categories=["a"] * len(made), images=images)
+    try:
+        done = split(whole, [HoldOutClasses(2), StratifiedImages(2, min_images=2)])
+    except GuieError:
+        assume(False)
+    found = [hashes(done, name) for name in ("test", "valid", "train")]
+    assert all(one.isdisjoint(other) for one, other in itertools.combinations(found, 2))
+    assert set().union(*found) == set(whole.column("hash").tolist())  # none is lost altogether
+    gone = len(whole) - len(done)
+    assert gone == sum(each["images"] for each in done.provenance.get("left_out_of_splits", ()))
+
+
+def test_splits_of_the_data_keep_their_images() -> None:
+    splits = ["query", "index", "train", "", ""] + [""] * 8
+    images = [0, 0, 0, 0, 1, *range(2, 10)]
+    done = split(make([0, 0, 0, 1, 1, *[2, 2, 3, 3, 4, 4, 5, 5]], splits, images=images), [HoldOutClasses(1)])
+    assert done.column("split")[:2].tolist() == ["query", "index"]
+    assert done.column("path")[:3].tolist() == ["0.jpg", "1.jpg", "4.jpg"]
+
+
+def test_all_that_would_be_trained_on_is_set_aside_too() -> None:
+    with pytest.raises(GuieError) as caught:
+        split(make([0, 0, 1, 1], images=[0, 1, 0, 1]), [HoldOutClasses(1)])
+    assert str(caught.value) == (
+        "split 'train': 2 images, all of which are in another split as well, byte for byte. Use one only of the data "
+        "sets "
+        "that have the same images"
+    )
+
+
+def test_what_splits_choose_is_what_they_choose_of_different_images() -> None:
+    """The original's split is its split, whatever is left out then."""
+    categories = ["a"] * len(TWICE)
+    plain = split(make(TWICE, categories=categories), RECIPE)
+    done = split(make(TWICE, categories=categories, images=SAME), RECIPE)
+    rows = [int(path.removesuffix(".jpg")) for path in done.column("path")]
+    assert len(rows) < len(plain)
+    assert done.column("split").tolist() == plain.column("split")[rows].tolist()

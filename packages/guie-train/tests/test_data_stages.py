@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,9 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guie_core import GuieError
-from guie_datasets import Manifest
-from guie_train.stage import Workspace
+from guie_core import Config, GuieError
+from guie_core.interrupt import Stop
+from guie_core.profiles import profile
+from guie_datasets import ClassFolders, Manifest, prepare
+from guie_train.stage import Stage, Workspace
 from guie_train.stages.data import Prepare, Split
 from guie_train.stages.selection import check_pairs
 
@@ -99,3 +105,61 @@ def test_settings_are_named_by_their_key(images: Path, tmp_path: Path) -> None:
     stage = Prepare(name="prepare", data=[{"type": "table", "file": str(tmp_path / "cars.csv")}])
     with pytest.raises(GuieError, match=r"recipe\.data\.0\.delimiter"):
         stage.run(tmp_path, cast(Workspace, None))
+
+
+@pytest.fixture
+def twice(images: Path) -> list[Config]:
+    """The same pictures as a manifest and as a table, in which their classes are called otherwise, and one is new."""
+    manifest, _ = prepare([ClassFolders(images)])
+    manifest.write(images.parent / "photos.parquet")
+    with open(images.parent / "cars.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["path", "label"])
+        for path in sorted(images.glob("*/?.png")):
+            table.writerow([path, f"car {path.parent.name}"])
+    return [
+        {"type": "table", "file": str(images.parent / "cars.csv")},
+        {"type": "manifest", "path": str(images.parent / "photos.parquet")},
+    ]
+
+
+def run(folder: Path, stage: Stage[Any]) -> Manifest:
+    workspace = Workspace(folder, profile("cpu"), Stop())
+    return cast(Manifest, workspace.get(stage))
+
+
+def test_no_image_is_in_two_splits_and_what_is_left_out_is_told(
+    twice: list[Config], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = Prepare(name="prepare", data=twice)
+    stage = Split(name="split", manifest=whole, splits=[{"type": "HoldOutClasses", "classes": 3}])
+    done = run(tmp_path / "store", stage)
+    split = done.column("split")
+    digests = [hashlib.sha256(Path(ref.path).read_bytes()).digest() for ref in done.images()]
+    sets = [{digests[row] for row in np.flatnonzero(split == name)} for name in ("test", "train")]
+    assert all(sets)
+    assert sets[0].isdisjoint(sets[1])
+    left_out = 20 - len(done)
+    assert left_out
+    line = stage.summary(done)
+    assert line.endswith(f"; left out as they are in another split: {left_out}, in quarantine.csv")
+    warning = next(each.getMessage() for each in caplog.records if each.getMessage().startswith("split: "))
+    assert f"{left_out} images of 20 are left out of training and of choices" in warning
+    assert re.search(r"\d of 'cars' in 'test' of 'images'", warning)
+    assert "prepare: 10 of the 10 images of data set 1 are in data set 0 as well, under other labels" in caplog.text
+    folder = Workspace(tmp_path / "store", profile("cpu"), Stop()).folder(stage)
+    with open(folder / "quarantine.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == left_out
+
+
+def test_splits_are_named_by_their_key(images: Path, tmp_path: Path) -> None:
+    splits: list[Config] = [{"type": "HoldOutClasses", "classes": 1}, {"type": "UnseenClasses", "folds": 9}]
+    stage = Split(
+        name="split",
+        manifest=Prepare(name="prepare", data=[{"type": "folder", "root": str(images)}]),
+        splits=splits,
+    )
+    with pytest.raises(GuieError, match=r"Set recipe\.splits\.1\.folds to 2\.\.3, or add data"):
+        run(tmp_path / "store", stage)
+    with pytest.raises(GuieError, match=r"Set recipe\.splits\.0\.classes to 1\.\.3, or add data"):
+        run(tmp_path / "store", replace(stage, splits=[{"type": "HoldOutClasses", "classes": 4}]))

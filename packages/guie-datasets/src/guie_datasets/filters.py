@@ -231,7 +231,7 @@ def share_of(wanted: int | float, there: int, who: str) -> int:
     if isinstance(wanted, numbers.Integral):  # numpy's whole numbers too
         return int(wanted)
     if not 0 < wanted < 1:
-        raise UsageError(f"{who}: classes is {wanted}; give a whole number, or a share between 0 and 1")
+        raise UsageError(f"{who}: classes is {wanted}; set classes to a whole number, or to a share between 0 and 1")
     return max(1, round(wanted * there))
 
 

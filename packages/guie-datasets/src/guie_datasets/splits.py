@@ -6,21 +6,25 @@ Each split gives its name to some of the rows that have none yet. `split` applie
 
 from __future__ import annotations
 
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from guie_core import GuieError, UsageError
+from guie_core.spelling import told_as
 from guie_core.wording import plural
 from guie_datasets.checks import check_seed
 from guie_datasets.extent import Extent
 from guie_datasets.filters import share_of
 from guie_datasets.manifest import Manifest
+from guie_datasets.quarantine import Finding, Quarantine
+from guie_datasets.repeats import first_of_each
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,12 +51,27 @@ class Split(ABC):
         return None
 
 
-def split(manifest: Manifest, splits: Sequence[Split]) -> Manifest:
+def split(
+    manifest: Manifest,
+    splits: Sequence[Split],
+    *,
+    quarantine: str | os.PathLike[str] | None = None,
+    settings: Sequence[Mapping[str, str]] = (),
+) -> Manifest:
     """Applies splits in order to the rows whose split is ""; the rest becomes "train".
 
-    Rows that a data set has given a split keep it; a class with such rows is not set aside as an unseen one. Raises
-    GuieError if a split cannot be made from the rows that are left, if all have one already, or if nothing is left to
-    train on; also if the data have a split of that name already. UsageError if two splits have one name.
+    Rows that a data set has given a split keep it; a class with such rows is not set aside as an unseen one.
+
+    No image is in two splits, under whatever labels: what has the bytes of an image in a split is left out of those
+    after it, "train" being the last. Splits that the data have, other than "train", come first and keep all theirs.
+    Which rows a split chooses doesn't depend on that. Labels are then 0..C-1 over what is kept, in the order that they
+    had. The provenance counts what is left out, as `left_out_of_splits`, and the table of findings at the path
+    `quarantine` (CSV) names it. Images that are nearly the same are for `guie data leaks` to find.
+
+    settings: of each split, how the user gives its settings, for messages; see `guie_core.spelling`.
+
+    Raises GuieError if a split cannot be made from the rows that are left, if all have one already, if nothing is left
+    of a split or to train on, or if the data have a split of that name already. UsageError if two splits have one name.
     """
     names = [each.name for each in splits]
     if "" in names or TRAIN in names or len(set(names)) < len(names):
@@ -64,18 +83,19 @@ def split(manifest: Manifest, splits: Sequence[Split]) -> Manifest:
             f"split {names[0]!r}: all {len(manifest):,} images have a split already, from their data: {given}. Remove "
             f"{names[0]!r} from the experiment's recipe.splits, or prepare the data without their splits"
         )
-    for each in splits:
-        if there := int(np.count_nonzero(assigned == each.name)):
-            raise GuieError(
-                f"split {each.name!r}: {plural(there, 'image')} have a split of that name already, from their data. "
-                "Give this one another name, or prepare the data without their splits"
-            )
-        assigned[_chosen(each, manifest, assigned)] = each.name
+    for each, spelling in zip(splits, settings or [{}] * len(splits), strict=True):
+        with told_as(spelling):
+            if there := int(np.count_nonzero(assigned == each.name)):
+                raise GuieError(
+                    f"split {each.name!r}: {plural(there, 'image')} have a split of that name already, from their "
+                    "data. Set name to another, or prepare the data without their splits"
+                )
+            assigned[_chosen(each, manifest, assigned)] = each.name
     assigned[assigned == ""] = TRAIN
     if not np.any(assigned == TRAIN):
         why = f"the data have the splits {given}" if given else f"of {len(manifest):,} images, all are set aside"
         raise GuieError(f"nothing is left to train on: {why}{' and the rest is set aside' * bool(given and names)}")
-    return manifest.with_column("split", assigned)
+    return _without_same_images(manifest.with_column("split", assigned), [*names, TRAIN], quarantine)
 
 
 def _chosen(one: Split, manifest: Manifest, assigned: NDArray[Any]) -> NDArray[np.intp]:
@@ -94,6 +114,49 @@ def _chosen(one: Split, manifest: Manifest, assigned: NDArray[Any]) -> NDArray[n
             raise
         why = f"{taken:,} of which some images have a split already are not"
         raise GuieError(f"{str(error).rstrip('.')}. Classes are set aside whole: {why}") from error
+
+
+def _without_same_images(
+    manifest: Manifest, names: Sequence[str], quarantine: str | os.PathLike[str] | None
+) -> Manifest:
+    """The rows of a manifest with splits that have the bytes of none in a split of higher rank; those called `names`
+    rank in this order, after all others."""
+    first, split = first_of_each(manifest), manifest.column("split")
+    rank = np.zeros(len(manifest), np.int64)
+    for number, name in enumerate(names, 1):
+        rank[split == name] = number
+    order = np.lexsort((rank, first))  # rows with the same bytes side by side, those that are kept before others
+    best = order[np.unique(first[order], return_index=True)[1]]
+    twin = np.empty_like(first)
+    twin[first[best]] = best
+    twin = twin[first]
+    kept = rank == rank[twin]
+    left_out = np.flatnonzero(~kept)
+    source = manifest.column("source")
+    if quarantine is not None:
+        place, label, name_of = manifest.images(), manifest.column("label"), manifest.column("name")
+        found = Quarantine(images=len(manifest))
+        for row, other in zip(left_out.tolist(), twin[left_out].tolist(), strict=True):
+            reason = f"the same image as {place[other]}, which is in split {str(split[other])!r}"
+            found.add(Finding("left out", str(place[row]), reason, source[row], int(label[row]), name=name_of[row]))
+        found.write(quarantine)
+    if not len(left_out):
+        return manifest
+    for name in names:
+        images = int(np.count_nonzero(split == name))
+        if images and not np.any(kept & (split == name)):
+            raise GuieError(
+                f"split {name!r}: {plural(images, 'image')}, all of which are in another split as well, byte for byte. "
+                "Use one only of the data sets that have the same images"
+            )
+    others = twin[left_out]
+    counts = Counter(zip(split[left_out], source[left_out], split[others], source[others], strict=True))
+    keys = ("split", "source", "in_split", "in_source")
+    about = [{"images": count, **dict(zip(keys, key, strict=True))} for key, count in counts.most_common()]
+    chosen = manifest.select(kept)
+    labels = np.unique(chosen.column("label"), return_inverse=True)[1]
+    provenance = {**manifest.provenance, "left_out_of_splits": about}
+    return chosen.with_column("label", labels).with_provenance(provenance)
 
 
 @dataclass(frozen=True)
@@ -116,11 +179,12 @@ class HoldOutClasses(Split):
     def choose(self, manifest: Manifest) -> NDArray[np.intp]:
         labels = manifest.column("label")
         there = np.unique(labels)
+        _check_two(self.name, len(there))
         classes = share_of(self.classes, len(there), f"split {self.name!r}")
         if not 0 < classes < len(there):
             raise GuieError(
-                f"split {self.name!r}: {classes} classes are to be held out, but there are {len(there)}. "
-                f"Hold out between 1 and {max(len(there) - 1, 1)}, or add data"
+                f"split {self.name!r}: {plural(classes, 'class')} are to be held out, but there are {len(there)}. "
+                f"Set classes to {_range(1, len(there) - 1)}, or add data"
             )
         held_out = np.random.default_rng(self.seed).permutation(there)[:classes]
         return np.flatnonzero(np.isin(labels, held_out))
@@ -151,18 +215,22 @@ class UnseenClasses(Split):
         _check_fold(self.name, self.folds, self.fold)
         labels, categories = manifest.column("label"), manifest.column("category").astype(str)
         classes = len(np.unique(labels))
+        _check_two(self.name, classes)
         largest = int(np.unique(categories, return_counts=True)[1].max(initial=0))
-        if min(classes, largest) < self.folds:
+        if (most := min(classes, largest)) < self.folds:
+            remedy = (
+                f"Set folds to {_range(2, most)}, or add" if most >= 2 else "Give classes a common category, or add"
+            )
             raise GuieError(
-                f"split {self.name!r}: {classes} classes, of whose categories the largest has {largest} images, cannot "
-                f"be dealt into {self.folds} folds. Set folds to {max(min(classes, largest), 2)} or less, or add data"
+                f"split {self.name!r}: {classes} classes, of whose categories the largest has "
+                f"{plural(largest, 'image')}, cannot be dealt into {self.folds} folds. {remedy} data"
             )
         folds = StratifiedGroupKFold(self.folds, shuffle=True, random_state=self.seed)
         chosen = _fold(folds.split(labels, categories, groups=labels), self.fold, self)
         if not len(chosen):
             raise GuieError(
                 f"split {self.name!r}: fold {self.fold} of {self.folds} got none of the {classes} classes. "
-                "Set folds lower or choose another fold"
+                f"Set fold to another of 0..{self.folds - 1}" + ", or folds to fewer" * (self.folds > 2)
             )
         return chosen
 
@@ -194,10 +262,14 @@ class StratifiedImages(Split):
         eligible = np.flatnonzero(counts[inverse] >= self.min_images)
         largest = int(counts.max(initial=0))
         if not len(eligible) or largest < self.folds:
+            remedy = (
+                f"Set folds to {_range(2, largest)} and min_images to {largest} or less, or add data"
+                if largest >= 2
+                else f"Add images of the same classes, or remove {self.name!r} from recipe.splits"
+            )
             raise GuieError(
-                f"split {self.name!r}: of {len(counts)} classes the largest has {largest} images; {self.folds} folds "
-                f"of classes with at least {self.min_images} images cannot be made. "
-                f"Set folds and min_images to {max(largest, 2)} or less, or add data"
+                f"split {self.name!r}: of {plural(len(counts), 'class')} the largest has {plural(largest, 'image')}; "
+                f"{self.folds} folds of classes with at least {self.min_images} images cannot be made. {remedy}"
             )
         folds = StratifiedKFold(self.folds, shuffle=True, random_state=self.seed)
         return eligible[_fold(folds.split(eligible, labels[eligible]), self.fold, self)]
@@ -206,11 +278,23 @@ class StratifiedImages(Split):
         return free.share(1 / self.folds, of_classes=False)  # at most: classes of few images stay whole
 
 
+def _check_two(name: str, classes: int) -> None:
+    if classes < 2:
+        there = "one class is left, and it" if classes else "no class is left, and one"
+        raise GuieError(
+            f"split {name!r}: {there} is needed to train on. Add classes, or let the splits before this one, in "
+            "recipe.splits, take fewer"
+        )
+
+
 def _check_fold(name: str, folds: int, fold: int) -> None:
     if folds < 2 or not 0 <= fold < folds:
-        raise UsageError(
-            f"split {name!r}: there is no fold {fold} of {folds}. Set folds to 2 or more, and fold from 0 to folds - 1"
-        )
+        remedy = "folds to 2 or more" if folds < 2 else f"fold to {_range(0, folds - 1)}"
+        raise UsageError(f"split {name!r}: there is no fold {fold} of {folds}. Set {remedy}")
+
+
+def _range(least: int, most: int) -> str:
+    return str(least) if most == least else f"{least}..{most}"
 
 
 def _fold(folds: Iterator[tuple[Any, Any]], number: int, split: Split) -> NDArray[np.intp]:

@@ -30,6 +30,7 @@ from guie_datasets.places import printable
 from guie_datasets.preparing.growing import GrowingColumns
 from guie_datasets.preparing.sources import Sources
 from guie_datasets.quarantine import Finding, Groups, Kind, Quarantine, written
+from guie_datasets.repeats import repeated
 from guie_datasets.rows import Dataset, ImageRef, Row
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ class _Preparation:
         starts = np.array([*self._starts, len(columns)])
         original = columns.array("original_label")
         labels = columns.array("label") + np.repeat(offsets, np.diff(starts))
-        rows, earlier, same = _repeated(columns.array("hash"), labels)
+        rows, earlier, same = repeated(columns.array("hash"), labels)
         keep = np.ones(len(columns), bool)
         keep[rows[same]] = False
         self._shared(starts, rows[~same], earlier[~same])
@@ -395,35 +396,6 @@ def _batched(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
 
 
 # --- all of them
-
-
-def _repeated(
-    hashes: NDArray[np.void], labels: NDArray[np.int64]
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
-    """The rows whose bytes occur before, an earlier row for each, and whether that has the same label; by row.
-
-    Where an earlier row has the same label it's the first such, otherwise the first of all.
-    """
-    words = hashes.view("<u8").reshape(-1, 2)
-    # on half of the hash first, which nearly always tells them apart, so that the rest concerns few rows
-    order = np.argsort(words[:, 0])
-    half = words[order, 0]
-    alike = half[1:] == half[:-1]
-    del half
-    rows = order[np.append(alike, False) | np.append(False, alike)] if len(order) else order
-    del order, alike
-    rows = rows[np.lexsort((rows, labels[rows], words[rows, 1], words[rows, 0]))]
-    new_hash = np.ones(len(rows), bool)
-    new_hash[1:] = np.any(words[rows[1:]] != words[rows[:-1]], axis=1)
-    new_label = new_hash.copy()
-    new_label[1:] |= labels[rows[1:]] != labels[rows[:-1]]
-    of_label = rows[np.maximum.accumulate(np.where(new_label, np.arange(len(rows)), 0))]
-    starts = np.flatnonzero(new_hash)
-    of_hash = np.repeat(np.minimum.reduceat(rows, starts) if len(rows) else rows, np.diff([*starts, len(rows)]))
-    later = np.flatnonzero(rows != np.where(new_label, of_hash, of_label))
-    later = later[np.argsort(rows[later])]
-    same = ~new_label[later]
-    return rows[later], np.where(same, of_label[later], of_hash[later]), same
 
 
 def _plugin(dataset: Dataset) -> dict[str, str] | None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
 from guie_core import Config, GuieError, Slot
 from guie_core.registry import build, lookup
 from guie_core.signature import signature
-from guie_core.spelling import told_as
+from guie_core.spelling import spelled, told_as
 from guie_core.wording import listing, plural
 from guie_datasets import Dataset, Extent, Manifest, apply_filters, prepare, split
 from guie_datasets.extent import united
@@ -23,6 +24,7 @@ from guie_datasets.splits import TRAIN
 from guie_train.planning.forecast import LIBRARIES, Forecast, Images, Missing, NotKnown, Outlook, about, known
 from guie_train.stage import NOT_IN_KEY, Stage, Workspace
 
+log = logging.getLogger(__name__)
 ROW = 100
 """Bytes of an image in a manifest, its path included."""
 
@@ -52,12 +54,14 @@ class Prepare(Stage[Manifest]):
         """Write `manifest.parquet`, and to `quarantine.csv` what was left out or looks wrong."""
         filters = [build("filters", config, where=f"recipe.filters.{i}") for i, config in enumerate(self.filters)]
         with told_as(self._keys()):
-            manifest, _ = prepare(
+            manifest, found = prepare(
                 list(self._datasets().values()),
                 max_bad=self.max_bad,
                 keep_duplicates=self.keep_duplicates,
                 quarantine=folder / "quarantine.csv",
             )
+        for told in found.told:
+            log.warning("%s: %s", self.name, spelled(told, self._keys()))
         apply_filters(manifest, filters).write(folder / "manifest.parquet")
 
     def fingerprint(self) -> str:
@@ -163,17 +167,36 @@ class Prepare(Stage[Manifest]):
 
 @dataclass(frozen=True, kw_only=True)
 class Split(Stage[Manifest]):
-    """Who may be used for what: each split takes its rows from those that are left; the rest is "train"."""
+    """Who may be used for what: each split takes its rows from those that are left; the rest is "train".
+
+    No image is in two splits, under whatever labels: it stays in the first of them.
+    """
 
     slug: ClassVar[str] = "split"
     cheap: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("guie-datasets",)
     manifest: Stage[Manifest]
     splits: list[Annotated[Config, Slot("splits")]]
 
     def run(self, folder: Path, workspace: Workspace) -> None:
-        """Write `manifest.parquet` with its `split` column set."""
+        """Write `manifest.parquet` with its `split` column set, and to `quarantine.csv` what was left out."""
         splits = [build("splits", config, where=f"recipe.splits.{i}") for i, config in enumerate(self.splits)]
-        split(workspace.get(self.manifest), splits).write(folder / "manifest.parquet")
+        keys = [
+            {name: f"recipe.splits.{i}.{name}=" for name in signature(lookup("splits", config["type"]).load()).hints}
+            for i, config in enumerate(self.splits)
+        ]
+        manifest = workspace.get(self.manifest)
+        done = split(manifest, splits, quarantine=folder / "quarantine.csv", settings=keys)
+        if left_out := done.provenance.get("left_out_of_splits"):
+            log.warning(
+                "%s: %s of %s left out of training and of choices, since the same bytes are set aside: %s. Data sets "
+                "that show the same things should give them the same labels, or one of them should go",
+                self.name,
+                plural(len(manifest) - len(done), "image"),
+                f"{len(manifest):,} are" if len(manifest) - len(done) > 1 else f"{len(manifest):,} is",
+                listing(map(_told, left_out), 5),
+            )
+        done.write(folder / "manifest.parquet")
 
     def forecast(self, outlook: Outlook) -> Forecast:
         """A share of what is left for each split, as it says itself; the rest is trained on."""
@@ -202,4 +225,14 @@ class Split(Stage[Manifest]):
     def summary(self, output: Manifest) -> str:
         """Images and classes of each split."""
         splits = Images.counted(output).splits
-        return ", ".join(f"{name} {part.images:,} of {plural(part.classes, 'class')}" for name, part in splits.items())
+        parts = [f"{name} {part.images:,} of {plural(part.classes, 'class')}" for name, part in splits.items()]
+        left_out = sum(each["images"] for each in output.provenance.get("left_out_of_splits", ()))
+        aside = f"; left out as they are in another split: {left_out:,}, in quarantine.csv" if left_out else ""
+        return ", ".join(parts) + aside
+
+
+def _told(left_out: Mapping[str, Any]) -> str:
+    """What is left out, of which data set, and where the same images are: as `split` counts it."""
+    same = left_out["source"] == left_out["in_source"]
+    there = f"{left_out['in_split']!r}" + ("" if same else f" of {left_out['in_source']!r}")
+    return f"{left_out['images']:,} of {left_out['source']!r} in {there}"
