@@ -229,9 +229,11 @@ def _child(request: dict[str, Any], folder: str, out: int, err: int, told: int) 
 
 def import_all() -> None:
     """What runs import, some of it as late as they can."""
+    import matplotlib.backends.backend_svg  # noqa: F401
     import onnxruntime  # noqa: F401
     import onnxscript  # noqa: F401
     import sklearn.model_selection  # noqa: F401
+    import timm  # noqa: F401
 
     import guie_train.recipes.arcface_then_classifier
     import guie_train.runner  # noqa: F401
