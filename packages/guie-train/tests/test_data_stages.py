@@ -144,10 +144,12 @@ def test_no_image_is_in_two_splits_and_what_is_left_out_is_told(
     line = stage.summary(done)
     assert line.endswith(f"; left out as they are in another split: {left_out}, in quarantine.csv")
     warning = next(each.getMessage() for each in caplog.records if each.getMessage().startswith("split: "))
-    assert f"{left_out} images of 20 are left out of training and of choices" in warning
-    assert re.search(r"\d of 'cars' in 'test' of 'images'", warning)
+    assert warning.startswith("split: data sets share images, which are left out where another split has them: ")
+    told = re.findall(r"(\d) of '(cars|images)' from 'train', in 'test' as '(cars|images)'", warning)
+    assert sum(int(count) for count, *_ in told) == left_out
     assert "prepare: 10 of the 10 images of data set 1 are in data set 0 as well, under other labels" in caplog.text
     folder = Workspace(tmp_path / "store", profile("cpu"), Stop()).folder(stage)
+    assert f"listed in {folder / 'quarantine.csv'}" in warning
     with open(folder / "quarantine.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == left_out
 

@@ -16,7 +16,7 @@ from guie_core import Config, GuieError, Slot
 from guie_core.registry import build, lookup
 from guie_core.signature import signature
 from guie_core.spelling import spelled, told_as
-from guie_core.wording import listing, plural
+from guie_core.wording import listing, plural, shown
 from guie_datasets import Dataset, Extent, Manifest, apply_filters, prepare, split
 from guie_datasets.extent import united
 from guie_datasets.places import NotThere
@@ -187,14 +187,13 @@ class Split(Stage[Manifest]):
         ]
         manifest = workspace.get(self.manifest)
         done = split(manifest, splits, quarantine=folder / "quarantine.csv", settings=keys)
-        if left_out := done.provenance.get("left_out_of_splits"):
+        if shared := [each for each in _left_out(done) if each["source"] != each["in_source"]]:
             log.warning(
-                "%s: %s of %s left out of training and of choices, since the same bytes are set aside: %s. Data sets "
-                "that show the same things should give them the same labels, or one of them should go",
+                "%s: data sets share images, which are left out where another split has them: %s; listed in %s. Where "
+                "they show the same things, use one of them, or make one table of them, with one label for each thing",
                 self.name,
-                plural(len(manifest) - len(done), "image"),
-                f"{len(manifest):,} are" if len(manifest) - len(done) > 1 else f"{len(manifest):,} is",
-                listing(map(_told, left_out), 5),
+                listing(map(_told, shared), 5),
+                shown(workspace.folder(self) / "quarantine.csv"),
             )
         done.write(folder / "manifest.parquet")
 
@@ -226,13 +225,17 @@ class Split(Stage[Manifest]):
         """Images and classes of each split."""
         splits = Images.counted(output).splits
         parts = [f"{name} {part.images:,} of {plural(part.classes, 'class')}" for name, part in splits.items()]
-        left_out = sum(each["images"] for each in output.provenance.get("left_out_of_splits", ()))
+        left_out = sum(each["images"] for each in _left_out(output))
         aside = f"; left out as they are in another split: {left_out:,}, in quarantine.csv" if left_out else ""
         return ", ".join(parts) + aside
 
 
+def _left_out(manifest: Manifest) -> list[dict[str, Any]]:
+    """What was left out of its splits, as `split` counts it."""
+    found: list[dict[str, Any]] = manifest.provenance.get("left_out_of_splits", [])
+    return found
+
+
 def _told(left_out: Mapping[str, Any]) -> str:
-    """What is left out, of which data set, and where the same images are: as `split` counts it."""
-    same = left_out["source"] == left_out["in_source"]
-    there = f"{left_out['in_split']!r}" + ("" if same else f" of {left_out['in_source']!r}")
-    return f"{left_out['images']:,} of {left_out['source']!r} in {there}"
+    """ "12 of 'cars' from 'train', in 'test' as 'photos'"."""
+    return "{images:,} of {source!r} from {split!r}, in {in_split!r} as {in_source!r}".format(**left_out)
