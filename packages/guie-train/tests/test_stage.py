@@ -16,7 +16,7 @@ from guie_core.interrupt import Stop
 from guie_core.profiles import profile
 from guie_train.fitting import Training
 from guie_train.runner import _chosen
-from guie_train.stage import NOT_IN_KEY, Stage, StageRecord, Workspace, _components
+from guie_train.stage import NOT_IN_KEY, Stage, StageRecord, Workspace, _components, blamed, blaming
 
 RUNS: list[str] = []
 
@@ -201,3 +201,30 @@ def test_what_made_a_result_stands_beside_it(tmp_path: Path) -> None:
     about = json.loads((space.folder(three()) / "stage.json").read_text())
     assert about["stage"] == "sum"
     assert about["arguments"]["one"] == {"stage": Number(name="one", value=1).key}
+
+
+def test_an_error_is_of_the_stage_in_which_it_arose(tmp_path: Path) -> None:
+    one, other = Store(name="one", value=1), Number(name="other", value=2)
+    total = Sum(name="total", one=one, others={"other": other})
+
+    def error_of(stage: Stage[int]) -> str:
+        with pytest.raises(GuieError) as error:
+            workspace(tmp_path).get(stage)
+        return blamed(error.value)
+
+    Store.fail.append(GuieError("of an input"))
+    assert error_of(total) == one.work
+    Sum.fail.append(GuieError("its own"))
+    assert error_of(total) == total.work
+    # other settings, other inputs, and what no output depends on: each may be why
+    others = [Store(name="one", value=7), Store(name="one", value=1, colour="blue"), Number(name="one", value=1)]
+    assert len({one.work, total.work, *(each.work for each in others)}) == 5
+    assert Store(name="one", value=1).work == one.work
+    with pytest.raises(UsageError) as told:
+        try:
+            with blaming(one):
+                raise GuieError("the disk makes noises")
+        except GuieError as error:
+            raise UsageError(f"in other words: {error}") from None
+    assert blamed(told.value) == one.work
+    assert blamed(GuieError("of no stage")) == ""

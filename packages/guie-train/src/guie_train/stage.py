@@ -7,7 +7,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from importlib.metadata import version
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 NOT_IN_KEY = {"key": False}  # metadata of the fields on which the outputs do not depend
+_BLAMED = "guie_stage_work"  # attribute of errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +131,15 @@ class Stage(ABC, Generic[T]):
         return digest(json.dumps(parts, sort_keys=True))[:16]
 
     @cached_property
+    def work(self) -> str:
+        """What this stage does, and on what: where it is the same, so is what goes wrong, whatever other stages do.
+
+        Unlike the key it has every field, and is there although files that are to be read aren't.
+        """
+        every = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        return digest(json.dumps([self.slug, every], sort_keys=True, default=repr))
+
+    @cached_property
     def versions(self) -> dict[str, str]:
         """Versions of the distributions that own this stage and the components its arguments name."""
         target = f"{type(self).__module__}:{type(self).__qualname__}"
@@ -180,6 +190,26 @@ def _components(hint: Any, value: Any) -> Iterator[tuple[str, Config]]:
     for argument in get_args(hint):
         for item in items:
             yield from _components(argument, item)
+
+
+@contextmanager
+def blaming(stage: Stage[Any]) -> Iterator[None]:
+    """An error that leaves this block is of `stage`, unless it is of another one within; `blamed` tells."""
+    try:
+        yield
+    except Exception as error:
+        with suppress(GuieError):  # files that an input reads aren't there
+            setattr(error, _BLAMED, blamed(error) or stage.work)
+        raise
+
+
+def blamed(error: BaseException | None) -> str:
+    """The `Stage.work` in which an error arose, or the one that it was told for; "" where that was in no stage."""
+    while error is not None:
+        if work := getattr(error, _BLAMED, ""):
+            return str(work)
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 @dataclass(frozen=True)
@@ -244,7 +274,8 @@ class Workspace:
         """
         known = (stage.name, stage.key)
         if known not in self._outputs:
-            self._outputs[known] = self._make(stage)
+            with blaming(stage):
+                self._outputs[known] = self._make(stage)
         return cast(T, self._outputs[known])
 
     def _make(self, stage: Stage[T]) -> T:
