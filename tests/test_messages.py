@@ -71,8 +71,66 @@ def test_losses_that_fit(guie_train: Run, overrides: list[str]) -> None:
 def test_a_margin_that_the_loss_refuses(guie_train: Run) -> None:
     code, message = guie_train("--set", "recipe.loss.margin=4.0")
     assert code == 2
-    assert message.endswith("error: ArcFace: margin is 4.0; it is an angle in radians, from 0 to below pi.\n")
+    assert message.endswith(
+        "error: 1 problem in experiments/quickstart.py\n"
+        "  recipe.loss: ArcFace: margin is 4.0; it is an angle in radians, from 0 to below pi.\n"
+    )
     assert "features" not in message
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("recipe.selection.metric=mPP@5", "recipe.selection.metric: metric 'mPP@5': 'mPP@k' is not among the metrics"),
+        ("recipe.evaluation.metrics=['mP@5', 'Recal@1']", "recipe.evaluation.metrics.1: metric 'Recal@1': 'Recal@k'"),
+        ("recipe.evaluation.metrics=[]", "recipe.evaluation.metrics: it names no figure"),
+        ("recipe.evaluation.pca=-1", "recipe.evaluation.pca: it is -1"),
+        ("recipe.selection.protocol=dict(type='FirstAgainstSecond', max_index=0)", "recipe.selection.protocol: First"),
+        ("recipe.evaluation.protocol=dict(type='FirstAgainstSecond', seed=-1)", "recipe.evaluation.protocol: seed"),
+        ("recipe.augmentation.crop=1.5", "recipe.augmentation: crop is 1.5; it is the part of each side that stays"),
+        ("recipe.views.train=dict(type='RandomSquareCrop', area=(2, 1))", "recipe.views.train: area of a view is"),
+        ("recipe.seed=-1", "recipe.seed: seed is -1; it is a whole number from 0 to"),
+        ("recipe.max_bad=2", "recipe.max_bad: max_bad is 2.0; it is a share of the images, from 0 to 1"),
+    ],
+)
+def test_what_would_be_refused_after_training_is_refused_before_anything(
+    guie_train: Run, tmp_path: Path, override: str, told: str
+) -> None:
+    for options in ((), ("--dry-run",)):
+        code, message = guie_train("--set", override, *options)
+        assert code == 2
+        assert message.startswith(f"error: 1 problem in experiments/quickstart.py\n  {told}")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_nearest_name_of_a_metric_is_told(guie_train: Run) -> None:
+    assert "Did you mean Recall@k" in guie_train("--set", "recipe.evaluation.metrics=['Recal@1']")[1]
+
+
+def test_more_components_than_features(guie_train: Run) -> None:
+    told = "error: recipe.evaluation.pca: 5000 dimensions of 1,280 features; lower it to 1280 at the most, or to 0"
+    assert guie_train("--set", "recipe.evaluation.pca=5000", "--dry-run")[1].startswith(told)
+    # 1,280 features of fewer images, which are told apart once they are there
+    small = ["--set", "recipe.splits.0.classes=900", "--set", "recipe.evaluation.pca=1280", "--stage", "evaluate"]
+    code, message = guie_train(*small)
+    assert code == 1
+    assert "error: recipe.evaluation.pca: 1280 dimensions of " in message
+    assert "images to train on; lower it to " in message
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("recipe.evaluation.protocol.split=tset", "recipe.evaluation.protocol: no image is in split 'tset'"),
+        ("recipe.augmentation.padded_for=['Objekts']", "padded_for: there is no category 'Objekts'. Did you mean"),
+        ("recipe.arcface.batch_size=100000", "recipe.arcface: "),
+    ],
+)
+def test_a_plan_of_data_that_are_prepared_is_checked_as_a_run_is(guie_train: Run, override: str, told: str) -> None:
+    assert guie_train("--stage", "split", "--work-dir", "runs/it")[0] == 0
+    code, message = guie_train("--set", override, "--dry-run", "--work-dir", "runs/it")
+    assert code in (1, 2)
+    assert told in message
 
 
 def test_several_mistakes_are_all_told(guie_train: Run) -> None:
@@ -132,7 +190,7 @@ def test_a_gpu_profile_without_a_gpu(guie_train: Run, monkeypatch: pytest.Monkey
 def test_more_classes_to_hold_out_than_there_are(guie_train: Run) -> None:
     code, message = guie_train("--set", "recipe.splits.0.classes=2000")
     assert code == 1
-    assert "2000 classes are to be held out, but there are 1034" in message
+    assert "2,000 classes are to be held out, but there are 1034" in message
 
 
 def test_an_unknown_stage_names_all(guie_train: Run) -> None:

@@ -114,6 +114,39 @@ def test_component_that_refuses_its_arguments(toys: Any) -> None:
     assert isinstance(error.value.__cause__, ValueError)
 
 
+def test_a_refusal_in_words_is_told_with_its_key(toys: Any) -> None:
+    toys.module(
+        "picky",
+        """
+        from guie_core import ExperimentError, Problem, UsageError
+        def alone(size=0): raise UsageError(f"Alone: size is {size}; it is 1 or more.")
+        def within(): raise ExperimentError([Problem("recipe.head.base", "it is refused.")])
+        """,
+    )
+    toys.add(
+        "picky",
+        "guie-picky",
+        "0.3",
+        """
+        from guie_core import Entry, hookimpl
+        @hookimpl
+        def guie_heads():
+            return [Entry("Alone", "picky:alone", "Refuses"), Entry("Within", "picky:within", "Refuses what it holds")]
+        """,
+    )
+    toys.load()
+    for where, told in {
+        "recipe.head": "1 problem\n  recipe.head: Alone: size is 0; it is 1 or more.",
+        "": "Alone: size is 0; it is 1 or more.",  # no experiment is spoken of
+    }.items():
+        with pytest.raises(UsageError) as error:
+            build("heads", {"type": "Alone"}, where=where)
+        assert str(error.value) == told
+    with pytest.raises(ExperimentError) as error:
+        build("heads", {"type": "Within"}, where="recipe.head")
+    assert str(error.value) == "1 problem\n  recipe.head.base: it is refused."
+
+
 def test_component_whose_library_is_missing(toys: Any) -> None:
     toys.module("needy", "import onnxruntime_that_is_missing\n")
     toys.add(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import pytest
 
-from guie_core.errors import Problem
+from guie_core.errors import ExperimentError, Problem
 from guie_core.signature import Config, Slot, convert, expected, signature
 
 if TYPE_CHECKING:
@@ -32,6 +32,15 @@ class Range:
     def __post_init__(self) -> None:
         if self.least > self.most:
             raise ValueError(f"least is {self.least}, above most, {self.most}.")
+
+
+@dataclass(frozen=True)
+class Named:
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if "" in self.names:
+            raise ExperimentError([Problem("names", "one is empty.", "Give it a name.")])
 
 
 class Opaque:
@@ -121,6 +130,7 @@ def test_values_that_fit(hint: Any, value: Any, result: Any) -> None:
         (float | Settings | Range, {"least": 1}, "here: here needs the setting 'most': a number."),
         (Range | Settings, {"least": 2, "most": 1}, "here: least is 2.0, above most, 1.0."),
         (Range | Settings, {"least": 2, "most": "a"}, "here.most: expects a number, got the text 'a'."),
+        (list[Named], [{"names": [""]}], "here.0.names: one is empty.\nGive it a name."),
         (Range | None, {"least": 2, "most": 1}, "here: least is 2.0, above most, 1.0."),
         (
             Settings | Range,

@@ -8,7 +8,9 @@ import pytest
 
 from guie_core import GuieError
 from guie_core.registry import build
+from guie_datasets import Extent
 from guie_train.retrieval import FirstAgainstSecond, LeaveOneOut
+from guie_train.retrieval.protocols import Expected
 
 SPLITS = np.array(["train"] * 400 + ["valid"] * 60 + ["select"] * 90 + ["test"] * 50)
 
@@ -90,3 +92,41 @@ def test_experiments_build_them_by_name() -> None:
     assert build("protocols", {"type": "LeaveOneOut", "split": "select"}) == LeaveOneOut("select")
     config = {"type": "FirstAgainstSecond", "seed": 3, "distractor_splits": ["train"]}
     assert build("protocols", config) == FirstAgainstSecond(seed=3, distractor_splits=("train",))
+
+
+def extents(frame: pd.DataFrame) -> dict[str, Extent]:
+    return {str(name): Extent(len(part), part["label"].nunique(), exact=True) for name, part in frame.groupby("split")}
+
+
+def test_what_is_expected_of_splits_is_what_comes_of_them() -> None:
+    frame = table(0)
+    # two images of each class that asks; of the others, classes that are in one split
+    frame = frame[~frame["label"].isin(frame[frame["split"] == "valid"]["label"]) | (frame["split"] == "valid")]
+    counts = frame[frame["split"] == "select"]["label"].value_counts()
+    frame = frame[~frame["label"].isin(counts[counts < 2].index)].reset_index(drop=True)
+    for protocol in (
+        LeaveOneOut("test"),
+        FirstAgainstSecond(),
+        FirstAgainstSecond(distractors=1),
+        FirstAgainstSecond(max_index=30, max_queries=7),
+        FirstAgainstSecond(distractors=1000, distractor_splits=("valid", "nowhere")),
+    ):
+        pairs = protocol.pairs(frame["label"].to_numpy(), frame["split"].to_numpy())
+        asked = np.union1d(pairs.queries, pairs.index)
+        assert protocol.expected(extents(frame)) == Expected(len(pairs.queries), len(pairs.index), len(asked))
+
+
+def test_a_split_that_is_not_there_is_told_with_the_nearest_name() -> None:
+    frame = table(0)
+    told = r"no image is in split 'tset'; the splits are: 'select', 'test', 'train', 'valid'. Did you mean 'test'\?"
+    with pytest.raises(GuieError, match=told):
+        LeaveOneOut("tset").pairs(frame["label"], frame["split"])
+    with pytest.raises(GuieError, match=told):
+        FirstAgainstSecond("tset").expected(extents(frame))
+
+
+@pytest.mark.parametrize("setting", [{"distractors": -1}, {"max_index": 0}, {"max_queries": 0}])
+def test_settings_that_leave_nothing_to_ask(setting: dict[str, int]) -> None:
+    (name,) = setting
+    with pytest.raises(ValueError, match=rf"^{name} is -?\d; it is \d or more\.$"):
+        FirstAgainstSecond(**setting)

@@ -86,8 +86,8 @@ def build(kind: str, config: Mapping[str, Any], /, *, where: str = "", **provide
         ExperimentError: `config` doesn't fit the component, with all problems, or the component refuses its arguments.
         GuieError: the component cannot be imported.
     """
-    where = where or kind
-    target, found, converted, problems = _examine(kind, config, where, (), tuple(provided))
+    place = where or kind
+    target, found, converted, problems = _examine(kind, config, place, (), tuple(provided))
     if problems:
         raise ExperimentError(problems)
     given = {name: value for name, value in provided.items() if found.open or name in found.hints}
@@ -95,7 +95,11 @@ def build(kind: str, config: Mapping[str, Any], /, *, where: str = "", **provide
         return target(**{**given, **converted})
     except (ValueError, TypeError) as error:
         label = lookup(kind, config["type"]).label
-        raise ExperimentError([Problem(where, f"{label} refused its arguments: {error}")]) from error
+        raise ExperimentError([Problem(place, f"{label} refused its arguments: {error}")]) from error
+    except UsageError as error:
+        if not where or isinstance(error, ExperimentError):  # of a component within it, which says where
+            raise
+        raise ExperimentError([Problem(where, str(error))]) from error
 
 
 #: The component's target, its signature, the converted arguments, and the problems.

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from .errors import Problem
+from .errors import ExperimentError, Problem
 from .wording import did_you_mean, listing, nearest
 
 #: Settings as an experiment writes them: ``dict(type="Linear", out_features=64)``.
@@ -218,6 +218,8 @@ def convert(
             return base(**converted), []
         except ValueError as error:  # its own __post_init__
             return value, [Problem(where, str(error))]
+        except ExperimentError as error:  # which says of what setting
+            return value, [dataclasses.replace(each, where=f"{where}.{each.where}") for each in error.problems]
     return value, []
 
 

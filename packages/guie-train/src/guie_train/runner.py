@@ -13,13 +13,14 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from guie_core import GuieError, Interrupted, UsageError
+from guie_core import ExperimentError, GuieError, Interrupted, UsageError
 from guie_core.experiment import Experiment
 from guie_core.files import replace_link
 from guie_core.interrupt import interruptible
@@ -34,7 +35,7 @@ from guie_train.processes import joined
 from guie_train.recipes import recipe_of
 from guie_train.report import Report, StageLine, render
 from guie_train.runs.outputs import LINKS, SWEEP, store_of
-from guie_train.stage import Stage, StageRecord, Workspace
+from guie_train.stage import Stage, StageRecord, Workspace, blaming
 from guie_train.trackers import Tracking
 
 TERMINAL = 79  # columns of the narrowest terminal in use, less one: a longer line could not be erased
@@ -84,7 +85,7 @@ def train(
     begin = time.monotonic()
     options = [("--work-dir", work_dir), ("--stage", stage)]
     go_on = command or [*_command(experiment), *(str(part) for each in options if each[1] for part in each)]
-    with joined(on_gpus=experiment.profile.device == "cuda") as processes, ExitStack() as held:
+    with joined(on_gpus=experiment.profile.device == "cuda") as processes, ExitStack() as held, _told_of(experiment):
         stop = held.enter_context(interruptible())
         workspace = Workspace(store_of(folder), experiment.profile, stop, fresh=fresh, processes=processes)
         if not processes.first:
@@ -143,23 +144,39 @@ def train(
     return folder
 
 
+def check(experiment: Experiment, *, work_dir: Path, stage: str | None = None, command: Sequence[str] = ()) -> None:
+    """Find what would stop `train`, with the same arguments, before its first long stage.
+
+    What is cheap is done for that, and lies in the store for the run; there is no record of it. Raises as `train` does.
+    """
+    stages, _ = _chosen(recipe_of(experiment).stages(experiment.profile), stage, None)
+    device_of(experiment.profile)
+    with interruptible() as stop, _resumable(command), _told_of(experiment):
+        workspace = Workspace(store_of(work_dir.absolute()), experiment.profile, stop)
+        _check_sources(stages)
+        for each in takewhile(lambda each: each.cheap, stages):
+            workspace.get(each)
+        _check(stages, workspace)
+
+
 def _keys(stages: list[Stage[Any]]) -> frozenset[str]:
     return frozenset(each.key for each in stages)
 
 
 def _outputs(stages: list[Stage[Any]], workspace: Workspace) -> Iterator[tuple[Stage[Any], Any]]:
     """Each stage with its outputs. Once the cheap ones are done, all others are checked."""
-
-    def check() -> None:
-        for each in stages:
-            each.check(workspace)
-
     checked = False
     for each in stages:
         if not checked and not each.cheap:
-            workspace.processes.from_first(check)
+            workspace.processes.from_first(lambda: _check(stages, workspace))
             checked = True
         yield each, workspace.get(each)
+
+
+def _check(stages: list[Stage[Any]], workspace: Workspace) -> None:
+    for each in stages:
+        with blaming(each):
+            each.check(workspace)
 
 
 @contextmanager
@@ -177,13 +194,14 @@ def _check_sources(stages: list[Stage[Any]]) -> None:
     for each in stages:
         if not each.inputs():
             try:
-                each.key  # noqa: B018  it looks at the files
+                with blaming(each):
+                    each.key  # noqa: B018  it looks at the files
             except GuieError as error:
                 problems.append(error)
     if len(problems) == 1:
         raise problems[0]
     if problems:
-        raise GuieError("\n\n".join(map(str, problems)))
+        raise GuieError("\n\n".join(map(str, problems))) from problems[0]
 
 
 def _show(run: Run, names: list[str], record: StageRecord) -> None:
@@ -221,13 +239,28 @@ def show_plan(
     folder = (work_dir or default_folder(experiment)).absolute()
     recipe = recipe_of(experiment)
     stages, again = _chosen(recipe.stages(experiment.profile), stage, start)
-    with interruptible() as stop, _passing_line() as tell:
+    with interruptible() as stop, _passing_line() as tell, _told_of(experiment):
         workspace = Workspace(store_of(folder), experiment.profile, stop)
         plan = make_plan(stages, again, workspace, lambda name: tell(f"plan: {name}"))
     click.echo(f"{experiment.name} on {experiment.profile.name} -> {shown(folder)} (dry run: nothing is written)")
     click.echo(f"{experiment.profile.summary}\n\n{page(plan, store_of(folder))}")
+    to_do = {step.name for step in plan.to_do}
+    if not any(each.cheap and each.name in to_do for each in stages):  # else it shows when those are done
+        with _told_of(experiment):
+            for each in stages:
+                if each.name in to_do:
+                    each.check(workspace.look())
     if experiment.profile.device == "cuda" and (refusal := plan.refusal(plan.memory, f"profile {plan.profile.name}")):
         raise GuieError(refusal)
+
+
+@contextmanager
+def _told_of(experiment: Experiment) -> Iterator[None]:
+    """Mistakes in its settings are told with its file."""
+    try:
+        yield
+    except ExperimentError as error:
+        raise ExperimentError(error.problems, error.source or shown(experiment.path)) from error
 
 
 @contextmanager

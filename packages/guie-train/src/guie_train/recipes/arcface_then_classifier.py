@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from guie_core import Config, ExperimentError, Problem, Slot
+from guie_core import Config, ExperimentError, Problem, Slot, UsageError
 from guie_core.profiles import Profile
+from guie_core.registry import build
 from guie_core.wording import did_you_mean
 from guie_datasets import Manifest, decode
+from guie_datasets.checks import check_max_bad, check_seed
 from guie_datasets.images.decoding import Method
 from guie_datasets.splits import TRAIN
 from guie_train.device import compute_dtype
 from guie_train.fitting import Training
 from guie_train.heads import LOSS_PROVIDES, TrainedHead
 from guie_train.report import Images, Report
+from guie_train.retrieval import Protocol
+from guie_train.retrieval.metrics import refused
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.augmentation import Switched
 from guie_train.stages.classifier import FitClassifier
@@ -35,6 +40,12 @@ class Views:
     train: ViewConfig
     valid: ViewConfig
     classifier: ViewConfig
+
+    def check(self) -> None:
+        """Raise ExperimentError if a view refuses its settings."""
+        for name in ("train", "valid", "classifier"):
+            pixels: dict[str, Any] = {"size": 224, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+            build("views", getattr(self, name), where=f"recipe.views.{name}", **pixels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +113,15 @@ class Evaluation:
     metrics: tuple[str, ...] = ("mP@5", "MRR@5", "Recall@1")
     pca: int = 64
 
+    def __post_init__(self) -> None:
+        problems = [each for i, name in enumerate(self.metrics) for each in refused(name, f"metrics.{i}")]
+        if not self.metrics:
+            problems.append(Problem("metrics", "it names no figure; 'mP@5' is the contest's."))
+        if self.pca < 0:
+            problems.append(Problem("pca", f"it is {self.pca}; it is a number of dimensions, or 0 for none."))
+        if problems:
+            raise ExperimentError(problems)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArcFaceThenClassifier:
@@ -166,12 +186,33 @@ class ArcFaceThenClassifier:
         if self.submission and all(config["type"] != "TorchScript" for config in self.exports):
             hint = "Add dict(type='TorchScript') to recipe.exports, or set recipe.submission=False."
             problems.append(Problem("recipe.submission", "the contest takes TorchScript, which isn't exported.", hint))
+        checks: dict[str, Callable[[], object]] = {
+            "recipe.seed": lambda: check_seed(self.seed),
+            "recipe.max_bad": lambda: check_max_bad(self.max_bad),
+            "recipe.selection.protocol": lambda: _built(self.selection.protocol, "recipe.selection.protocol"),
+            "recipe.evaluation.protocol": lambda: self.reported,
+            "recipe.views": self.views.check,
+        }
+        for where, check in checks.items():
+            try:
+                check()
+            except ExperimentError as error:
+                problems += error.problems
+            except UsageError as error:
+                problems.append(Problem(where, f"{error}."))
         if problems:
             raise ExperimentError(problems)
 
+    @property
+    def reported(self) -> str | None:
+        """The split that no choice may see; None where nothing is reported."""
+        if self.evaluation is None:
+            return None
+        return str(getattr(_built(self.evaluation.protocol, "recipe.evaluation.protocol"), "split", "test"))
+
     def stages(self, profile: Profile) -> list[Stage[Any]]:
         """The stages, each after its inputs."""
-        reported: str | None = self.evaluation.protocol.get("split", "test") if self.evaluation else None
+        reported = self.reported
         prepare = Prepare(
             name="prepare",
             data=[config for config in self.data if config["type"] not in self.without],
@@ -345,3 +386,8 @@ class ArcFaceThenClassifier:
             exports=workspace.get(stages["export"]) if "export" in stages else (),
             seed=self.seed,
         )
+
+
+def _built(protocol: Config, where: str) -> Protocol:
+    found: Protocol = build("protocols", protocol, where=where)
+    return found

@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from guie_core import UsageError
+from guie_core import Problem, UsageError
 from guie_core.registry import load, lookup
 
 Values = NDArray[np.float64]
@@ -224,6 +224,16 @@ def metric(name: str) -> Metric:
         raise UsageError(f"metric {name!r}: say how many ranks in place of the k, {name[:-1]}5 for example")
     found = load("metrics", name)()
     return found
+
+
+def refused(name: str, where: str) -> list[Problem]:
+    """What is wrong with the name of a metric that an experiment gives at the key `where`; nothing, as a rule."""
+    try:
+        metric(name)
+    except UsageError as error:
+        first, _, rest = str(error).partition("\n")
+        return [Problem(where, first, rest)]
+    return []
 
 
 def _precision_at_hits(relevant: NDArray[np.bool_]) -> Values:

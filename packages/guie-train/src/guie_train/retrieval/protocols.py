@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol as Interface
 
@@ -9,6 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from guie_core import GuieError
+from guie_core.wording import did_you_mean
+from guie_datasets import Extent
+from guie_datasets.checks import check_seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,8 +26,18 @@ class Pairs:
     index: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Expected:
+    """About how many images will ask, how many may answer, and how many they are together: some do both."""
+
+    queries: int
+    index: int
+    images: int
+
+
 class Protocol(Interface):
-    """What a component of kind "protocols" does."""
+    """What a component of kind "protocols" does. It may also have `expected`, as those below; without it a plan knows
+    less."""
 
     def pairs(self, labels: ArrayLike, splits: ArrayLike) -> Pairs:
         """The pairs among rows with these labels, ints [N], and names of splits, texts [N]."""
@@ -47,6 +61,11 @@ class LeaveOneOut:
         """
         rows = _rows(np.asarray(splits), self.split)
         return Pairs(rows, rows)
+
+    def expected(self, splits: Mapping[str, Extent]) -> Expected:
+        """What is to be expected of splits by name. Raises GuieError where there is no such split."""
+        images = _extent(splits, self.split).images
+        return Expected(images, images, images)
 
 
 @dataclass(frozen=True)
@@ -75,6 +94,12 @@ class FirstAgainstSecond:
     max_queries: int = 5_000
     distractor_splits: tuple[str, ...] = ("train", "valid")
 
+    def __post_init__(self) -> None:
+        for name, least in {"distractors": 0, "max_index": 1, "max_queries": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is {least} or more.")
+        check_seed(self.seed)
+
     def pairs(self, labels: ArrayLike, splits: ArrayLike) -> Pairs:
         """Queries and index.
 
@@ -101,10 +126,32 @@ class FirstAgainstSecond:
         index = np.concatenate([index, drawn])
         return Pairs(queries[: self.max_queries], index[: self.max_index])
 
+    def expected(self, splits: Mapping[str, Extent]) -> Expected:
+        """What is to be expected of splits by name, each of whose classes has two images and is in one split alone.
+
+        Raises GuieError where there is no such split.
+        """
+        classes = _extent(splits, self.split).classes
+        others = sum(splits[name].classes for name in self.distractor_splits if name in splits)
+        queries = min(classes, self.max_queries)
+        index = min(classes + min(self.distractors * classes, others), self.max_index)
+        return Expected(queries, index, queries + index)
+
 
 def _rows(splits: NDArray[np.str_], name: str) -> NDArray[np.int64]:
     rows = np.flatnonzero(splits == name)
     if not len(rows):
-        there = ", ".join(repr(str(split)) for split in np.unique(splits)) or "none"
-        raise GuieError(f"no image is in split {name!r}; the splits are: {there}")
+        raise _no_split(name, map(str, np.unique(splits)))
     return rows
+
+
+def _extent(splits: Mapping[str, Extent], name: str) -> Extent:
+    if name not in splits:
+        raise _no_split(name, splits)
+    return splits[name]
+
+
+def _no_split(name: str, there: Iterable[str]) -> GuieError:
+    names = sorted(there)
+    listed = ", ".join(map(repr, names)) or "none"
+    return GuieError(f"no image is in split {name!r}; the splits are: {listed}.{did_you_mean(name, names)}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from guie_core import ExperimentError, Problem
+from guie_core.wording import did_you_mean
 from guie_models import SwitchedAugmentation
 
 # for questions that need no pixels: which images are seen through which view
@@ -25,6 +26,10 @@ class Switched:
     crop: float = 0.9
     padded_for: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"crop is {self.crop}; it is the part of each side that stays, above 0 and up to 1.")
+
     def views(self) -> dict[str, dict[str, Any]]:
         """The augmentation's views by name, as components of kind "views"."""
         augmentation = SwitchedAugmentation(**_NO_PIXELS, crop=self.crop)
@@ -40,11 +45,17 @@ class Switched:
         Raises:
             ExperimentError: the classifier knows no category of that name.
         """
-        unknown = [name for name in self.padded_for if name not in categories]
-        if unknown:
-            hint = f"The images have: {', '.join(categories)}."
-            raise ExperimentError(
-                [Problem("recipe.augmentation.padded_for", f"there is no category {name!r}.", hint) for name in unknown]
+        hint = f"The images have: {', '.join(categories)}."
+        unknown = [
+            Problem(
+                "recipe.augmentation.padded_for",
+                f"there is no category {name!r}.{did_you_mean(name, categories)}",
+                hint,
             )
+            for name in self.padded_for
+            if name not in categories
+        ]
+        if unknown:
+            raise ExperimentError(unknown)
         padded_for = [list(categories).index(name) for name in self.padded_for]
         return SwitchedAugmentation(**(_NO_PIXELS | pixels), crop=self.crop, padded_for=padded_for)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from guie_core import Config, Slot
+from guie_core import Config, GuieError, Slot
 from guie_datasets import Manifest
 from guie_datasets.splits import TRAIN
 from guie_models.heads import PCA
@@ -58,12 +58,25 @@ class Evaluate(Stage[list[System]]):
     pca: int
 
     def check(self, workspace: Workspace) -> None:
-        """Raise GuieError if there is nothing to report on."""
-        check_pairs(self.protocol, "recipe.evaluation.protocol", workspace.get(self.manifest), self.name)
+        """Raise GuieError if there is nothing to report on, or no such PCA."""
+        manifest = workspace.get(self.manifest)
+        check_pairs(self.protocol, "recipe.evaluation.protocol", manifest, self.name)
+        if workspace.complete(self.train):
+            self._check_pca(workspace.get(self.train).dimension, "features")
+        self._check_pca(int((manifest.column("split") == TRAIN).sum()), "images to train on")
+
+    def _check_pca(self, most: int, what: str) -> None:
+        if self.pca > most:
+            raise GuieError(
+                f"recipe.evaluation.pca: {self.pca} dimensions of {most:,} {what}; lower it to {most} at the most, or "
+                "to 0 for none"
+            )
 
     def forecast(self, outlook: Outlook) -> Forecast:
         """PCA's features in memory, and later those of what is reported on: as read, normalised, and for the search."""
-        images, dimension = outlook.images(self.manifest), outlook.given(self.valid, Features).dimension
+        dimension = outlook.given(self.valid, Features).dimension
+        self._check_pca(dimension, "features")
+        images = outlook.images(self.manifest)
         reported = images.of(self.protocol.get("split", "test"))
         baselines = 1 + bool(self.pca) + bool(self.untuned)
         systems = baselines * (2 if self.switched and not self.tuned else 1) + (2 if self.switched else 1)

@@ -7,19 +7,25 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from guie_core import Config, GuieError, Slot
+from guie_core import Config, ExperimentError, GuieError, Slot
 from guie_core.files import atomic_write, sync_directory
 from guie_core.registry import build
 from guie_datasets import Manifest
 from guie_train.fitting import Curve, Fit
+from guie_train.planning.forecast import NotKnown, Outlook
 from guie_train.retrieval import Pairs, evaluate
+from guie_train.retrieval.metrics import refused
+from guie_train.retrieval.protocols import Expected
+
+if TYPE_CHECKING:
+    from guie_train.stage import Stage
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +57,8 @@ class Selection:
         for name, least in {"every": 1, "patience": 0, "top_k": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is {least} or more.")
+        if problems := refused(self.metric, "metric"):
+            raise ExperimentError(problems)
 
     def ranked(self, curves: list[Curve]) -> list[Curve]:
         """Those of the epochs that were evaluated, the best first, the earlier of equals before the later."""
@@ -197,9 +205,36 @@ def check_pairs(protocol: Config, where: str, manifest: Manifest, stage: str) ->
 
 
 def pairs_of(protocol: Config, where: str, manifest: Manifest) -> Pairs:
-    """Who asks and who answers by a protocol of this experiment."""
-    pairs: Pairs = build("protocols", protocol, where=where).pairs(manifest.column("label"), manifest.column("split"))
+    """Who asks and who answers by a protocol of this experiment; `where` is its key.
+
+    Raises:
+        GuieError: as the protocol does, with the key.
+    """
+    built = build("protocols", protocol, where=where)
+    try:
+        pairs: Pairs = built.pairs(manifest.column("label"), manifest.column("split"))
+    except GuieError as error:
+        raise GuieError(f"{where}: {error}") from error
     return pairs
+
+
+def expected_pairs(protocol: Config, where: str, manifest: Stage[Manifest], outlook: Outlook) -> Expected:
+    """How many images are asked by a protocol of this experiment, and how many answer, ahead of time.
+
+    Raises:
+        NotKnown: the protocol doesn't say, or it isn't known what there will be.
+        GuieError: there is no such split, and the manifest is there.
+    """
+    built = build("protocols", protocol, where=where)
+    if not callable(expected := getattr(built, "expected", None)):
+        raise NotKnown(f"{protocol['type']} doesn't say how many images it takes")
+    try:
+        found: Expected = expected(outlook.images(manifest).splits)
+    except GuieError as error:
+        if outlook.ready(manifest):
+            raise GuieError(f"{where}: {error}") from error
+        raise NotKnown(f"{where}: {error} Or does it come with the data?") from error
+    return found
 
 
 def answerable_pairs(
