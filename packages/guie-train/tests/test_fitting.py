@@ -109,7 +109,7 @@ def test_one_epoch_against_a_loop_written_out(tmp_path: Path) -> None:
     model.net[1].p = 0.0
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     features, labels = data()
-    for rows in fitted._rows():
+    for rows in fitted.rows():
         optimizer.zero_grad()
         model(features[rows], labels[rows]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)
@@ -157,7 +157,7 @@ def test_scaled_clipping_steps_as_a_loop_with_a_real_scaler(tmp_path: Path) -> N
     model.net[1].p = 0.0
     optimizer, scaler = torch.optim.AdamW(model.parameters(), lr=1e-2), torch.amp.GradScaler("cpu")
     features, labels = data()
-    for rows in fitted._rows():
+    for rows in fitted.rows():
         optimizer.zero_grad()
         scaler.scale(model(features[rows], labels[rows])).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1000.0)  # of the scaled gradients
@@ -170,7 +170,7 @@ def test_scaled_clipping_steps_as_a_loop_with_a_real_scaler(tmp_path: Path) -> N
 
 
 def test_every_image_is_used_once_an_epoch(tmp_path: Path) -> None:
-    rows = fit(tmp_path)._rows().flatten()
+    rows = fit(tmp_path).rows().flatten()
     assert len(rows) == 48  # of 50: the incomplete batch is dropped
     assert len(rows.unique()) == 48
 
@@ -202,7 +202,7 @@ def test_which_batch_was_not_finite_is_told_exactly(tmp_path: Path, look: int, o
     fitted._look = look
     fitted.example = "image {}".format
     fitted.epoch = 1
-    rows = fitted._rows()
+    rows = fitted.rows()
     fitted.epoch = 0
     assert isinstance(fitted.examples, Resident)
     features = fitted.examples.features
@@ -235,7 +235,7 @@ def test_a_loss_that_diverges_names_its_images(tmp_path: Path) -> None:
 
     training = Training(epochs=1, batch_size=16, optimizer=SAM)
     fitted = Fit(Diverging(), Resident(*data()), training, seed=5, folder=tmp_path, name="head")
-    names = ", ".join(f"row {row}" for row in fitted._rows()[0][:5].tolist())
+    names = ", ".join(f"row {row}" for row in fitted.rows()[0][:5].tolist())
     with pytest.raises(GuieError) as told:
         fitted.run(Stop())
     first, second, third = str(told.value).splitlines()
@@ -267,10 +267,10 @@ def test_parts_of_epochs_make_one_pass_over_the_images(tmp_path: Path) -> None:
     assert fitted.steps == 1
     passes = []
     for fitted.epoch in range(9):
-        passes.append(fitted._rows())
+        passes.append(fitted.rows())
     whole = fit(tmp_path / "whole", epochs=3)
     for whole.epoch in range(3):
-        assert torch.equal(torch.cat(passes[3 * whole.epoch : 3 * whole.epoch + 3]), whole._rows())
+        assert torch.equal(torch.cat(passes[3 * whole.epoch : 3 * whole.epoch + 3]), whole.rows())
     assert not torch.equal(passes[0], passes[3])
 
 
@@ -293,13 +293,13 @@ def test_parts_of_epochs_are_resumed(tmp_path: Path, stop_after: Callable[[int],
 def rates(fitted: Fit, monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
     """The rate of every group in every step."""
     seen: list[list[float]] = []
-    step = fitted._step
+    take = fitted.train_step.take
 
     def noted(*batch: object) -> Tensor:
         seen.append([group["lr"] for group in fitted.optimizer.param_groups])
-        return step(*batch)  # type: ignore[arg-type]
+        return take(*batch)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(fitted, "_step", noted)
+    monkeypatch.setattr(fitted.train_step, "take", noted)
     fitted.run(Stop())
     return seen
 
@@ -352,14 +352,14 @@ def test_a_state_is_saved_within_an_epoch(tmp_path: Path, monkeypatch: pytest.Mo
     whole.run(Stop())
     killed = fit(tmp_path / "killed")
     killed.save_seconds = 0.0
-    step = killed._step
+    take = killed.train_step.take
 
     def kill(*batch: object) -> Tensor:
         if (killed.epoch, killed.step) == (2, 2):
             raise KeyboardInterrupt
-        return step(*batch)  # type: ignore[arg-type]
+        return take(*batch)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(killed, "_step", kill)
+    monkeypatch.setattr(killed.train_step, "take", kill)
     with pytest.raises(KeyboardInterrupt):
         killed.run(Stop())
     rest = fit(tmp_path / "killed")
@@ -466,7 +466,7 @@ def test_steps_that_nobody_looks_at_are_left_out_as_well(tmp_path: Path) -> None
     """On a GPU the fused optimiser leaves them out. Here, the same on the CPU."""
     fused = {"type": "AdamW", "lr": 1e-2, "fused": True}
     (model, looking), (other, blind) = (scaled_fit(tmp_path / name, 13, fused) for name in ("looking", "blind"))
-    blind._unseen = True
+    blind.train_step._unseen = True
     curves = looking.run(Stop())
     assert curves[-1]["skipped steps"] == 3
     assert blind.run(Stop()) == curves
@@ -487,12 +487,11 @@ def test_a_gpu_is_not_waited_for(tmp_path: Path, optimizer: dict[str, Any], clip
     model = Model().to(device)
     fitted = Fit(model, examples, training, seed=5, folder=tmp_path, name="head", float16=float16)
     fitted._begin_epoch()
-    batches = fitted.examples.batches(0, fitted._rows())
+    batches = fitted.examples.batches(0, fitted.rows())
     waits = optimizer["type"] == "SGD" and float16
     try:
         for number, batch in enumerate(batches):
-            fitted._note(fitted._step(*batch))
-            fitted._follow()
+            fitted._step(*batch)
             if number == 3:  # what is made in the first steps is there
                 torch.cuda.set_sync_debug_mode("default" if waits else "error")
     finally:
@@ -531,14 +530,14 @@ def test_a_scaled_fit_interrupted_at_every_step_ends_with_the_same_bits(
 def test_the_average_is_the_formula_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """d * average + (1 - d) * weights in float64, from the first step's weights on; running statistics as they are."""
     plain, averaged = fit(tmp_path / "plain"), fit(tmp_path / "averaged", ema_decay=0.8)
-    step, seen = averaged._step, []
+    take, seen = averaged.train_step.take, []
 
     def noted(*batch: Tensor) -> Tensor:
-        loss = step(*batch)
+        loss = take(*batch)
         seen.append({name: value.detach().double().clone() for name, value in averaged.model.named_parameters()})
         return loss
 
-    monkeypatch.setattr(averaged, "_step", noted)
+    monkeypatch.setattr(averaged.train_step, "take", noted)
     evaluated = []
 
     def after_epoch(epoch: int) -> dict[str, float]:

@@ -123,7 +123,7 @@ def test_processes_train_what_one_does(
     def some(processes: Processes) -> tuple[list[dict[str, float]], int, float]:
         made = fit(tmp_path / "some", processes, *arguments, **training)
         network: Any = made.model
-        return trained(made), network.loss.centres.shape[-2], float(made.norm)
+        return trained(made), network.loss.centres.shape[-2], float(made.train_step.norm)
 
     found = in_processes(count, some)
     assert sum(classes for _, classes, _ in found) == CLASSES

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from guie_core import GuieError
 from guie_train.fitting import Fit, Resident, Training
-from guie_train.fitting.saving import save_state
+from guie_train.fitting.state import save_state
 
 
 class Wide(nn.Module):
@@ -58,10 +58,10 @@ def test_what_the_disk_says_is_what_is_told(tmp_path: Path, monkeypatch: pytest.
                 raise OSError(errno.ENOSPC, "No space left on device")
             return int(self.file.write(data))
 
-    from guie_train.fitting import saving
+    from guie_train.fitting import state as on_disk
 
-    told = saving._Remembering
-    monkeypatch.setattr(saving, "_Remembering", lambda file: told(Full(file)))
+    told = on_disk._Remembering
+    monkeypatch.setattr(on_disk, "_Remembering", lambda file: told(Full(file)))
     with pytest.raises(GuieError, match=r"The disk is full: .*state\.pt could not be written"):
         save_state({"a": torch.zeros(200_000)}, tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
