@@ -20,20 +20,23 @@ import torch
 import torch._dynamo  # loads triton, which crashes when TensorFlow was loaded before it
 from PIL import Image
 
-from guie_core import Experiment, ExperimentError, GuieError, Problem
+from guie_core import ExperimentError, GuieError, Problem
 from guie_core.cli import main, run_command
 from guie_core.run import acquire
 from guie_datasets import decode
 from guie_emoji import Emoji
 from guie_train import runner
 from guie_train.cli import train
+from guie_train.stage import Stage
+from guie_train.stages.features import Features
+from guie_train.stages.head import FitHead
 from guie_train.sweeping.points import Point
 from guie_train.sweeping.study import Study, Suggestion
 from guie_train.sweeping.sweep import Sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["recipe.backbone.type=timm/test_resnet", "recipe.backbone.weights=none", "recipe.backbone.image_size=32"]
-SMALL += ["recipe.exports=[]", "recipe.selection.every=1"]
+SMALL += ["recipe.exports=[]", "recipe.selection.every=1", "recipe.evaluation.pca=32"]
 GRID = ["--grid", "recipe.loss.margin=0.3,0.5", "--grid", "recipe.arcface.epochs=2,4"]
 FOLDER = Path("runs/sweep")
 PAGE = (ROOT / "docs" / "how-to" / "runs.md").read_text()
@@ -46,6 +49,7 @@ with read_base():
 
 recipe.update(backbone=dict(type="timm/test_resnet", weights="none", image_size=32), head=dict(dropout=0.3))
 recipe.update(arcface=dict(epochs=4), selection=dict(every=1), exports=[dict(type="Safetensors")])
+recipe.update(evaluation=dict(pca=32))
 profile = "cpu"
 """
 
@@ -173,7 +177,7 @@ def test_a_grid_is_gone_on_with_and_ranked_by_selection(
     assert (FOLDER / best / "report.html").is_file()
     record = runs()[best]
     assert {s["name"]: s["reused"] for s in record["records"]["stages"]}["head"]
-    assert [score["system"] for score in record["records"]["scores"]] == ["raw features", "PCA-64", "trained"]
+    assert [score["system"] for score in record["records"]["scores"]] == ["raw features", "PCA-32", "trained"]
 
     # without the others, only their heads go
     others = [f"sweep/{folder}" for _, folder in ranked[1:]]
@@ -257,77 +261,143 @@ def digest() -> str:
     return str(json.loads(text))
 
 
-def test_a_point_that_fails_is_told_and_tried_again_when_asked(guie: Callable[..., tuple[int, str, str]]) -> None:
-    grid = ["--grid", "recipe.arcface.batch_size=5000,32", "--set", "recipe.arcface.epochs=1"]
+@pytest.fixture
+def wrong(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[Stage[Any]], Callable[[Any], bool]], list[Any]]:
+    """Has runs of a stage fail, all by the same words; gives the stages that were tried."""
+
+    def make(kind: type[Stage[Any]], fails: Callable[[Any], bool]) -> list[Any]:
+        run, tried = kind.run, list[Any]()
+
+        def failing(self: Any, folder: Path, workspace: Any) -> None:
+            tried.append(self)
+            if fails(self):
+                raise GuieError("the disk makes noises")
+            run(self, folder, workspace)
+
+        monkeypatch.setattr(kind, "run", failing)
+        return tried
+
+    return make
+
+
+def test_a_point_that_fails_is_told_and_tried_again_when_asked(
+    guie: Callable[..., tuple[int, str, str]],
+    wrong: Callable[[type[Stage[Any]], Callable[[Any], bool]], list[Any]],
+) -> None:
+    grid = ["--grid", "recipe.loss.margin=0.4,0.3", "--set", "recipe.arcface.epochs=1"]
+    wrong(FitHead, lambda stage: stage.loss["margin"] == 0.4)
 
     def failures() -> int:
-        (failed,) = [
-            r for r in runs().values() if r["experiment"]["resolved"]["recipe"]["arcface"]["batch_size"] == 5000
-        ]
+        (failed,) = [each for each in runs().values() if values(each)[0] == 0.4]
         return [each["status"] for each in failed["executions"]].count("failed")
 
     code, out, err = guie(*sweep(*grid))
     assert code == 1
-    assert "training images do not fill one batch of 5000" in err
+    assert "\nerror: the disk makes noises\n" in err
     assert err.splitlines()[-1] == "error: 1 of 2 points failed; --retry tries them again."
     assert len(table(out)) == 1
-    assert re.search(r"^ +- +failed +5000 ", out, re.MULTILINE)
+    assert re.search(r"^ +- +failed +0.4 ", out, re.MULTILINE)
     assert failures() == 1
     code, out, err = guie(*sweep(*grid))
     assert code == 1
-    assert "point 1/2: batch_size=5000 failed before: " in err
+    assert "point 1/2: margin=0.4 failed before: " in err
     assert failures() == 1
     code, out, err = guie(*sweep(*grid, "--retry"))
     assert code == 1
     assert failures() == 2
 
 
-def test_what_all_points_fail_by_ends_the_sweep_and_is_told_once(guie: Callable[..., tuple[int, str, str]]) -> None:
-    grid = ["--grid", "recipe.arcface.epochs=1,2,3", "--set", "recipe.splits.0.classes=300"]
-    code, out, err = guie(*sweep(*grid))
+def test_what_is_refused_is_told_before_the_first_point_runs(guie: Callable[..., tuple[int, str, str]]) -> None:
+    grid = ["--grid", "recipe.arcface.epochs=1", "--grid", "recipe.loss.margin=0.3,9", "--grid"]
+    code, out, err = guie(*sweep(*grid, "recipe.splits.0.classes=4,300", "--dry-run"))
+    assert code == 0
+    code, out, err = guie(*sweep(*grid, "recipe.splits.0.classes=4,300", "--set", "recipe.arcface.batch_size=8"))
     assert code == 1
+    assert re.findall(r"^error: point (\d)/4: ", err, re.MULTILINE) == ["2", "3", "4"]
     assert err.count("300 classes are to be held out, but there are 12") == 1
+    assert err.count("classes=300: the same as above\n") == 1
+    assert err.count("ArcFace: margin is 9.0; it is an angle in radians, from 0 to below pi.") == 1
+    assert re.findall(r"^(point \d)/4", out, re.MULTILINE) == ["point 1"]
+    assert len(table(out)) == len(runs()) == 1
+    assert err.splitlines()[-1] == "error: 3 of 4 points failed; --retry tries them again."
+
+
+def test_a_stage_that_is_the_same_in_other_points_fails_in_them_as_well(
+    guie: Callable[..., tuple[int, str, str]], wrong: Callable[[type[Stage[Any]], Callable[[Any], bool]], list[Any]]
+) -> None:
+    grid = ["--grid", "recipe.loss.margin=0.3,0.4,0.5", "--set", "recipe.arcface.epochs=1"]
+    tried = wrong(Features, lambda stage: True)
+    code, out, err = guie(*sweep(*grid))
+    assert (code, len(tried)) == (1, 2)
+    assert err.count("error: the disk makes noises\n") == 1
     assert err.count("error: the same as above\n") == 1
-    assert err.splitlines()[-1].startswith("error: stopped after 2 of 3 points: points that have no value in common")
+    assert err.splitlines()[-1].startswith("error: 1 of 3 points left out: stage 'features train' failed twice by the ")
     assert "\n2 points without a score\n" in out
     assert len(runs()) == 2
-    code, out, err = guie(*sweep(*grid))  # it goes on with the other
+    assert guie(*sweep(*grid))[0] == 1
+    assert len(tried) == 3  # of the other
+    code, out, err = guie(*sweep(*grid, "--retry"))
+    assert err.splitlines()[-1].startswith("error: 1 of 3 points left out: ")
+
+
+def test_points_that_do_other_work_are_run(
+    guie: Callable[..., tuple[int, str, str]], wrong: Callable[[type[Stage[Any]], Callable[[Any], bool]], list[Any]]
+) -> None:
+    """Of two seeds one fails in features, which all points of it share."""
+    grid = ["--grid", "recipe.seed=0,1", "--grid", "recipe.loss.margin=0.3,0.4,0.5", "--set", "recipe.arcface.epochs=1"]
+    tried = wrong(Features, lambda stage: stage.seed == 0)
+    code, out, err = guie(*sweep(*grid))
+    assert code == 1
+    assert [stage.seed for stage in tried] == [0, 0, 1, 1]
+    assert len(table(out)) == 3
+    assert err.splitlines()[-1].startswith("error: 1 of 6 points left out: ")
+
+
+def test_values_that_share_nothing_may_each_be_at_fault(
+    guie: Callable[..., tuple[int, str, str]], wrong: Callable[[type[Stage[Any]], Callable[[Any], bool]], list[Any]]
+) -> None:
+    grid = ["--grid", "recipe.loss.margin=0.3,0.4,0.5", "--set", "recipe.arcface.epochs=1"]
+    tried = wrong(FitHead, lambda stage: stage.loss["margin"] < 0.45)
+    code, out, err = guie(*sweep(*grid))
+    assert (code, len(tried), len(table(out))) == (1, 3, 1)
+    assert err.splitlines()[-1] == "error: 2 of 3 points failed; --retry tries them again."
+
+
+def test_what_all_points_fail_by_is_told_once(guie: Callable[..., tuple[int, str, str]]) -> None:
+    grid = ["--grid", "recipe.arcface.epochs=1,2,3", "--set", "recipe.splits.0.classes=300"]
+    code, _, err = guie(*sweep(*grid))
     assert code == 1
     assert err.count("300 classes are to be held out, but there are 12") == 1
-    assert err.count(": the same as above\n") == 2
-    assert err.splitlines()[-1] == "error: 3 of 3 points failed, all by the same error; --retry tries them again."
-    assert len(runs()) == 3
-    code, out, err = guie(*sweep(*grid, "--retry"))
-    assert err.splitlines()[-1].startswith("error: stopped after 2 of 3 points: ")
+    assert err.count(": the same as above\n") == 1
+    assert err.splitlines()[-1].startswith(
+        "error: 1 of 3 points left out: stage 'split' failed twice by the same error"
+    )
+    shutil.rmtree("photos")  # of which no key can be told
+    _, _, err = guie(*sweep(*grid))
+    assert err.splitlines()[-1].startswith("error: 1 of 3 points left out: stage 'prepare' failed twice by the same ")
+    assert not runs()
 
 
 def test_trials_end_by_an_error_that_is_not_of_their_values(guie: Callable[..., tuple[int, str, str]]) -> None:
     asked = ["--suggest", "recipe.loss.margin=0.2..0.6", "--set", "recipe.splits.0.classes=300", "--trials", "5"]
     code, _, err = guie(*sweep(*asked))
     assert code == 1
-    assert err.splitlines()[-1].startswith("error: stopped after 2 of 5 trials: ")
+    assert err.splitlines()[-1].startswith(
+        "error: 3 of 5 trials left out: stage 'split' failed twice by the same error"
+    )
     assert len(runs()) == 2
     code, _, err = guie(*sweep(*asked))  # with two new ones
-    assert err.splitlines()[-1].startswith("error: stopped after 4 of 5 trials: ")
+    assert err.splitlines()[-1].startswith("error: 1 of 5 trials left out: ")
 
 
-def test_after_an_error_a_point_without_its_values_is_tried(
-    guie: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    grid = ["--grid", "recipe.loss.margin=0.3,0.4,0.5", "--grid", "recipe.arcface.epochs=1,2"]
-    tried: list[tuple[float, int]] = []
-
-    def of_margin(experiment: Experiment, **_: Any) -> Path:
-        recipe = experiment.recipe
-        tried.append((recipe["loss"]["margin"], recipe["arcface"]["epochs"]))
-        raise GuieError("refused" if tried[-1][0] == 0.3 else "out of luck" * len(tried))
-
-    monkeypatch.setattr("guie_train.sweeping.sweep.train", of_margin)
-    code, _, err = guie(*sweep(*grid))
-    assert (code, len(tried)) == (1, 6)
-    assert tried[:2] == [(0.3, 1), (0.4, 2)]
-    assert sorted(tried) == [(margin, epochs) for margin in (0.3, 0.4, 0.5) for epochs in (1, 2)]
-    assert err.splitlines()[-1] == "error: 6 of 6 points failed; --retry tries them again."
+def test_scores_on_other_splits_are_not_ranked_as_one(guie: Callable[..., tuple[int, str, str]]) -> None:
+    grid = ["--grid", "recipe.splits.0.seed=1,2", "--set", "recipe.arcface.epochs=1"]
+    code, out, err = guie(*sweep(*grid))
+    assert code == 0, err
+    assert len(table(out)) == 2
+    told = "Not all are of the same data and splits, so that not all can be compared"
+    assert out.endswith(f"\n{told}.\n")
+    assert f"\n{told}: guie runs compare A B\n" in guie("runs", "best", "--selection")[1]
 
 
 def test_want_of_memory_is_of_the_values(

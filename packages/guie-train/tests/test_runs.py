@@ -383,10 +383,12 @@ def test_best_by_what_nobody_has(capsys: pytest.CaptureFixture[str]) -> None:
     assert (code, err) == (2, "error: none of these runs has the system 'PCA-64'. There are: trained, raw features.\n")
 
 
-def test_best_says_where_data_differ(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("others", [{"manifest": "feed"}, {"splits": "0dd"}], ids=["data", "splits"])
+def test_best_says_where_data_differ(others: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     scored("a", 1, 0.5, 0.3)
+    scored("like a", 3, 0.5, 0.3)
     assert "same data" not in ok(capsys, "best")
-    scored("b", 2, 0.7, 0.1, manifest="feed")
+    scored("b", 2, 0.7, 0.1, **others)
     assert "Not all are of the same data and splits" in ok(capsys, "best")
 
 

@@ -220,11 +220,15 @@ def test_an_error_is_of_the_stage_in_which_it_arose(tmp_path: Path) -> None:
     others = [Store(name="one", value=7), Store(name="one", value=1, colour="blue"), Number(name="one", value=1)]
     assert len({one.work, total.work, *(each.work for each in others)}) == 5
     assert Store(name="one", value=1).work == one.work
-    with pytest.raises(UsageError) as told:
+
+    def in_other_words() -> None:
         try:
             with blaming(one):
                 raise GuieError("the disk makes noises")
         except GuieError as error:
             raise UsageError(f"in other words: {error}") from None
+
+    with pytest.raises(UsageError) as told:
+        in_other_words()
     assert blamed(told.value) == one.work
     assert blamed(GuieError("of no stage")) == ""

@@ -22,7 +22,7 @@ import numpy as np
 
 from guie_core import ExperimentError, GuieError, Interrupted, UsageError
 from guie_core.experiment import Experiment
-from guie_core.files import replace_link
+from guie_core.files import digest, replace_link
 from guie_core.interrupt import interruptible
 from guie_core.processors import processors
 from guie_core.run import Run, versions
@@ -112,7 +112,7 @@ def train(
         for each, output in _outputs(stages, workspace):
             track(each.name, getattr(output, "curves", ()))  # also of a stage that another run has trained
             if isinstance(output, Manifest):
-                run.record(manifest=output.digest)
+                run.record(manifest=output.digest, splits=digest("\n".join(output.column("split"))))
             if (selected := each.selected(output)) is not None:
                 run.record(selected=selected)
         report = None if stage else recipe.report(workspace)

@@ -60,7 +60,7 @@ def sweep(
 
     Each point is a run of its own, and what points have in common, such as features, is computed once. Ctrl-C stops
     after the current step, and the same command goes on; points that are done are not run again. A point that fails
-    is told, and the others go on, unless the error isn't of its values.
+    is told, and the others go on, but for those that have the same stage on the same data, once it has failed twice.
 
     \b
     guie sweep EXPERIMENT --grid recipe.arcface.epochs=10,30 --grid recipe.loss.margin=0.3,0.5
@@ -71,7 +71,7 @@ def sweep(
 
     from guie_core import Experiment, ExperimentError, GuieError, Problem, UsageError
     from guie_core.files import folder_option
-    from guie_core.wording import plural, shown
+    from guie_core.wording import listing, plural, shown
     from guie_train.processes import launched, one_voice
     from guie_train.runner import default_folder
     from guie_train.sweeping.points import Point, check_keys, grid_points, load_point, load_points, read_grid
@@ -122,11 +122,12 @@ def sweep(
         else:
             outcomes = made.by(lambda: Study(folder, suggestions, seed, base.digest), trials or 0, load)
     click.echo("\n".join(lines(outcomes, folder)))
-    if made.pointless:
-        tried = f"{len(outcomes)} of {what}"
+    if made.left_out:
+        left = (len(points) if grid else trials or 0) - len(outcomes)
+        stages = listing(dict.fromkeys(map(repr, made.left_out.values())))
         raise GuieError(
-            f"stopped after {tried}: points that have no value in common failed by the same error, so it isn't of "
-            "their values. Mend that, and add --retry; the same command without it goes on with the other points."
+            f"{left} of {what} left out: stage {stages} failed twice by the same error, and does the same on the same "
+            "data in them, so that the error isn't of the values. Mend that, and add --retry."
         )
     if failed := sum(outcome.score is None for outcome in outcomes):
         alike = ", all by the same error" * (len(outcomes) > 1 and len({each.error for each in outcomes}) == 1)

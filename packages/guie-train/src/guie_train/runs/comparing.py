@@ -55,7 +55,9 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
         "plugins": _facts([_plugins(record) for record in records]),
         "git": _facts([_git(record) for record in records]),
         "machine": _facts([_machine(record) for record in records]),
-        "data": _facts([{"manifest": record.records.get("manifest", ABSENT)} for record in records]),
+        "data": _facts(
+            [{key: record.records.get(key, ABSENT) for key in ("manifest", "splits")} for record in records]
+        ),
     }
     keys = [{str(s["name"]): str(s["key"]) for s in record.records.get("stages", ())} for record in records]
     names = list(dict.fromkeys(name for each in keys for name in each))

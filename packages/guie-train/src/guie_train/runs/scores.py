@@ -10,6 +10,7 @@ from guie_core.record import RunRecord
 from guie_core.wording import did_you_mean, listing
 
 TRAINED = "trained"  # the system that a run is about; others are what it is compared with
+NOT_COMPARABLE = "Not all are of the same data and splits, so that not all can be compared"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class Selected:
     metric: str
     value: float
     epoch: int
+
+
+def data_of(record: RunRecord) -> str:
+    """What stands for the images of a run, their labels and splits: scores on others answer other questions. "" before
+    that is known."""
+    return " ".join(str(record.records[name]) for name in ("manifest", "splits") if name in record.records)
 
 
 def scores(record: RunRecord) -> list[Score]:

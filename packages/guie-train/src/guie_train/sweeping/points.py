@@ -34,10 +34,6 @@ class Point:
         readable = re.sub(r"[^\w.+=,-]+", "_", self.words.replace(", ", ","))[:80]
         return f"{readable}-{self.experiment.digest[:6]}"
 
-    def shares_nothing_with(self, other: Point) -> bool:
-        """Whether every value is another one."""
-        return all(other.values.get(key) != text for key, text in self.values.items())
-
 
 def labels(keys: Iterable[str]) -> list[str]:
     """The ends of keys, as short as tells them apart: of recipe.arcface.epochs "epochs", beside recipe.loss.margin."""

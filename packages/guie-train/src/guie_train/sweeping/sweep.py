@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import logging
 import os
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from guie_core.tables import table
 from guie_core.wording import listing, plural, shown
 from guie_train.device import OutOfMemory
 from guie_train.recipes import recipe_of
-from guie_train.runner import train
+from guie_train.runner import check, train
 from guie_train.runs.outputs import SWEEP
-from guie_train.runs.scores import selected
+from guie_train.runs.scores import NOT_COMPARABLE, data_of, selected
+from guie_train.stage import blamed
 
 from .points import Point, labels
 from .study import Study
@@ -33,13 +35,14 @@ from .study import Study
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a point: its score in selection, or why it has none."""
+    """What came of a point: its score in selection, or why it has none; `data` is that of `data_of`."""
 
     point: Point
     metric: str = ""
     score: float | None = None
     epoch: int = 0
     error: str = ""
+    data: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,52 +58,44 @@ class Sweep:
             nothing looks at what is reported on.
         retry: whether points that failed before are tried again.
 
-    An error that every point would meet ends the sweep, once it shows: two points that have no value in common have
-    failed by the same error, hence not by their values. After an error, such a point is tried next.
+    Where two points fail by the same error in a stage that is the same for both, what it does and on what, the error
+    isn't of the values in which they differ: points that have this stage as well are left out.
     """
 
     folder: Path
     command: Sequence[str]
     full: bool = False
     retry: bool = False
+    left_out: dict[str, str] = field(default_factory=dict, init=False)  # points by their folders: the stage's name
     _told: list[str] = field(default_factory=list, init=False)  # what points failed by, each once
-    _failed: list[Outcome] = field(default_factory=list, init=False)  # in this call, but for want of memory
-
-    @property
-    def pointless(self) -> bool:
-        """Whether the error that points failed by isn't of their values."""
-        return any(
-            one.error == other.error and one.point.shares_nothing_with(other.point)
-            for one, other in itertools.combinations(self._failed, 2)
-        )
+    _failures: Counter[tuple[str, str]] = field(default_factory=Counter, init=False)  # by `Stage.work` and error
 
     def over(self, points: Sequence[Point]) -> list[Outcome]:
-        """Run the points that aren't done yet; of those that `pointless` leaves out, there is no outcome.
+        """Run the points that aren't done yet, after all of them were checked; of `left_out` there is no outcome.
 
         Raises:
             UsageError: the folder is something else, or in use.
             Interrupted: after Ctrl-C; the same call goes on from there.
         """
         outcomes: dict[int, Outcome] = {}
-        left = dict(enumerate(points, 1))
+        every = {number: (point, f"point {number}/{len(points)}") for number, point in enumerate(points, 1)}
         with self._opened({"points": [dict(point.values) for point in points]}) as stop:
-            while left and not self.pointless:
+            for number, (point, which) in every.items():
+                self._go_on(stop, "the points are being checked")
+                if self._before(point) is None and (refused := self._refused(point, which)) is not None:
+                    outcomes[number] = refused
+            for number, (point, which) in every.items():
                 self._go_on(stop, f"{len(outcomes)} of {plural(len(points), 'point')} are done")
-                number = self._next(left, next(reversed(outcomes.values()), None))
-                outcomes[number] = self._run(left.pop(number), f"point {number}/{len(points)}")
+                if number not in outcomes and (outcome := self._run(point, which)) is not None:
+                    outcomes[number] = outcome
         return [outcomes[number] for number in sorted(outcomes)]
-
-    def _next(self, left: Mapping[int, Point], last: Outcome | None) -> int:
-        """The number of the point to run: after an error one that tells whether it is of the values, else the first."""
-        if last is not None and any(last is failed for failed in self._failed):
-            return next((n for n, point in left.items() if point.shares_nothing_with(last.point)), min(left))
-        return min(left)
 
     def by(self, study: Callable[[], Study], trials: int, load: Callable[[Mapping[str, str]], Point]) -> list[Outcome]:
         """Run what a study suggests until it has `trials` points; `load` makes a point of its values.
 
-        The study is opened once the folder is. A combination of values that the experiment refuses is told, and counts
-        as a trial that failed. Raises as `over` does, and what opening the study raises.
+        The study is opened once the folder is, and a point that is left out ends it. A combination of values that the
+        experiment refuses is told, and counts as a trial that failed. Raises as `over` does, and what opening the study
+        raises.
         """
         outcomes: dict[str, Outcome] = {}  # by digest, since a point may be suggested more than once
 
@@ -113,6 +108,8 @@ class Sweep:
             # of a trial that was scored, the run may have been removed since
             known = None if score is None else self._before(point) or Outcome(point, score=score)
             outcome = known or self._run(point, which)
+            if outcome is None:
+                return None
             outcomes[point.experiment.digest] = outcome
             return outcome.score
 
@@ -121,7 +118,7 @@ class Sweep:
             earlier = opened.trials
             scored = [trial.params for trial in earlier if trial.score is not None]
             for number, trial in enumerate(earlier, 1):
-                if self.pointless:
+                if self.left_out:
                     break
                 self._go_on(stop, f"{opened.count} of {plural(trials, 'trial')} are done")
                 if trial.score is not None:
@@ -130,10 +127,12 @@ class Sweep:
                     score = tried(trial.params, f"trial {number}")
                     if score is not None:
                         opened.add(trial.params, score, again=True)
-            while (number := opened.count) < trials and not self.pointless:
+            while (number := opened.count) < trials and not self.left_out:
                 self._go_on(stop, f"{number} of {plural(trials, 'trial')} are done")
                 params = opened.suggest()
-                opened.add(params, tried(params, f"trial {number + 1}/{trials}"))
+                score = tried(params, f"trial {number + 1}/{trials}")
+                if not self.left_out:
+                    opened.add(params, score)
         return list(outcomes.values())
 
     def _go_on(self, stop: Stop, done: str) -> None:
@@ -161,14 +160,32 @@ class Sweep:
         finally:
             os.close(lock)
 
-    def _run(self, point: Point, which: str) -> Outcome:
-        """What comes of a point; it is run unless an earlier call did."""
+    def _refused(self, point: Point, which: str) -> Outcome | None:
+        """What comes of a point that would fail before its first long stage; None for others, and those left out."""
+        if self._leaves_out(point):
+            return None
+        disabled = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # the run will warn of the same
+        try:
+            check(point.experiment, work_dir=self.folder / point.folder, stage=self._last(point), command=self.command)
+        except Interrupted:
+            raise
+        except Exception as error:
+            return self._failed(point, error, f"{which}: {point.words}: ")
+        finally:
+            logging.disable(disabled)
+        return None
+
+    def _run(self, point: Point, which: str) -> Outcome | None:
+        """What comes of a point; it is run unless an earlier call did, or it is left out."""
         if (outcome := self._before(point)) is not None:
             if outcome.error:
                 click.echo(f"{which}: {point.words} failed before: {self._once(outcome.error)}", err=True)
             else:
                 click.echo(f"{which}: {point.words} was done before: {outcome.metric} {outcome.score:.4f}")
             return outcome
+        if self._leaves_out(point):
+            return None
         click.echo(f"\n{which}: {point.words}")
         folder = self.folder / point.folder
         try:
@@ -176,13 +193,25 @@ class Sweep:
         except Interrupted:
             raise
         except Exception as error:  # of one point; where it came from is in its run.log
-            message = str(error) if isinstance(error, GuieError) else f"{type(error).__name__}: {error}"
-            click.echo(f"error: {self._once(message)}", err=True)
-            outcome = Outcome(point, error=message)
-            if not isinstance(error, OutOfMemory):  # which says the same of all values that are too large
-                self._failed.append(outcome)
-            return outcome
+            return self._failed(point, error)
         return self._outcome(point, RunRecord.read(folder))
+
+    def _failed(self, point: Point, error: Exception, who: str = "") -> Outcome:
+        """Tells what a point failed by."""
+        message = str(error) if isinstance(error, GuieError) else f"{type(error).__name__}: {error}"
+        click.echo(f"error: {who}{self._once(message)}", err=True)
+        if not isinstance(error, OutOfMemory):  # how much memory there is may be another process's doing
+            self._failures[blamed(error), message] += 1
+        return Outcome(point, error=message)
+
+    def _leaves_out(self, point: Point) -> bool:
+        """Whether the point has a stage that has failed in two others by the same error."""
+        works = {work for (work, _), count in self._failures.items() if work and count > 1}
+        for stage in _stages(point) if works else ():
+            with suppress(GuieError):  # what it reads isn't there
+                if stage.work in works:
+                    self.left_out[point.folder] = str(stage.name)
+        return point.folder in self.left_out
 
     def _once(self, error: str) -> str:
         """What a point failed by; of what was told of another point, that it is the same."""
@@ -208,7 +237,7 @@ class Sweep:
     def _outcome(self, point: Point, record: RunRecord) -> Outcome:
         choice = selected(record)
         assert choice is not None, "the stages up to the one that selects have been run"
-        return Outcome(point, choice.metric, choice.value, choice.epoch)
+        return Outcome(point, choice.metric, choice.value, choice.epoch, data=data_of(record))
 
     def _last(self, point: Point) -> str | None:
         return None if self.full else selecting(point)
@@ -243,7 +272,9 @@ def lines(outcomes: Sequence[Outcome], folder: Path) -> list[str]:
         rows.append(("  -", f"{'failed':>8}", "", *values, each.point.folder))
     text = [f"\n{plural(len(outcomes), 'point')} {ranking}"]
     text.append(table(rows, indent="", width=1000))
-    if done:
+    if len({each.data for each in done if each.data}) > 1:
+        text.append(f"\n{NOT_COMPARABLE}.")
+    elif done:
         best = done[0].point
         if (equal := sum(each.score == done[0].score for each in done)) > 1:
             text.append(f"\nThe first {equal} are equal: their scores don't tell which is best.")
