@@ -14,8 +14,11 @@ from guie_core import GuieError
 from guie_core.interrupt import Stop
 from guie_core.profiles import Profile, profile
 from guie_datasets import Extent
+from guie_datasets.extent import united
 from guie_train.planning import plan as planning
+from guie_train.planning import speeds
 from guie_train.planning.backbones import Frozen, powers_below
+from guie_train.planning.forecast import Features as Stored
 from guie_train.planning.forecast import Forecast, Images, Missing, NotKnown, Outlook
 from guie_train.planning.meta import trace
 from guie_train.planning.page import page
@@ -24,6 +27,7 @@ from guie_train.planning.speeds import PEAKS, published, speed_of
 from guie_train.runner import _check_room
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.data import Prepare, Split
+from guie_train.stages.evaluate import Evaluate
 from guie_train.stages.features import Features
 
 
@@ -338,6 +342,65 @@ def test_stages_that_look_through_one_view_are_counted_once(workspace) -> None:
     assert first.disk == 100 * each
     assert (second.does, second.disk, second.basis) == ("the same features as 'train'", 0, "nothing")
     assert second.gives == first.gives
+
+
+def evaluate(**more: object) -> Evaluate:
+    manifest, part = Silent(name="split"), Silent(name="valid")
+    return Evaluate(
+        **{
+            **dict.fromkeys(("classifier", "tuned", "untuned", "augmentation")),
+            **{"name": "evaluate", "manifest": manifest, "train": part, "valid": part, "head": part, "switched": {}},
+            **{"protocol": {"type": "LeaveOneOut"}, "metrics": ("mP@5",), "pca": 0, **more},
+        }
+    )
+
+
+def outlook_of(workspace: Workspace, **splits: Extent) -> Outlook:
+    """One that knows of so many images in splits, and of 100 features each."""
+    outlook = Outlook(workspace)
+    outlook._forecasts["split"] = Forecast(gives=Images(united(splits.values()), splits))
+    outlook._forecasts["valid"] = Forecast(gives=Stored(100))
+    return outlook
+
+
+def test_an_evaluation_takes_the_time_of_its_products(workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speeds, "probe", lambda dtype: ({"float32": 1e9, "float64": 5e8}[dtype], 1e9))
+    outlook = outlook_of(workspace("cpu"), train=Extent(5000, 50), test=Extent(2000, 300))
+    found = outlook.forecast(evaluate())
+    assert found.does == "2 systems on about 2,000 queries among about 2,000 images"
+    assert (found.seconds, found.at_least) == (2 * 2000 * 2000 * 100 / 1e9, True)
+    assert found.basis == "search at 1 GFLOP/s in float32, measured here"
+    fitted = evaluate(name="with PCA", pca=64)
+    assert outlook.forecast(fitted).seconds == 2 * 2000 * 2000 * 164 / 1e9 + 2 * 5000 * 100**2 / 5e8
+    assert outlook_of(workspace("t4-16g"), test=Extent(2000, 300)).forecast(evaluate()).seconds is None
+
+
+def test_distractors_take_memory_and_disk_as_well(workspace) -> None:
+    outlook = outlook_of(workspace("cpu"), train=Extent(90_000, 9_000), test=Extent(2000, 300))
+    protocol = {"type": "FirstAgainstSecond", "split": "test"}
+    few, many = [
+        outlook.forecast(evaluate(name=str(count), protocol={**protocol, "distractors": count})) for count in (0, 20)
+    ]
+    assert few.does == "2 systems on about 300 queries among about 300 images"
+    assert many.does == "2 systems on about 300 queries among about 6,300 images"
+    assert many.host - few.host == 3 * 6000 * 100 * 4
+    assert many.disk - few.disk == 2 * 6000 * 8
+
+
+def test_more_components_than_features_end_a_plan(workspace) -> None:
+    outlook = Outlook(workspace("cpu"))  # how many images there are isn't known
+    outlook._forecasts["valid"] = Forecast(gives=Stored(100))
+    with pytest.raises(GuieError, match=r"^recipe\.evaluation\.pca: 101 dimensions of 100 features; lower it to 100"):
+        outlook.forecast(evaluate(pca=101))
+
+
+def test_a_split_that_nobody_makes_is_told_in_the_plan(workspace) -> None:
+    outlook = outlook_of(workspace("cpu"), train=Extent(90, 9), test=Extent(20, 3))
+    found = outlook.forecast(evaluate(protocol={"type": "LeaveOneOut", "split": "tset"}))
+    told = (
+        "recipe.evaluation.protocol: no image is in split 'tset'; the splits are: 'test', 'train'. Did you mean 'test'?"
+    )
+    assert found.basis == f"{told} Or does it come with the data?"
 
 
 def test_what_is_done_again_takes_its_time_again(workspace) -> None:

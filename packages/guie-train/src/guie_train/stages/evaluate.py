@@ -13,19 +13,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from guie_core import Config, GuieError, Slot
+from guie_core.wording import plural
 from guie_datasets import Manifest
 from guie_datasets.splits import TRAIN
 from guie_models.heads import PCA
 from guie_train.feature_store import FeatureStore, usable
 from guie_train.heads import TrainedHead, head_inputs
-from guie_train.planning.forecast import LIBRARIES, Features, Forecast, Outlook, about
+from guie_train.planning.forecast import LIBRARIES, Features, Forecast, Outlook, known
 from guie_train.planning.training import READING
 from guie_train.report import System
 from guie_train.retrieval import Evaluation, Pairs, evaluate
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.augmentation import Switched
 from guie_train.stages.classifier import TrainedClassifier
-from guie_train.stages.selection import answerable_pairs, check_pairs
+from guie_train.stages.selection import answerable_pairs, check_pairs, expected_pairs
 
 FOUND = 200  # bytes that are kept of a query: its neighbours, and what it asks for
 RAW, TRAINED = "raw features", "trained"  # what all are compared with, and what is exported
@@ -61,8 +62,8 @@ class Evaluate(Stage[list[System]]):
         """Raise GuieError if there is nothing to report on, or no such PCA."""
         manifest = workspace.get(self.manifest)
         check_pairs(self.protocol, "recipe.evaluation.protocol", manifest, self.name)
-        if workspace.complete(self.train):
-            self._check_pca(workspace.get(self.train).dimension, "features")
+        if (store := known(lambda: FeatureStore(workspace.folder(self.train)))) is not None:
+            self._check_pca(store.dimension, "features")
         self._check_pca(int((manifest.column("split") == TRAIN).sum()), "images to train on")
 
     def _check_pca(self, most: int, what: str) -> None:
@@ -73,19 +74,34 @@ class Evaluate(Stage[list[System]]):
             )
 
     def forecast(self, outlook: Outlook) -> Forecast:
-        """PCA's features in memory, and later those of what is reported on: as read, normalised, and for the search."""
+        """PCA's features in memory, and later those of what is reported on: as read, normalised, and for the search. Of
+        its time, what fitting PCA and searching in known dimensions need at the least."""
         dimension = outlook.given(self.valid, Features).dimension
         self._check_pca(dimension, "features")
+        asked = expected_pairs(self.protocol, "recipe.evaluation.protocol", self.manifest, outlook)
         images = outlook.images(self.manifest)
-        reported = images.of(self.protocol.get("split", "test"))
         baselines = 1 + bool(self.pca) + bool(self.untuned)
-        systems = baselines * (2 if self.switched and not self.tuned else 1) + (2 if self.switched else 1)
+        variants = 2 if self.switched and not self.tuned else 1
+        systems = baselines * variants + (2 if self.switched else 1)
         fitted = images.of(TRAIN).images if self.pca else 0
+        number = "" if all(extent.exact for extent in images.splits.values()) else "about "
+        searched = variants * (dimension * (1 + bool(self.untuned)) + self.pca)
+        seconds, basis = None, "seconds, on the CPU"
+        if outlook.profile.device == "cpu":
+            single, double = outlook.speed("float32"), outlook.speed("float64")
+            assert single.operations is not None  # a CPU is measured
+            assert double.operations is not None
+            search = 2 * asked.queries * asked.index * searched
+            seconds = search / single.operations + 2 * fitted * dimension**2 / double.operations
+            basis = f"search {single.basis}" + f", PCA {double.basis}" * bool(self.pca)
         return Forecast(
-            does=f"{systems} systems on {about(reported)} images of {reported.classes:,} classes",
-            disk=systems * reported.images * (FOUND + 8 * len(self.metrics)),
-            host=LIBRARIES + max(fitted, 3 * reported.images) * dimension * 4 + READING * dimension * 4,
-            basis="seconds, on the CPU",
+            does=f"{systems} systems on {number}{plural(asked.queries, 'query')} among {number}"
+            f"{plural(asked.index, 'image')}",
+            disk=systems * (asked.queries * (FOUND + 8 * len(self.metrics)) + 8 * asked.index),
+            host=LIBRARIES + max(fitted, 3 * asked.images) * dimension * 4 + READING * dimension * 4,
+            seconds=seconds,
+            at_least=True,
+            basis=basis,
         )
 
     def run(self, folder: Path, workspace: Workspace) -> None:

@@ -21,7 +21,7 @@ from guie_models import Embedder, ExportReport
 from guie_models.exporters.onnx import Onnx
 from guie_train.heads import TrainedHead
 from guie_train.planning.backbones import Frozen
-from guie_train.planning.forecast import LIBRARIES, Forecast, Outlook, Trained
+from guie_train.planning.forecast import LIBRARIES, Forecast, Outlook, Trained, known
 from guie_train.planning.meta import parameters, state_bytes
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.augmentation import Switched
@@ -75,7 +75,8 @@ class Export(Stage[list[ExportReport]]):
     def forecast(self, outlook: Outlook) -> Forecast:
         """The embedder's weights, once in each format. In memory they are three times, the model, what is written of
         it and what is read back; for ONNX four times, as measured with ViT-B."""
-        backbone = Frozen.of(self.backbone, outlook).backbone
+        frozen = Frozen.of(self.backbone, outlook)
+        backbone = frozen.backbone
         stages = [stage for stage in (self.head, self.classifier) if stage is not None]
         parts = [outlook.given(stage, Trained).parameters for stage in stages]
         count = parameters(backbone)[0] + sum(parts)
@@ -83,13 +84,22 @@ class Export(Stage[list[ExportReport]]):
         exporters = [build("exporters", config, where=f"recipe.exports.{i}") for i, config in enumerate(self.exporters)]
         smaller = {"float16": 1 / 2, "int8": 1 / 4}
         files = [CODE + weights * smaller.get(getattr(each, "precision", ""), 1) for each in exporters]
+        seconds, basis = None, "minutes, on the CPU"
+        if outlook.profile.device == "cpu":
+            # of each image, the backbone's features by the model, and by what is exported
+            there = known(lambda: outlook.images(self.manifest).of(self.split).images)
+            compared = self.images if there is None else min(self.images, there)
+            side = backbone.image_size
+            seconds, _, basis = frozen.time(compared * (1 + len(exporters)), 1, "float32", (3, side, side))
         return Forecast(
             does=f"one raw image -> its embedding, as {listing(config['type'] for config in self.exporters)}; "
             f"compared on {self.images} images",
             parameters=count,
             disk=sum(files),
             host=LIBRARIES + (ONNX + 4 * weights if any(isinstance(each, Onnx) for each in exporters) else 3 * weights),
-            basis="minutes, on the CPU",
+            seconds=seconds,
+            at_least=True,
+            basis=basis,
         )
 
     def lower(self, profile: Profile) -> str:
