@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from guie_core import GuieError
 from guie_core.experiment import Experiment
 from guie_core.interrupt import Stop
 from guie_core.profiles import profile
@@ -136,12 +138,114 @@ def test_images_that_cannot_be_decoded_are_left_out_of_every_view(table: Path, t
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])  # after it was prepared
     try:
-        run(tmp_path, made)
+        workspace = run(tmp_path, made)
     finally:
         path.write_bytes(whole)
     view = "features train" if where == "train" else "features valid"
-    (bad,) = Workspace(tmp_path, profile("cpu"), Stop()).get(made[view]).bad
+    (bad,) = workspace.get(made[view]).bad
     assert path.name in bad.place
+
+
+@pytest.mark.parametrize("where", ["train", "select"])
+def test_an_image_that_was_mended_is_tried_again(table: Path, tmp_path: Path, where: str) -> None:
+    made = stages(table)
+    view = made["features train" if where == "train" else "features valid"]
+    assert isinstance(view, Features)
+    first = Workspace(tmp_path, profile("cpu"), Stop())
+    manifest = first.get(made["split"])
+    row = int(np.flatnonzero(manifest.column("split") == where)[0])
+    path = Path(manifest.images()[row].path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    try:
+        assert len(first.get(view)) == len(view.rows(manifest)) - 1
+        again = Workspace(tmp_path, profile("cpu"), Stop())
+        assert again.complete(view)  # nothing has changed
+        os.rename(path, path.with_suffix(".away"))
+        assert again.complete(view)  # nor is there anything to try
+    finally:
+        path.write_bytes(whole)
+    mended = Workspace(tmp_path, profile("cpu"), Stop()).get(view)
+    assert mended.bad == ()
+    expected = Workspace(tmp_path / "afresh", profile("cpu"), Stop()).get(view)
+    hashes = manifest.column("hash")[view.rows(manifest)]
+    np.testing.assert_array_equal(mended.read(hashes), expected.read(hashes))
+
+
+def test_features_that_are_made_again_leave_those_of_other_splits(table: Path, tmp_path: Path) -> None:
+    first, second = stages(table), stages(table, "recipe.splits.1.seed=7")
+    for made in (first, second):
+        workspace = Workspace(tmp_path, profile("cpu"), Stop())
+        store = workspace.get(made["features train"])
+    folder = workspace.folder(second["features train"])
+    manifest = workspace.get(first["split"])
+    everything = np.unique(manifest.column("hash")[np.flatnonzero(manifest.column("split") == "train")])
+    assert not len(store.missing(everything))
+    before = store.read(everything)
+    damaged = folder / "00000.features"
+    data = bytearray(damaged.read_bytes())
+    data[:: store.row_bytes] = bytes(byte ^ 1 for byte in data[:: store.row_bytes])  # of every image
+    damaged.write_bytes(data)
+    again = Workspace(tmp_path, profile("cpu"), Stop(), again=frozenset([second["features train"].key]))
+    after = again.get(second["features train"])
+    split = again.get(second["split"]).column("split")
+    assert len(after) == (split == "train").sum()  # of the others, which are damaged, none
+    Workspace(tmp_path, profile("cpu"), Stop()).get(first["features train"])
+
+    again = Workspace(tmp_path, profile("cpu"), Stop(), again=frozenset([second["features train"].key]))
+    after = again.get(second["features train"])
+    assert after.verify() == []
+    np.testing.assert_array_equal(after.read(everything), before)
+
+
+def test_what_may_be_bad_is_counted_over_training_and_validation(table: Path, tmp_path: Path) -> None:
+    made = stages(table, "recipe.max_bad=0.02")  # one of 80
+    workspace = Workspace(tmp_path, profile("cpu"), Stop())
+    manifest = workspace.get(made["split"])
+    chosen = [int(np.flatnonzero(manifest.column("split") == where)[0]) for where in ("train", "test")]
+    paths = [Path(manifest.images()[row].path) for row in chosen]
+    kept = [path.read_bytes() for path in paths]
+    try:
+        for path, whole in zip(paths, kept, strict=True):
+            path.write_bytes(whole[: len(whole) // 2])
+        workspace.get(made["features train"])
+        with pytest.raises(GuieError) as caught:
+            workspace.get(made["features valid"])
+        raised = stages(table, "recipe.max_bad=0.025")  # as the message has it
+        for name in ("features train", "features valid"):
+            Workspace(tmp_path, profile("cpu"), Stop()).get(raised[name])
+    finally:
+        for path, whole in zip(paths, kept, strict=True):
+            path.write_bytes(whole)
+    told = str(caught.value)
+    assert told.startswith(
+        "features valid: 1 of 32 images cannot be decoded, 2.50% of all 80, with 1 of other stages, more than "
+        "max_bad = 2.00% allows:\n"
+    )
+    assert all(path.name in told for path in paths)
+    assert "raise recipe.max_bad to 0.025; " in told
+
+
+def test_one_stage_does_not_lose_all_that_the_whole_may(table: Path, tmp_path: Path) -> None:
+    made = stages(table, "recipe.max_bad=0.05")  # four of 80, and two of 32
+    workspace = Workspace(tmp_path, profile("cpu"), Stop())
+    manifest = workspace.get(made["split"])
+    chosen = np.flatnonzero(manifest.column("split") == "test")[:3]
+    paths = [Path(manifest.images()[row].path) for row in chosen]
+    kept = [path.read_bytes() for path in paths]
+    try:
+        for path, whole in zip(paths, kept, strict=True):
+            path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(GuieError) as caught:
+            workspace.get(made["features valid"])
+    finally:
+        for path, whole in zip(paths, kept, strict=True):
+            path.write_bytes(whole)
+    assert str(caught.value).startswith(
+        "features valid: 3 of 32 images cannot be decoded, 9.38% of them, more than max_bad = 5.00% allows of the "
+        "images of one stage:\n"
+    )
+    assert "raise recipe.max_bad to 0.094; " in str(caught.value)
 
 
 @pytest.mark.parametrize("where", ["train", "select"])

@@ -15,7 +15,7 @@ import pytest
 from guie_core import GuieError
 from guie_datasets import Manifest
 from guie_train import feature_store
-from guie_train.feature_store import Bad, FeatureStore, usable
+from guie_train.feature_store import Bad, FeatureStore, state_of, usable
 
 ABOUT = {"dimension": 5, "dtype": "float16", "backbone": {"type": "timm/x"}}
 
@@ -228,6 +228,44 @@ def test_bad_images_are_neither_missing_nor_there(tmp_path: Path) -> None:
         assert each.is_bad(hashes(1, 2, 3, 5, 2)).tolist() == [False, True, False, True, True]
         with pytest.raises(GuieError, match="1 of 2 images have no features"):
             each.read(hashes(1, 2))
+
+
+def test_a_bad_image_is_tried_again_when_its_file_has_changed(tmp_path: Path) -> None:
+    store, image = FeatureStore(tmp_path / "store", ABOUT), tmp_path / "2.jpg"
+    image.write_bytes(b"damaged")
+    store.add_bad([Bad(hashes(2)[0], str(image), "damaged", state_of(str(image)))])
+    assert store.missing(hashes(2), lambda position: str(image)).tolist() == []
+    image.write_bytes(b"mended, and longer")
+    assert store.missing(hashes(1, 2), lambda position: str(image)).tolist() == [0, 1]
+    assert store.missing(hashes(2)).tolist() == []  # for those who compute nothing
+    store.append(hashes(2), rows(2))
+    assert FeatureStore(tmp_path / "store").bad == ()
+
+
+def test_lists_without_the_state_of_files_are_read(tmp_path: Path) -> None:
+    store, image = FeatureStore(tmp_path, ABOUT), tmp_path / "2.jpg"
+    image.touch()
+    (tmp_path / "bad.csv").write_text(f"hash,place,reason\n{hashes(2)[0]},{image},damaged\n")
+    assert store.is_bad(hashes(1, 2)).tolist() == [False, True]
+    assert store.missing(hashes(2), lambda position: str(image)).tolist() == [0]
+
+
+def test_what_another_store_has_is_taken_over_but_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_store, "SHARD", 3)
+    other, store = FeatureStore(tmp_path / "other", ABOUT), FeatureStore(tmp_path / "store", ABOUT)
+    other.append(hashes(*range(8)), rows(*range(8)))
+    other.add_bad([Bad(hashes(20)[0], "20.jpg", "damaged"), Bad(hashes(1)[0], "1.jpg", "damaged")])
+    for number, at in ((0, 2 * other.row_bytes), (1, 0)):  # images 2 and 3
+        with open(tmp_path / "other" / f"0000{number}.features", "r+b") as file:
+            file.seek(at)
+            file.write(b"?")
+    (tmp_path / "other" / "00002.rows.npy").write_bytes(b"?")  # images 6 and 7
+    store.append(hashes(1, 9), rows(11, 9))
+    store.take_over(FeatureStore(tmp_path / "other"))
+    assert store.missing(hashes(*range(10))).tolist() == [2, 3, 6, 7, 8]
+    np.testing.assert_array_equal(store.read(hashes(0, 1, 4, 5, 9)), rows(0, 11, 4, 5, 9))
+    assert [bad.hash for bad in store.bad] == [hashes(20)[0]]
+    assert store.verify() == []
 
 
 def test_usable_is_the_manifest_without_bad_images(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from guie_core import UsageError
 
 MOST_SEED = 2**32 - 1  #: what numpy's older generator takes, which pandas and scikit-learn choose with
@@ -17,3 +19,12 @@ def check_max_bad(share: float) -> None:
     """The share of images that may be bad."""
     if not 0 <= share <= 1:  # also for nan, with which nothing would be too much
         raise UsageError(f"max_bad is {share}; it is a share of the images, from 0 to 1")
+
+
+def enough_max_bad(bad: int, of: int) -> float:
+    """The next `max_bad` with two digits, for people, that lets `bad` > 0 of so many images pass."""
+    scale = 10.0 ** (1 - math.floor(math.log10(bad / of)))
+    steps = math.ceil(bad / of * scale)
+    while steps / scale * of < bad:  # by a rounding error
+        steps += 1
+    return float(steps / scale)

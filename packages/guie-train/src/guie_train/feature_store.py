@@ -29,11 +29,22 @@ _FORGOTTEN = b""  # stands for the hash of a row that doesn't count any more
 
 
 class Bad(NamedTuple):
-    """An image that has no features because it cannot be decoded: the hash of its bytes, where it is, what is wrong."""
+    """An image that has no features because it cannot be decoded: the hash that its manifest has of it, where it is,
+    what is wrong, and the state of its file then, as `state_of` tells it."""
 
     hash: str
     place: str
     reason: str
+    state: str = ""
+
+
+def state_of(path: str) -> str:
+    """Bytes and time of a file, which change when it's mended; "" if it isn't there."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ""
+    return f"{found.st_size} bytes, {found.st_mtime_ns} ns"
 
 
 class Damage(NamedTuple):
@@ -55,8 +66,8 @@ class FeatureStore:
       the features are on the disk, and a row counts once it is here. So whatever is killed, and whenever, the store
       holds all that `append` has returned from, and nothing that is half written.
 
-    Images that cannot be decoded are listed in `bad.csv` (hash, place, reason); :func:`usable` takes them out of a
-    manifest. Several processes may add to one store at once: each writes to a shard that no other is writing to.
+    Images that cannot be decoded are listed in `bad.csv` (hash, place, reason, state); :func:`usable` takes them out of
+    a manifest. Several processes may add to one store at once: each writes to a shard that no other is writing to.
 
     A row depends on the image's bytes alone, so neither labels nor splits nor the order of a manifest matter: another
     split, or a manifest that shares images with an earlier one, finds its features here. (A key over the *ordered*
@@ -151,8 +162,10 @@ class FeatureStore:
         try:
             with open(path, encoding="utf-8", newline="") as file:
                 header, *rows = csv.reader(file)
-                if header != list(Bad._fields):
+                if header not in (list(Bad._fields), list(Bad._fields)[:3]):  # which had no states before
                     raise ValueError(f"its columns are {', '.join(header)}")
+                if any(len(row) != len(header) for row in rows):
+                    raise ValueError("a row is cut off")
                 return tuple(Bad(*row) for row in rows)
         except (ValueError, TypeError, csv.Error) as error:
             raise GuieError(f"{path} is damaged ({error}); delete it, and its images are tried again") from None
@@ -161,10 +174,20 @@ class FeatureStore:
         """Which of `hashes` [N] are of images that cannot be decoded."""
         return np.isin(hashes.astype("S32"), np.array([bad.hash for bad in self.bad], "S32"))
 
-    def missing(self, hashes: NDArray[Any]) -> NDArray[np.int64]:
-        """Positions in `hashes` [N] of the images to compute: each distinct one that is neither there nor bad."""
+    def missing(self, hashes: NDArray[Any], paths: Callable[[int], str] | None = None) -> NDArray[np.int64]:
+        """Positions in `hashes` [N] of the images to compute: each distinct one that is neither there nor bad.
+
+        paths: of each position, the image's file. What is bad counts as missing then, if its file has changed since:
+            it may have been mended.
+        """
         absent = self._absent(hashes)
-        return absent[~self.is_bad(hashes[absent])]
+        bad = self.is_bad(hashes[absent])
+        if paths is not None and bad.any():
+            states = {image.hash: image.state for image in self.bad}
+            for number in np.flatnonzero(bad):
+                state = state_of(paths(int(absent[number])))
+                bad[number] = state in ("", states[str(hashes[absent[number]].astype("U32"))])
+        return absent[~bad]
 
     def _absent(self, hashes: NDArray[Any]) -> NDArray[np.int64]:
         wanted, first = np.unique(hashes.astype("S32"), return_index=True)
@@ -197,7 +220,7 @@ class FeatureStore:
         return out
 
     def append(self, hashes: NDArray[Any] | Sequence[str], features: NDArray[Any]) -> None:
-        """Add `features` [n, V, D], or [n, D] where V is 1, of the images with `hashes` [n].
+        """Add `features` [n, V, D], or [n, D] where V is 1, of the images with `hashes` [n], which are bad no more.
 
         All are on disk when this returns. They go to the shards that have room and that no other process writes to.
         """
@@ -209,6 +232,7 @@ class FeatureStore:
         rows["hash"] = np.asarray(hashes).astype("S32")
         features = np.ascontiguousarray(features.astype(self.dtype, copy=False))
         rows["checksum"] = [_checksum(row["hash"], each) for row, each in zip(rows, features, strict=True)]
+        self._list_bad([], frozenset(rows["hash"].astype("U32").tolist()))
         done = 0
         while done < len(rows):
             with self._shard_with_room() as (file, path, before):
@@ -217,6 +241,31 @@ class FeatureStore:
                 _save(_rows_of(path), np.concatenate([before, rows[done:end]]))
             done = end
         self._changed()
+
+    def take_over(self, other: FeatureStore) -> None:
+        """Add what another store of the same features has and this one lacks, images that are bad included.
+
+        What is damaged there is passed over, so that its images count as missing here.
+        """
+        for path in other.shards():
+            try:
+                rows = _read_rows(path)
+            except GuieError:
+                continue
+            rows = rows[: path.stat().st_size // other.row_bytes]
+            if not len(rows):
+                continue
+            features = other._mapped(path, len(rows))
+            lacking = np.isin(np.arange(len(rows)), self.missing(rows["hash"])) & (rows["hash"] != _FORGOTTEN)
+            whole = [
+                at
+                for at in np.flatnonzero(lacking)
+                if _checksum(rows[at]["hash"], features[at]) == rows[at]["checksum"]
+            ]
+            if whole:
+                self.append(rows["hash"][whole], features[whole])
+        there = {*self._lookup[0].astype("U32").tolist(), *(image.hash for image in self.bad)}
+        self.add_bad(image for image in other.bad if image.hash not in there)
 
     @contextmanager
     def _shard_with_room(self) -> Iterator[tuple[int, Path, NDArray[Any]]]:
@@ -243,12 +292,16 @@ class FeatureStore:
 
     def add_bad(self, images: Iterable[Bad]) -> None:
         """Add images that cannot be decoded; the list is on disk when this returns."""
-        if not (images := list(images)):
+        self._list_bad(list(images))
+
+    def _list_bad(self, images: Sequence[Bad], but: frozenset[str] = frozenset()) -> None:
+        """Lists images as bad, and those with some hashes no more."""
+        if not images and not any(image.hash in but for image in self.bad):
             return
         with open(self.folder / ".bad.lock", "a") as lock:  # another process may add to the list as well
             fcntl.flock(lock, fcntl.LOCK_EX)
             self.__dict__.pop("bad", None)
-            listed = {bad.hash: bad for bad in (*self.bad, *images)}
+            listed = {bad.hash: bad for bad in (*self.bad, *images) if bad.hash not in but}
             with atomic_write(self.folder / "bad.csv", "w") as file:
                 table = csv.writer(file, lineterminator="\n")
                 table.writerow(Bad._fields)

@@ -22,7 +22,7 @@ from guie_core.plugins import plugins
 from guie_core.processors import threads
 from guie_core.progress import bar
 from guie_core.wording import listing
-from guie_datasets.checks import check_max_bad
+from guie_datasets.checks import check_max_bad, enough_max_bad
 from guie_datasets.images.decoding import BadImage, examine
 from guie_datasets.images.reading import Reader, ordered_map
 from guie_datasets.manifest import Manifest
@@ -289,7 +289,9 @@ class _Preparation:
             return advice.rstrip(".")
         if share > _MOST:
             return "So many are hardly bad images: look whether this is the right data set, with the right settings"
-        return f"Mend or remove them, or raise max_bad to {_round_up(share)}"
+        return (
+            f"Mend or remove them, or raise max_bad to {enough_max_bad(self._found.count('bad'), self._found.images)}"
+        )
 
     def _where(self) -> str:
         if self._table is None:
@@ -405,9 +407,3 @@ def _plugin(dataset: Dataset) -> dict[str, str] | None:
         if entry.target == target and entry.owner is not None:
             return {"name": entry.name, "distribution": entry.owner.distribution, "version": entry.owner.version}
     return None
-
-
-def _round_up(share: float) -> float:
-    """The next limit with two digits that lets `share` pass."""
-    scale = 10 ** (1 - int(np.floor(np.log10(share))))
-    return float(np.ceil(share * scale) / scale)

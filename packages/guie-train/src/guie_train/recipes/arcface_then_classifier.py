@@ -245,7 +245,13 @@ class ArcFaceThenClassifier:
         # each image is looked at where it is used: another split computes those alone that have changed sides
         train = features("train", self.views.train, splits=(TRAIN,), views=self.features.views)
         protocols = (self.evaluation.protocol,) if self.evaluation else ()
-        valid = features("valid", self.views.valid, without=(TRAIN,), protocols=(self.selection.protocol, *protocols))
+        valid = features(
+            "valid",
+            self.views.valid,
+            without=(TRAIN,),
+            protocols=(self.selection.protocol, *protocols),
+            beside=(train,),
+        )
         asked: dict[str, Any] = {"splits": (reported,), "protocols": protocols}  # what the report looks at
         stages: list[Stage[Any]] = [prepare, split, train, valid]
         trained: Stage[TrainedHead] | None = None

@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 from guie_core import Config, GuieError, Interrupted, Slot
 from guie_core.registry import build, lookup
 from guie_core.signature import signature
-from guie_core.wording import plural
+from guie_core.wording import plural, shown
 from guie_datasets import BadImage, ImageRef, Manifest
+from guie_datasets.checks import enough_max_bad
 from guie_datasets.images.decoding import Method
 from guie_datasets.images.tensorflow import import_tensorflow
 from guie_models.backbones import Backbone
 from guie_models.backbones.weights import fingerprint
 from guie_train.device import device_of
 from guie_train.extraction import Batch, Extractor, extract
-from guie_train.feature_store import SHARD, Bad, FeatureStore, finite
+from guie_train.feature_store import SHARD, Bad, FeatureStore, finite, state_of
 from guie_train.heads import TrainedHead
 from guie_train.planning.backbones import Frozen, powers_below
 from guie_train.planning.forecast import LIBRARIES, Forecast, NotKnown, Outlook, known
@@ -64,8 +65,10 @@ class Features(Stage[FeatureStore]):
         compute: dtype of the backbone's arithmetic, the profile's.
         dtype: of the features on disk. The rows of a recipe's backbone have values of about 1, which float16 holds to
             three digits; training and evaluation compute in float32.
-        max_bad: so many may be left out because they cannot be decoded, as a share of the manifest's images. They are
+        max_bad: so many may be left out because they cannot be decoded, as a share of the manifest's images, together
+            with those that the stages `beside` leave out; and as a share of this stage's own, rounded up. They are
             listed in the store's `bad.csv`, and no later stage sees them.
+        beside: stages that look at other images of the same manifest, whose outputs this one doesn't need.
     """
 
     slug: ClassVar[str] = "features"
@@ -87,6 +90,7 @@ class Features(Stage[FeatureStore]):
     dtype: Literal["float16", "float32"] = "float16"
     compute: str = "float32"
     max_bad: float = field(default=0.001, metadata=NOT_IN_KEY)
+    beside: tuple[Features, ...] = field(default=(), metadata=NOT_IN_KEY)
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
@@ -104,6 +108,10 @@ class Features(Stage[FeatureStore]):
     def fingerprint(self) -> str:
         """What the weights are, as far as it shows without loading them."""
         return fingerprint(self.backbone.get("weights", "hub"))
+
+    def inputs(self, keyed: bool = False) -> list[Stage[Any]]:
+        """All stages in the fields but those `beside`."""
+        return [source for source in super().inputs(keyed) if source not in self.beside]
 
     def wants(self, split: str) -> bool:
         """Whether all images of this split are looked at."""
@@ -134,9 +142,10 @@ class Features(Stage[FeatureStore]):
         """Whether the store has every image, whoever has added them."""
         if not (folder / "store.json").exists():
             return False
-        manifest, store = workspace.get(self.manifest), FeatureStore(folder)
-        hashes = manifest.column("hash")[self.rows(manifest)]
-        return not len(store.missing(hashes)) and not self._too_many(store.is_bad(hashes).sum(), hashes, manifest)
+        images, store = self._images(workspace), FeatureStore(folder)
+        return not len(store.missing(images.hashes, images.path)) and not self._limit(workspace).passed(
+            images.bad(store)
+        )
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Add the images that the store lacks; each process of the run a part of them, and none goes on where one was
@@ -148,9 +157,19 @@ class Features(Stage[FeatureStore]):
             stopped = error
         if processes.any(stopped is not None):
             raise stopped or Interrupted(f"{self.name}: the images of this process are done and kept")
-        manifest = workspace.get(self.manifest)
-        hashes = manifest.column("hash")[self.rows(manifest)]
-        self._check_bad(FeatureStore(folder), hashes, manifest)  # each has seen its own
+        if processes.first and folder != workspace.folder(self):
+            self._take_over(folder, workspace.folder(self))
+        self._check_bad(FeatureStore(folder), workspace)  # each has seen its own
+
+    def _take_over(self, folder: Path, before: Path) -> None:
+        """What is made again takes the place of a store that may hold images of other runs: those stay."""
+        try:
+            theirs = FeatureStore(before)
+        except GuieError:  # there is none, or nothing of it can be read
+            return
+        store = FeatureStore(folder)
+        if theirs.about == store.about:
+            store.take_over(theirs)
 
     def open(self, folder: Path, backbone: Backbone) -> FeatureStore:
         """The store in `folder` for what this stage computes with `backbone`, made if it isn't there."""
@@ -189,27 +208,24 @@ class Features(Stage[FeatureStore]):
             Interrupted: the user asked to stop; what is done is kept.
             GuieError: too many images cannot be decoded, or features that are not finite.
         """
-        manifest = workspace.get(self.manifest)
-        rows = self.rows(manifest)
-        wanted: NDArray[np.bytes_] = manifest.column("hash")[rows]
+        images, limit = self._images(workspace), self._limit(workspace)
         batch_size = workspace.profile.micro_batch("features", 64)
-        ours = _share(wanted, batch_size, share, shares)
-        rows, hashes = rows[ours], wanted[ours]
+        ours = images.select(_share(images.hashes, batch_size, share, shares))
         if (folder / "store.json").exists():
             store = FeatureStore(folder)
-            if not len(store.missing(hashes)) and not self._too_many(store.is_bad(wanted).sum(), wanted, manifest):
+            if not len(store.missing(ours.hashes, ours.path)) and not limit.passed(images.bad(store)):
                 return  # before the backbone is built, which takes its time
         backbone = self.network(workspace)
         store = self.open(folder, backbone)
-        known_bad = int(store.is_bad(wanted).sum())
-        self._check_bad(store, wanted, manifest)
-        missing = store.missing(hashes)
-        rows, hashes = rows[missing], hashes[missing]
-        refs = [manifest.images()[row] for row in rows]
+        self._check_bad(store, workspace)
+        known_bad = images.bad(store)
+        ours = ours.select(store.missing(ours.hashes, ours.path))
+        refs, hashes = ours.refs, ours.hashes
         gathered = _Gathered(store)
 
         def on_bad(position: int, error: BadImage) -> None:
-            gathered.bad.append(Bad(hashes[position].decode(), error.place, error.reason))
+            state = state_of(refs[position].path)
+            gathered.bad.append(Bad(hashes[position].decode(), error.place, error.reason, state))
 
         view = self.seen_by(backbone)
         target = getattr(view, "size", backbone.image_size)
@@ -232,13 +248,13 @@ class Features(Stage[FeatureStore]):
                 done += batch.images
                 self._check_finite(batch, refs)
                 gathered.add(hashes[batch.positions], batch.features)
-                too_many = self._too_many(known_bad + len(gathered.bad), wanted, manifest)
+                too_many = limit.passed(known_bad + len(gathered.bad))
                 # whole batches only: the ones that follow are then the same whether or not this run goes on
                 if workspace.stop or too_many or done == len(refs) or gathered.due:
                     known_bad += len(gathered.bad)
                     gathered.write()
                 if too_many:
-                    raise self._refusal(store, wanted, manifest)
+                    raise self._refusal(store, workspace)
                 if workspace.stop and done < len(refs):
                     raise Interrupted(f"{self.name}: {done:,} of {len(refs):,} images are done and kept")
 
@@ -251,28 +267,45 @@ class Features(Stage[FeatureStore]):
                 "dtype='float32')"
             )
 
-    def _too_many(self, bad: int, hashes: NDArray[np.bytes_], manifest: Manifest) -> bool:
-        """Whether so many of these images of the manifest cannot be left out."""
-        return bad > self.max_bad * len(manifest) or 0 < bad == len(hashes)
+    def _images(self, workspace: Workspace) -> _Images:
+        """Those whose features this stage provides."""
+        manifest = workspace.get(self.manifest)
+        return _Images(manifest, self.rows(manifest))
 
-    def _check_bad(self, store: FeatureStore, hashes: NDArray[np.bytes_], manifest: Manifest) -> None:
-        if self._too_many(store.is_bad(hashes).sum(), hashes, manifest):
-            raise self._refusal(store, hashes, manifest)
+    def _beside(self, workspace: Workspace) -> list[tuple[FeatureStore, _Images]]:
+        """The stores of the stages beside this one, so far as they are there, and their images that it hasn't."""
+        found = []
+        for other in self.beside:
+            folder = workspace.folder(other)
+            if (folder / "store.json").exists():
+                manifest = workspace.get(self.manifest)
+                rows = np.setdiff1d(other.rows(manifest), self.rows(manifest))
+                found.append((FeatureStore(folder), _Images(manifest, rows)))
+        return found
 
-    def _refusal(self, store: FeatureStore, hashes: NDArray[np.bytes_], manifest: Manifest) -> GuieError:
-        here = set(hashes.tolist())
-        bad = [image for image in store.bad if image.hash.encode() in here]
+    def _limit(self, workspace: Workspace) -> _Limit:
+        images = self._images(workspace)
+        beside = sum(theirs.bad(store) for store, theirs in self._beside(workspace))
+        return _Limit(self.max_bad, len(images.rows), len(images.manifest), beside)
+
+    def _check_bad(self, store: FeatureStore, workspace: Workspace) -> None:
+        if self._limit(workspace).passed(self._images(workspace).bad(store)):
+            raise self._refusal(store, workspace)
+
+    def _refusal(self, store: FeatureStore, workspace: Workspace) -> GuieError:
+        images, limit = self._images(workspace), self._limit(workspace)
+        stores = [(store, images), *(each for each in self._beside(workspace) if each[1].bad(each[0]))]
+        bad = [image for store, theirs in stores for image in theirs.listed(store)]
         first = "\n".join(f"  {image.place}: {image.reason}" for image in bad[:10])
         more = f"\n  and {len(bad) - 10:,} more" if len(bad) > 10 else ""
-        count = int(store.is_bad(hashes).sum())
-        if count > self.max_bad * len(manifest):
-            why = f"{count / len(manifest):.2%} of all {len(manifest):,}, more than max_bad = {self.max_bad:.2%} allows"
-            remedy = "remove them and run again, or raise recipe.max_bad"
-        else:
-            why, remedy = "and there are no others", "replace them and run again"
+        lists = " and ".join(dict.fromkeys(shown(store.folder / "bad.csv") for store, _ in stores))
+        count = images.bad(store)
+        why, enough = limit.why(count)
+        raising = f"remove them and run again, or raise recipe.max_bad to {enough:g}"
+        remedy = raising if enough else "replace them and run again"
         return GuieError(
-            f"{self.name}: {count:,} of {plural(len(hashes), 'image')} cannot be decoded, {why}:\n{first}{more}\nThe "
-            f"list is in {store.folder / 'bad.csv'}. Mend or {remedy}; the features so far are kept"
+            f"{self.name}: {count:,} of {plural(limit.own, 'image')} cannot be decoded, {why}:\n{first}{more}\n"
+            f"The list is in {lists}. Mend or {remedy}; the features so far are kept"
         )
 
     def forecast(self, outlook: Outlook) -> Forecast:
@@ -382,6 +415,73 @@ class Features(Stage[FeatureStore]):
         bad = f"; {len(output.bad):,} that cannot be decoded are left out: bad.csv" if output.bad else ""
         views = f" of {output.views} views" if output.views > 1 else ""
         return f"{output.dimension} features{views} an image; the store has {plural(len(output), 'image')}{bad}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Images:
+    """Rows [n] of a manifest."""
+
+    manifest: Manifest
+    rows: NDArray[np.int64]
+
+    @cached_property
+    def hashes(self) -> NDArray[np.bytes_]:
+        """Of their contents [n]."""
+        hashes: NDArray[np.bytes_] = self.manifest.column("hash")[self.rows]
+        return hashes
+
+    @property
+    def refs(self) -> list[ImageRef]:
+        """Where they are."""
+        images = self.manifest.images()
+        return [images[row] for row in self.rows]
+
+    def path(self, position: int) -> str:
+        """The file of one of them."""
+        return self.manifest.images()[int(self.rows[position])].path
+
+    def select(self, positions: NDArray[np.int64]) -> _Images:
+        """Those at these positions."""
+        return _Images(self.manifest, self.rows[positions])
+
+    def bad(self, store: FeatureStore) -> int:
+        """How many are listed as bad in a store, and their files are as they were then."""
+        missing = self.hashes[store.missing(self.hashes, self.path)]
+        return int((store.is_bad(self.hashes) & ~np.isin(self.hashes, missing)).sum())
+
+    def listed(self, store: FeatureStore) -> list[Bad]:
+        """Those that are listed as bad in a store."""
+        here = set(self.hashes.tolist())
+        return [image for image in store.bad if image.hash.encode() in here]
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """How many of a stage's `own` images may be left out as bad, where `beside` of the others of `all` are."""
+
+    max_bad: float
+    own: int
+    all: int
+    beside: int
+
+    def passed(self, bad: int) -> bool:
+        """Whether so many cannot be left out."""
+        whole = bad + self.beside > self.max_bad * self.all
+        return bad > 0 and (whole or bad > math.ceil(self.max_bad * self.own) or bad == self.own)
+
+    def why(self, bad: int) -> tuple[str, float]:
+        """Why so many cannot be left out, in words, and the `max_bad` that allows them; 0: none does."""
+        if bad == self.own:
+            return "and there are no others", 0
+        whole = bad + self.beside
+        enough = enough_max_bad(whole, self.all)
+        if bad > math.ceil(enough * self.own):
+            enough = enough_max_bad(bad, self.own)
+        allows = f"more than max_bad = {self.max_bad:.2%} allows"
+        if whole <= self.max_bad * self.all:
+            return f"{bad / self.own:.2%} of them, {allows} of the images of one stage", enough
+        others = f", with {self.beside:,} of other stages" if self.beside else ""
+        return f"{whole / self.all:.2%} of all {self.all:,}{others}, {allows}", enough
 
 
 class _Gathered:
