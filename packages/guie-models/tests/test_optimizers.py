@@ -16,7 +16,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
 from guie_core import GuieError, UsageError
-from guie_models.optimizers import ASAM, SAM, build_optimizer
+from guie_models.optimizers import ASAM, SAM, build_optimizer, elementwise
 
 ADAMW = dict(type="AdamW", lr=1e-2, weight_decay=0.1)
 
@@ -467,3 +467,67 @@ def test_wrong_use() -> None:
         SAM(parameters, base=dict(type="AdamV"))
     with pytest.raises(UsageError, match="weight_dekay"):
         SAM(parameters, base=dict(type="AdamW", weight_dekay=0.1))
+
+
+TORCH = [
+    made
+    for name in dir(torch.optim)
+    if isinstance(made := getattr(torch.optim, name), type)
+    and made not in (torch.optim.Optimizer, torch.optim.SparseAdam)  # the latter takes other gradients
+]
+
+
+def _stepped(made: type[torch.optim.Optimizer], cut: bool) -> Tensor:
+    """A matrix [6, 4] after some steps, as one parameter or as two that each have rows of it."""
+    generator = torch.Generator().manual_seed(0)
+    start, target = torch.randn(2, 6, 4, generator=generator, dtype=torch.float64)
+    weights = [nn.Parameter(part.clone()) for part in (start.split([4, 2]) if cut else [start])]
+    settings = {"momentum": 0.9} if made in (torch.optim.SGD, torch.optim.RMSprop) else {}
+    # what one process has is all that its optimiser sees
+    optimizers = [made([weight], lr=0.1, **settings) for weight in weights]  # type: ignore[call-arg]
+    for _ in range(5):
+        for optimizer, weight, wanted in zip(
+            optimizers, weights, target.split([4, 2]) if cut else [target], strict=True
+        ):
+
+            def closure(
+                optimizer: torch.optim.Optimizer = optimizer, weight: Tensor = weight, wanted: Tensor = wanted
+            ) -> float:
+                optimizer.zero_grad()
+                loss = (weight - wanted).pow(4).sum()
+                loss.backward()
+                return loss.item()
+
+            optimizer.step(closure)
+    return torch.cat([weight.detach() for weight in weights])
+
+
+@pytest.mark.parametrize("made", TORCH)
+def test_which_optimisers_treat_each_number_by_itself(made: type[torch.optim.Optimizer]) -> None:
+    """By what they do to a matrix whose rows two optimisers share."""
+    alike = torch.allclose(_stepped(made, cut=True), _stepped(made, cut=False), rtol=1e-12)
+    assert elementwise(made([nn.Parameter(torch.zeros(2, 2))], lr=0.1)) == alike  # type: ignore[call-arg]
+
+
+def test_sparse_adam_takes_no_gradients_of_shards() -> None:
+    assert not elementwise(torch.optim.SparseAdam([nn.Parameter(torch.zeros(2, 2))]))
+
+
+@pytest.mark.parametrize("made", [SAM, ASAM])
+def test_sam_is_as_its_base(made: type[SAM]) -> None:
+    weight = nn.Parameter(torch.zeros(2, 2))
+    assert elementwise(made([weight], ADAMW))
+    assert elementwise(made([weight], dict(type="SAM", base=ADAMW)))
+    assert not elementwise(made([weight], lambda params: torch.optim.Muon(params)))
+
+
+def test_what_others_make_says_so_itself() -> None:
+    class Normed(torch.optim.SGD):
+        """Who derives from torch's may do otherwise."""
+
+    class Lion(torch.optim.SGD):
+        elementwise = True
+
+    weight = nn.Parameter(torch.zeros(2, 2))
+    assert not elementwise(Normed([weight], lr=0.1))
+    assert elementwise(Lion([weight], lr=0.1))

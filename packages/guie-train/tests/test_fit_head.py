@@ -189,6 +189,33 @@ def test_what_cannot_be_divided_is_told_before_features_are_computed(
         stage(loss).check(replace(alone, processes=Processes(0, 4, 0)))
 
 
+def test_an_optimiser_of_whole_parameters_is_refused_where_they_are_divided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Muon, which would make the centres of each process orthogonal, and in one process all of them."""
+    head, alone = stage({"type": "ArcFace"}), workspace(tmp_path)
+    alone.get(head.manifest)
+    divides = replace(profile("cpu"), divide="classes")
+    two = Processes(0, 2, 0)
+    head.check(replace(alone, profile=divides, processes=two))
+
+    monkeypatch.setattr("guie_models.optimizers.ELEMENTWISE", ())  # as if AdamW, SAM's base, weren't
+    head.check(replace(alone, profile=divides))
+    head.check(replace(alone, processes=two))
+    with pytest.raises(UsageError) as told:
+        head.check(replace(alone, profile=divides, processes=two))
+    assert str(told.value) == (
+        'recipe.arcface.optimizer: AdamW looks at whole parameters, and with profile.divide="classes" each of 2 '
+        'processes has but a part of the class centres. Leave profile.divide at "images", or take an optimizer that '
+        "treats each number by itself, such as SGD"
+    )
+    many = Many(name="images")
+    planned = replace(head, manifest=many, train=Planned(name="features", manifest=many))
+    assert list(planned.forecast(Outlook(alone, processes=2)).lighter(1e12)) == []
+    with pytest.raises(UsageError, match=r"recipe\.arcface\.optimizer: AdamW looks at whole parameters"):
+        planned.forecast(Outlook(replace(alone, profile=divides), processes=2))
+
+
 def test_parts_of_epochs_without_a_batch_are_told_before_features_are_computed(tmp_path: Path) -> None:
     for name in ("Shuffled", None):
         made = stage({"type": "ArcFace"}, epoch_parts=4, sampler=name and {"type": name})

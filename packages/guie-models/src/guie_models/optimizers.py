@@ -20,6 +20,21 @@ ADAMW: Mapping[str, Any] = {"type": "AdamW", "lr": 1e-2, "weight_decay": 0.1}
 IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
 """Settings of torch's optimisers that say how a step is computed, and nothing of what."""
 
+ELEMENTWISE: tuple[type[Optimizer], ...] = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.Adamax,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.Rprop,
+    torch.optim.ASGD,
+)
+"""Those of torch's optimisers that treat each number by itself."""
+
 NormOf = Callable[[list[Tensor]], Tensor]
 """The norm of the gradients of these parameters, a scalar."""
 
@@ -84,6 +99,11 @@ class SAM(Optimizer):
         #: of the gradients of the last pass that was made, before clipping; a scalar
         self.norm: Tensor | None = None
         self._share()
+
+    @property
+    def elementwise(self) -> bool:
+        """As the base: the norm, in which all numbers meet, is what `norm_of` says."""
+        return elementwise(self.base)
 
     @property
     def skipped(self) -> int:
@@ -318,6 +338,17 @@ def build_optimizer(
     built: Optimizer = build("optimizers", config, where=where, params=groups)
     built.register_load_state_dict_pre_hook(_keep_implementation)
     return built
+
+
+def elementwise(optimizer: Optimizer) -> bool:
+    """Whether the step of each number follows from its own gradients alone, so that processes can shard a parameter,
+    each with an optimiser of its shard.
+
+    torch's are told by their exact type (`ELEMENTWISE`), since what is derived from one may do otherwise. Others say so
+    by an attribute `elementwise`; one that has none is taken for one that looks at whole parameters, as Muon, LARS,
+    LAMB, Adafactor and LBFGS do.
+    """
+    return type(optimizer) in ELEMENTWISE or bool(getattr(optimizer, "elementwise", False))
 
 
 def _keep_implementation(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:

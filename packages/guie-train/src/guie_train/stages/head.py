@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from guie_core import Config, Slot
+from guie_core import Config, Slot, UsageError
 from guie_core.files import atomic_write
 from guie_core.profiles import Profile
 from guie_core.registry import build, load
 from guie_core.signature import signature
 from guie_datasets import Manifest
 from guie_datasets.splits import TRAIN
+from guie_models.optimizers import build_optimizer, elementwise
 from guie_train.device import device_of
 from guie_train.feature_store import FeatureStore, usable
 from guie_train.fitting import Curve, Fit, Resident, Training, sampler_of, whole_batch
@@ -111,10 +112,23 @@ class FitHead(TrainsHead):
 
     def check_loss(self, class_counts: NDArray[np.int64], workspace: Workspace) -> None:
         """Raise GuieError if the loss refuses its arguments, or to be divided where it is to be."""
+        if divided := _divides_classes(workspace.profile, workspace.processes.count):
+            self._check_optimizer(workspace.processes.count)
         sizes = {**signature(load("heads", self.head["type"])).defaults, **self.head}
         loss = self._loss(sizes.get("out_features", 64), class_counts)
-        if _divides_classes(workspace.profile, workspace.processes.count):
+        if divided:
             HeadWithLoss(nn.Identity(), loss).divide(workspace.processes)
+
+    def _check_optimizer(self, processes: int) -> None:
+        """Raise UsageError if the optimiser needs whole parameters, of which processes have but parts."""
+        built = build_optimizer(self.training.optimizer, [nn.Parameter(torch.zeros(1, 1))], f"{self.where}.optimizer")
+        if not elementwise(built):
+            name = type(getattr(built, "base", built)).__name__
+            raise UsageError(
+                f'{self.where}.optimizer: {name} looks at whole parameters, and with profile.divide="classes" each of '
+                f'{processes} processes has but a part of the class centres. Leave profile.divide at "images", or take '
+                "an optimizer that treats each number by itself, such as SGD"
+            )
 
     def _loss(self, embedding_size: int, class_counts: NDArray[np.int64]) -> nn.Module:
         return build_loss(self.loss, embedding_size, class_counts, "recipe.loss")
@@ -147,6 +161,7 @@ class FitHead(TrainsHead):
 
         def divided() -> Forecast:
             """What the first of the processes takes where they divide the classes."""
+            self._check_optimizer(count)
             part = on_meta(make)
             all_of_it = state_bytes(part.divide(Unsent(count - 1, count)))  # of the last, none has a larger part
             of_part = forecast(part)
