@@ -486,6 +486,17 @@ def test_folders_that_no_sweep_can_have(guie: Callable[..., tuple[int, str, str]
     assert f"runs/sweep is in use by process {os.getpid()} " in err
 
 
+def test_a_run_that_ends_with_its_evaluation_is_listed_with_its_score(
+    guie: Callable[..., tuple[int, str, str]]
+) -> None:
+    _, *asked = sweep("--set", "recipe.arcface.epochs=1", "--stage", "evaluate")
+    code, out, err = guie("guie-train", *asked)
+    assert code == 0, err
+    ((told,),) = [re.findall(r"mP@5 .*(\d\.\d{3}) trained$", line) for line in out.splitlines() if " evaluate " in line]
+    assert re.findall(r"mP@5 (\d\.\d{3})$", guie("runs", "list")[1], re.MULTILINE) == [told]
+    assert [f"{float(value):.3f}" for value in re.findall(r"1  (0\.\d{4})  ", guie("runs", "best")[1])] == [told]
+
+
 def test_the_page_of_commands(guie: Callable[..., tuple[int, str, str]]) -> None:
     """docs/how-to/runs.md, every command as it stands there but for the number of trials."""
     folder = Path("experiments")

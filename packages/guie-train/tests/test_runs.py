@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from guie_core.cli import main
+from guie_core.record import find_runs
 
 HEAVY = "{'torch', 'mmengine', 'numpy', 'timm', 'pandas', 'pyarrow', 'PIL', 'optuna', 'matplotlib', 'sklearn'}"
 RECIPE: dict[str, Any] = {
@@ -375,6 +376,17 @@ def test_best(capsys: pytest.CaptureFixture[str]) -> None:
     assert (rows[0]["name"], rows[0]["metric"], rows[0]["value"]) == ("b", "mP@5", 0.7)
 
 
+def test_best_and_the_list_have_one_figure_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """That of what is exported, although it is the worse one here."""
+    worse = [SCORES[0], SCORES[1], SCORES[2] | {"mP@5": 0.45}]
+    run("a", records={"scores": worse})
+    scored("b", 2, 0.475, 0.1)
+    listed = re.findall(r"^(\S+) .* mP@5 (\d\.\d+)$", ok(capsys, "list"), re.MULTILINE)
+    assert listed == [("a", "0.450"), ("b", "0.475")]
+    assert ranking(ok(capsys, "best")) == [("b", "0.4750"), ("a", "0.4500")]
+    assert "trained (augmented)" in ok(capsys, "best")
+
+
 def test_best_by_what_nobody_has(capsys: pytest.CaptureFixture[str]) -> None:
     scored("a", 1, 0.5, 0.3)
     code, _, err = guie(capsys, "best", "--metric", "mP@6")
@@ -450,8 +462,14 @@ def test_clean_through_a_link_and_a_path_with_dots(capsys: pytest.CaptureFixture
 def test_clean_what_failed(capsys: pytest.CaptureFixture[str]) -> None:
     run("a", status="failed")
     run("b", status="interrupted")
-    ok(capsys, "clean", "--failed", "--yes")
-    assert os.listdir("runs") == ["b"]
+    run("sweep/c", status="failed")
+    told = ok(capsys, "clean", "--yes").splitlines()
+    assert told[0].startswith("Runs that failed: 2, ")
+    assert told[0].endswith(". --failed removes them, and what only they refer to.")
+    assert told[1:] == ["There is nothing to remove below runs."]
+    assert ok(capsys, "clean", "../runs/a", "--folder", "runs").count("Runs that failed: 1, ") == 1
+    assert "Runs that failed" not in ok(capsys, "clean", "--failed", "--yes")
+    assert [record.path.name for record in find_runs("runs")[0]] == ["b"]
 
 
 def test_clean_a_whole_sweep(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import shlex
@@ -115,6 +114,8 @@ def train(
                 run.record(manifest=output.digest, splits=digest("\n".join(output.column("split"))))
             if (selected := each.selected(output)) is not None:
                 run.record(selected=selected)
+            if (scores := each.scores(output)) is not None:
+                run.record(scores=scores)
         report = None if stage else recipe.report(workspace)
         if report is not None:
             report = replace(
@@ -129,7 +130,6 @@ def train(
                 versions=versions(),
                 seconds=time.monotonic() - begin,
             )
-            run.record(scores=_scores(report))
             written = render(report, folder / "report.html")
             click.echo(f"\n{_table(report)}")
             if report.worse:
@@ -314,15 +314,6 @@ def _chosen(stages: list[Stage[Any]], last: str | None, start: str | None) -> tu
 def _command(experiment: Experiment) -> list[str]:
     overrides = [part for override in experiment.overrides for part in ("--set", override)]
     return ["guie-train", shown(experiment.path), "--profile", experiment.profile.name, *overrides]
-
-
-def _scores(report: Report) -> list[dict[str, Any]]:
-    """The means of each system, as run.json keeps them; None where no query can be answered."""
-    return [
-        {"system": s.name, "augmented": s.augmented, "dimension": s.dimension}
-        | {name: None if math.isnan(value) else round(value, 6) for name, value in s.result.overall.items()}
-        for s in report.systems
-    ]
 
 
 def _table(report: Report) -> str:

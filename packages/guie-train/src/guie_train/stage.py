@@ -114,6 +114,13 @@ class Stage(ABC, Generic[T]):
         """
         return None
 
+    def scores(self, output: T) -> list[dict[str, Any]] | None:
+        """The figures that this stage reports, of each system: system, augmented, dimension, and metrics by name.
+
+        A mean over no query is None.
+        """
+        return None
+
     @property
     def selects(self) -> bool:
         """Whether `selected` tells a figure."""

@@ -46,7 +46,8 @@ def runs() -> None:
 def list_(folder: Path, style: str) -> None:
     """List runs, the oldest first.
 
-    "selection" is the score by which a run chose its checkpoint, "reported" the one of its report.
+    "selection" is the score by which a run chose its checkpoint, "reported" the one of what it exports, by which
+    guie runs best ranks.
     """
     records, damaged = _find(folder)
     if style == "json":
@@ -123,8 +124,9 @@ def compare(names: tuple[str, ...], folder: Path, style: str) -> None:
 def best(metric: str | None, system: str, selection: bool, folder: Path, style: str) -> None:
     """Rank runs by a score, best first.
 
-    By default the score is the reported one, which tells how good runs are and isn't there to choose between them: the
-    best of many is better by luck as well. To choose, use --selection, as guie sweep does.
+    By default the score is the reported one of what a run exports, with augmentation if there is any. It tells how good
+    runs are and isn't there to choose between them: the best of many is better by luck as well. To choose, use
+    --selection, as guie sweep does.
     """
     records, _ = _find(folder)
     if not records:
@@ -165,8 +167,10 @@ def clean(names: tuple[str, ...], failed: bool, features: bool, yes: bool, folde
     given: a run to come may save hours by them. Without --yes, nothing is removed at all.
     """
     chosen, sweeps = _chosen(names, folder)
+    named = {path.resolve() for path in chosen}
+    failures = [r.path for r in _find(folder)[0] if r.status == "failed" and r.path.resolve() not in named]
     if failed:
-        chosen += [r.path for r in _find(folder)[0] if r.status == "failed" and r.path not in chosen]
+        chosen, failures = [*chosen, *failures], []
     for path in (*chosen, *sweeps):
         if who := holder(path):
             raise UsageError(f"{shown(path)} is in use by {who}.\nNothing was removed.")
@@ -188,6 +192,9 @@ def clean(names: tuple[str, ...], failed: bool, features: bool, yes: bool, folde
     if kept:
         total = size(sum(outputs.bytes_in(output.path) for output in kept))
         click.echo(f"Features that no run refers to: {plural(len(kept), 'store')}, {total}. --features removes them.")
+    if failures:
+        total = size(sum(map(outputs.bytes_in, failures)))
+        click.echo(f"Runs that failed: {len(failures)}, {total}. --failed removes them, and what only they refer to.")
     if not rows:
         click.echo(f"There is nothing to remove below {shown(folder)}.")
         return

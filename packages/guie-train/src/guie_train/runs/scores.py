@@ -54,10 +54,10 @@ def scores(record: RunRecord) -> list[Score]:
     ]
 
 
-def headline(record: RunRecord) -> Score | None:
-    """The score of what the run exports: of the trained system, with augmentation if there is any."""
-    found = scores(record)
-    return next((score for score in reversed(found) if score.system == TRAINED), found[-1] if found else None)
+def headline(record: RunRecord, system: str = TRAINED) -> Score | None:
+    """The score that a run is listed and ranked by: of what it exports, which is the trained system, with augmentation
+    if there is any; or of another system in the same way."""
+    return next((score for score in reversed(scores(record)) if score.system == system), None)
 
 
 def selected(record: RunRecord) -> Selected | None:
@@ -78,21 +78,16 @@ class Ranked:
 def by_report(records: Sequence[RunRecord], metric: str | None, system: str) -> tuple[str, list[Ranked]]:
     """Runs by a reported metric of `system`, best first, and the metric: the first reported one unless named.
 
-    Of a system with and without augmentation, the better figure counts. Runs without one are left out.
+    Runs without that figure are left out.
 
     Raises UsageError: no run reports such a metric, or such a system.
     """
-    found = [(record, score) for record in records for score in scores(record)]
-    _known("system", system, [score.system for _, score in found])
-    found = [(record, score) for record, score in found if score.system == system]
+    _known("system", system, [score.system for record in records for score in scores(record)])
+    found = [(record, score) for record in records if (score := headline(record, system))]
     metric = _known("metric", metric, [name for _, score in found for name in score.values])
-    best: dict[int, Ranked] = {}
-    for record, score in found:
-        value = score.values.get(metric)
-        known = best.get(id(record))
-        if value is not None and (known is None or value > known.value):
-            best[id(record)] = Ranked(record, score.label, value)
-    return metric, _ranked(best.values())
+    return metric, _ranked(
+        Ranked(record, score.label, value) for record, score in found if (value := score.values.get(metric)) is not None
+    )
 
 
 def by_selection(records: Sequence[RunRecord], metric: str | None = None) -> tuple[str, list[Ranked]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -172,6 +173,14 @@ class Evaluate(Stage[list[System]]):
             result, about = Evaluation.read(path)
             systems.append(System(about["name"], about["dimension"], about["augmented"], result))
         return systems
+
+    def scores(self, output: list[System]) -> list[dict[str, Any]]:
+        """The means of each system."""
+        return [
+            {"system": system.name, "augmented": system.augmented, "dimension": system.dimension}
+            | {name: None if math.isnan(mean) else round(mean, 6) for name, mean in system.result.overall.items()}
+            for system in output
+        ]
 
     def summary(self, output: list[System]) -> str:
         """The first metric of each system with one view, and of what is exported with its augmentation."""
