@@ -285,12 +285,26 @@ def test_paths_outside_the_root_and_labels_that_are_none(files: list[Path], tmp_
 
 
 def test_nothing_good(files: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(GuieError, match="no images: the data sets gave none"):
+    with pytest.raises(GuieError, match=r"^no images: Given has none, good or bad; look at its settings$"):
         prepare([Given([])])
     with pytest.raises(GuieError, match=r"no image is good:\n  .*gone.jpg: cannot be read"):
         prepare([Given([Row(ImageRef(str(tmp_path / "gone.jpg")), 0, "s")])], max_bad=1)
     with pytest.raises(GuieError, match="name at least one"):
         prepare([])
+
+
+def test_a_table_without_rows_is_not_passed_over(files: list[Path], tmp_path: Path) -> None:
+    """A header alone is no data set, whatever others there are."""
+    (tmp_path / "cars.csv").write_text("path,label\n")
+    full = Given(rows(files, range(12)))
+    for datasets, which in (
+        ([full, Table(tmp_path / "cars.csv")], r"data set 1 \(Table\)"),
+        ([Table(tmp_path / "cars.csv"), full], r"data set 0 \(Table\)"),
+    ):
+        with pytest.raises(GuieError, match=rf"/cars\.csv: no images: {which} has none, good or bad; look at the file"):
+            prepare(datasets)
+    with pytest.raises(GuieError, match=r"/cars\.csv: no images: Table has none"):
+        prepare([Table(tmp_path / "cars.csv")])
 
 
 def test_duplicates_are_kept_once_and_conflicts_kept(files: list[Path]) -> None:

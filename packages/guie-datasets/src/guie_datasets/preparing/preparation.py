@@ -69,7 +69,7 @@ def prepare(
       folder, until it is written elsewhere: 88 bytes a row, and its path.
 
     Raises GuieError if more than `max_bad` of the images are bad (it lists the first ten): as soon as that is certain,
-    where all data sets know their `count()`, otherwise at the end. Also if there are no images, or as the data sets do;
+    where all data sets know their `count()`, otherwise at the end. Also if one has no images, or as they do;
     UsageError for `max_bad` outside 0..1 or `workers` below 1; Interrupted on Ctrl-C.
     """
     if not datasets:
@@ -187,10 +187,21 @@ class _Preparation:
             if item.loud:
                 loud.add(finding)
         found.told += map(str, loud.most_frequent())
+        if found.images == seen:
+            raise GuieError(self._nothing(number))
         self._empty(spoilt, before)
         self._judge_early()
         counts = {"rows": found.images - seen, "good": len(self.columns) - before, "label_offset": offset}
         return {**dataset.provenance(), "plugin": _plugin(dataset), **counts, "sources": sources.record(dataset)}
+
+    def _nothing(self, number: int) -> str:
+        """What to do about a data set that is there, and has no images."""
+        dataset, others = self._datasets[number], len(self._datasets) > 1
+        file = next(iter(dataset.tables() or dataset.sources()), None)
+        where = f"{os.fspath(file)}: " if file else ""
+        which = f"data set {number} ({type(dataset).__name__})" if others else type(dataset).__name__
+        settings = f"look at {'the file and ' * bool(file)}its settings{', or leave it out' * others}"
+        return f"{where}no images: {which} has none, good or bad; {settings}"
 
     def distinct(self, about: Sequence[dict[str, Any]]) -> None:
         """Raises GuieError if two data sets are the same images."""
@@ -253,8 +264,7 @@ class _Preparation:
                 f"{self._where()} {self._remedy(share)}."
             )
         if not len(self.columns):
-            text = f"no image is good:\n{self._first()}\n{self._where()}"
-            raise GuieError(text if bad else "no images: the data sets gave none")
+            raise GuieError(f"no image is good:\n{self._first()}\n{self._where()}")
 
     def _judge_early(self) -> None:
         """Raises GuieError if too much is bad already, whatever is still to come."""
