@@ -152,6 +152,23 @@ def test_what_is_reported_is_of_the_tuned_backbone_beside_the_pretrained(tmp_pat
     torch.testing.assert_close(found, nn.functional.normalize(trained[:5]), rtol=0, atol=1e-5)
 
 
+def test_afresh_each_image_is_looked_at_once_before() -> None:
+    """Several views of an image are for a head that is trained on frozen features."""
+
+    def features(*settings: str) -> Any:
+        training = "recipe.finetune=dict(training=dict(epochs=1, batch_size=8, optimizer=dict(type='AdamW')))"
+        crops = "recipe.views.train=dict(type='RandomSquareCrop')"
+        experiment = Experiment.load(ROOT / "experiments" / "quickstart.py", [training, crops, *settings])
+        stages = build("recipes", experiment.recipe, where="recipe").stages(experiment.profile)
+        (tuned,) = (stage for stage in stages if stage.name == "finetune")
+        return tuned.train
+
+    assert features("recipe.features.views=4").views == 4
+    afresh = features("recipe.features.views=4", "recipe.finetune.start=afresh")
+    assert afresh.views == 1
+    assert afresh.key == features().key
+
+
 def test_the_pages_settings_exist() -> None:
     from dataclasses import fields
 

@@ -20,6 +20,8 @@ from guie_core import ExperimentError, GuieError, Interrupted, build
 from guie_core.interrupt import Stop
 from guie_core.profiles import Profile, profile
 from guie_datasets import Manifest
+from guie_models import size_values
+from guie_models.heads import Whitened
 from guie_train.feature_store import FeatureStore
 from guie_train.fitting import LossScale, Training
 from guie_train.fitting.images import Images
@@ -315,6 +317,54 @@ def test_it_goes_on_from_a_trained_head_and_its_centres(
     torch.testing.assert_close(tensors["head.linear.weight"], torch.full((8, 67), 0.25))
     before = torch.arange(40).reshape(5, 8).float()
     assert torch.allclose(tensors["loss.centres"], before, rtol=0, atol=1e-6) == taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computed(Frozen):
+    """Features of the images, by the backbone as it is before it is tuned."""
+
+    slug: ClassVar[str] = "computed"
+    manifest: Stage[Manifest]
+
+    def run(self, folder: Path, workspace: Workspace) -> None:
+        hashes = workspace.get(self.manifest).column("hash")
+        store = FeatureStore(folder, {"dimension": 64, "dtype": "float32", "image_size": SIDE})
+        store.append(hashes, np.random.default_rng(0).normal(size=(len(hashes), 64)))
+
+
+def test_without_a_trained_head_one_that_can_begins_with_what_training_features_tell(
+    tmp_path: Path, pictures: str, stop_after: Callable[[int], Stop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a head is trained alone; once, and centres suit it."""
+    begun: list[int] = []
+    begin = Whitened.start
+
+    def noted(self: Whitened, x: Tensor, labels: Tensor) -> None:
+        begun.append(len(x))
+        begin(self, x, labels)
+
+    slow = {"optimizer": {"type": "AdamW", "lr": 1e-9}, "lr_min": 1e-9, "keep_every": 1}
+    plain = stage(pictures, training=slow)
+    features = Computed(name="computed", manifest=plain.manifest)
+    afresh = replace(plain, train=features, head={"type": "Whitened", "out_features": 8, "size_features": 3})
+    monkeypatch.setattr(Whitened, "start", noted)
+    with pytest.raises(Interrupted, match="finetune: saved"):
+        tune(tmp_path, afresh, stop=stop_after(4))
+    tensors = tune(tmp_path, afresh)
+    assert begun == [30]
+
+    workspace = Workspace(tmp_path / "store", CPU, Stop())
+    manifest, store = workspace.get(afresh.manifest), workspace.get(features)
+    rows = np.flatnonzero(manifest.column("split") == "train")
+    x = torch.from_numpy(store.read(manifest.column("hash")[rows]))
+    x = torch.cat([x, size_values(torch.full((30,), 40.0), torch.full((30,), 44.0), SIDE)], 1)
+    labels = torch.from_numpy(manifest.column("label")[rows])
+    expected = Whitened(64, 8, size_features=3)
+    begin(expected, x, labels)
+    torch.testing.assert_close(tensors["head.linear.weight"], expected.linear.weight.detach(), atol=1e-6, rtol=0)
+    cosines = torch.cosine_similarity(expected(x)[:, None], tensors["loss.centres"][None], dim=2)
+    for label in range(5):
+        assert cosines[labels == label].mean(0).argmax() == label
 
 
 def test_it_learns(tmp_path: Path, pictures: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -647,14 +647,23 @@ def test_a_head_that_can_begins_with_what_training_features_tell(tmp_path: Path,
 
 
 def test_a_head_that_began_so_ends_with_the_same_bits_when_it_is_interrupted(
-    tmp_path: Path, stop_after: Callable[[int], Stop]
+    tmp_path: Path, stop_after: Callable[[int], Stop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    begun: list[int] = []
+    begin = Whitened.start
+
+    def noted(self: Whitened, x: torch.Tensor, labels: torch.Tensor) -> None:
+        begun.append(len(x))
+        begin(self, x, labels)
+
+    monkeypatch.setattr(Whitened, "start", noted)
     started = replace(stage({"type": "ArcFace"}), head={"type": "Whitened", "out_features": 4, "dropout": 0.2})
     whole = workspace(tmp_path / "whole").get(started)
     workspace(tmp_path / "parts").get(started.train)
     with pytest.raises(Interrupted, match="saved at"):
         workspace(tmp_path / "parts", stop_after(5)).get(started)
     parts = workspace(tmp_path / "parts").get(started)
+    assert begun == [42, 42]  # by each, and not again where it goes on
     assert parts.curves == whole.curves
     assert (parts.folder / "last.safetensors").read_bytes() == (whole.folder / "last.safetensors").read_bytes()
 

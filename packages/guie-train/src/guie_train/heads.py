@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,12 +54,18 @@ class HeadWithLoss(nn.Module):
         loss: Tensor = self.loss(self.head(features), labels)
         return loss
 
+    @property
+    def starts(self) -> bool:
+        """Whether the head can begin with what training features tell."""
+        return callable(getattr(self.head, "start", None))
+
     def start(self, features: Tensor, labels: Tensor) -> None:
         """Begin with what training features [N, D] with labels [N] tell, if the head can, and with class centres that
         suit it, if the loss can. Others stay as they were drawn."""
-        if not callable(start := getattr(self.head, "start", None)):
+        if not self.starts:
             return
-        start(features, labels)
+        head: Any = self.head
+        head.start(features, labels)
         if callable(start := getattr(self.loss, "start", None)):
             self.head.eval()
             with torch.no_grad():

@@ -242,20 +242,21 @@ class ArcFaceThenClassifier:
                 **more,
             )
 
+        on_frozen = self.finetune is None or self.finetune.start == "head"  # whether a head is trained on features
         # each image is looked at where it is used: another split computes those alone that have changed sides
-        train = features("train", self.views.train, splits=(TRAIN,), views=self.features.views)
-        protocols = (self.evaluation.protocol,) if self.evaluation else ()
+        train = features("train", self.views.train, splits=(TRAIN,), views=self.features.views if on_frozen else 1)
+        protocols = {"recipe.evaluation.protocol": self.evaluation.protocol} if self.evaluation else {}
         valid = features(
             "valid",
             self.views.valid,
             without=(TRAIN,),
-            protocols=(self.selection.protocol, *protocols),
+            protocols={"recipe.selection.protocol": self.selection.protocol, **protocols},
             beside=(train,),
         )
         asked: dict[str, Any] = {"splits": (reported,), "protocols": protocols}  # what the report looks at
         stages: list[Stage[Any]] = [prepare, split, train, valid]
         trained: Stage[TrainedHead] | None = None
-        if self.finetune is None or self.finetune.start == "head":
+        if on_frozen:
             trained = FitHead(
                 name="head",
                 manifest=split,

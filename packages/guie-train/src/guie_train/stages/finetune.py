@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from guie_core import Config, ExperimentError, GuieError, Problem, Slot
 from guie_core.profiles import Profile
 from guie_core.progress import bar
-from guie_core.registry import build
+from guie_core.registry import build, load
 from guie_core.wording import plural
 from guie_datasets.images.decoding import Method
 from guie_datasets.splits import TRAIN
@@ -27,9 +27,9 @@ from guie_train.feature_store import usable
 from guie_train.fitting import Fit, Training, sampler_of
 from guie_train.fitting.images import Images, Seen
 from guie_train.fitting.micro_batches import MicroBatches
-from guie_train.heads import LOSS_PROVIDES, HeadWithLoss, TrainedHead, build_loss, sizes_of, with_sizes
+from guie_train.heads import LOSS_PROVIDES, HeadWithLoss, TrainedHead, build_loss, head_inputs, sizes_of, with_sizes
 from guie_train.planning.finetuning import FineTuned
-from guie_train.planning.forecast import Forecast, Outlook
+from guie_train.planning.forecast import LIBRARIES, Features, Forecast, Outlook
 from guie_train.planning.meta import on_meta
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.features import ViewConfig
@@ -51,7 +51,7 @@ class FineTuning:
         centres_lr: rate of what the loss learns, its class centres; None: the optimizer's.
         layer_decay: the rate of a block is so many times that of the block after it (4th place: 0.5).
         start: from the "head" that was trained on frozen features, and its class centres where this loss has such;
-            "afresh" with random ones, and no head is trained before.
+            "afresh" with new ones, and no head is trained before: of the train view, one look at each image is enough.
         loss: another one than the recipe's.
         every: epochs between two evaluations; the selection is the recipe's else.
         compute: dtype of the backbone's arithmetic: "profile" leaves it to the hardware. Weights, their gradients'
@@ -157,7 +157,8 @@ class FineTune(TrainsHead):
     backbone.
 
     Args:
-        start: the head to begin with; None: a random one.
+        start: the head to begin with; None: a new one, which is random, or begins with what the frozen features tell
+            where it can (`HeadWithLoss.start`).
         train_view, valid_view: how images are seen in training, anew each epoch, and in selection.
         blocks, head_lr, centres_lr, layer_decay: what is trained, and at which rates, see `FineTuning`.
         compute: dtype of the backbone's arithmetic.
@@ -194,7 +195,12 @@ class FineTune(TrainsHead):
         counts = np.full(train.classes, max(1, train.images // train.classes))
         work = FineTuned(lambda: self._model(counts, weights="none"), self.training, self.compute)
         evaluations = -(-self.training.epochs // self.selection.every)
-        return work.forecast(outlook, train.images, selected, evaluations, self.selection.top_k)
+        found = work.forecast(outlook, train.images, selected, evaluations, self.selection.top_k)
+        if self.start is not None or not callable(getattr(load("heads", self.head["type"]), "start", None)):
+            return found
+        features = outlook.given(self.train, Features)
+        begun = LIBRARIES + train.images * features.views * (features.dimension + 3) * 4
+        return replace(found, host=max(found.host or 0.0, begun))
 
     def _model(self, class_counts: NDArray[np.int64], **weights: Any) -> tuple[Tuned, list[dict[str, Any]]]:
         """What is trained, random but for the backbone, and the optimizer's groups."""
@@ -240,8 +246,14 @@ class FineTune(TrainsHead):
 
         torch.manual_seed(self.seed)
         model, groups = self._model(counts)
-        if self.start is not None:
-            begin_with(model, workspace.get(self.start))
+        if not (folder / "state.pt").exists():  # which has either
+            if self.start is not None:
+                begin_with(model, workspace.get(self.start))
+            elif model.starts:
+                frozen = workspace.get(self.train)
+                features = head_inputs(model.head, frozen, manifest, rows, frozen.views)
+                model.start(features, torch.from_numpy(labels).repeat(frozen.views))
+                del features
         backbone = model.backbone
         backbone.set_grad_checkpointing(profile.checkpointing)
         model.to(device).to(memory_format=torch.channels_last)

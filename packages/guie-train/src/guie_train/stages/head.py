@@ -206,7 +206,8 @@ class FitHead(TrainsHead):
         loss = self._loss(head.out_features, counts)
         model, processes = HeadWithLoss(head, loss), workspace.processes
         features, targets = head_inputs(head, train, manifest, rows, train.views), torch.from_numpy(labels)
-        model.start(features, targets.repeat(train.views))
+        if not (folder / "state.pt").exists():  # which has it
+            model.start(features, targets.repeat(train.views))
         whole = model.divide(processes) if _divides_classes(workspace.profile, processes.count) else None
         model = model.to(device)
         examples = Resident(features.to(device), targets.to(device), self.seed)
