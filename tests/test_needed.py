@@ -283,3 +283,9 @@ def test_a_report_that_asks_images_of_training_finds_them_through_every_view(tab
         drawn = split[stage.rows(workspace.get(made["split"]))] == "train"
         assert 0 < drawn.sum() <= (split == "test").sum() // IMAGES
     assert len(workspace.get(made["evaluate"])) > 2
+
+
+def test_a_split_that_a_protocol_names_and_nobody_makes_is_told_with_its_key(table: Path, tmp_path: Path) -> None:
+    made = stages(table, "recipe.selection.protocol=dict(type='LeaveOneOut', split='valid')")
+    with pytest.raises(GuieError, match=r"^recipe\.selection\.protocol: no image is in split 'valid'"):
+        Workspace(tmp_path, profile("cpu"), Stop()).get(made["features valid"])

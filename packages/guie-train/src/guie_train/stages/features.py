@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -54,7 +54,8 @@ class Features(Stage[FeatureStore]):
         manifest: of the images.
         splits: names of the splits whose images are looked at; None: of all.
         without: names of splits whose images are not.
-        protocols: what asks or may answer by these is looked at as well, of whichever split.
+        protocols: what asks or may answer by these is looked at as well, of whichever split; by their keys in the
+            experiment, for messages.
         shape: only square images, or only others; as switched augmentation needs them.
         backbone: a component of kind "backbones".
         tuned: fine-tuning of the backbone; None: as it was pretrained.
@@ -79,7 +80,7 @@ class Features(Stage[FeatureStore]):
     manifest: Stage[Manifest] = field(metadata=NOT_IN_KEY)
     splits: tuple[str, ...] | None = field(default=None, metadata=NOT_IN_KEY)
     without: tuple[str, ...] = field(default=(), metadata=NOT_IN_KEY)
-    protocols: tuple[Annotated[Config, Slot("protocols")], ...] = field(default=(), metadata=NOT_IN_KEY)
+    protocols: Mapping[str, Annotated[Config, Slot("protocols")]] = field(default_factory=dict, metadata=NOT_IN_KEY)
     shape: Shape = field(default="any", metadata=NOT_IN_KEY)
     backbone: Annotated[Config, Slot("backbones")]
     view: ViewConfig
@@ -121,8 +122,8 @@ class Features(Stage[FeatureStore]):
         """Row numbers of the images whose features this stage provides."""
         names, split = np.unique(manifest.column("split"), return_inverse=True)
         chosen = np.array([self.wants(str(name)) for name in names], bool)[split]
-        for protocol in self.protocols:
-            pairs = pairs_of(protocol, "protocol", manifest)
+        for where, protocol in self.protocols.items():
+            pairs = pairs_of(protocol, where, manifest)
             chosen[pairs.queries] = chosen[pairs.index] = True
         if self.shape != "any":
             square = manifest.column("width") == manifest.column("height")
@@ -369,7 +370,7 @@ class Features(Stage[FeatureStore]):
         if self.shape not in ("any", other.shape):
             return False
         everything = self.splits is None and not self.without
-        if not everything and any(protocol not in self.protocols for protocol in other.protocols):
+        if not everything and any(each not in self.protocols.values() for each in other.protocols.values()):
             return False
         if other.splits is not None:
             return all(self.wants(split) for split in other.splits if other.wants(split))
