@@ -148,8 +148,10 @@ def of_mlflow(folder: Path, name: str) -> list[tuple[int, float]]:
 
 def of_wandb(folder: Path, name: str) -> list[tuple[int, float]]:
     """In the order of `_step`, by which W&B's server puts the lines of a run together that several processes wrote."""
-    while not wandb_records(folder)[-1].HasField("exit"):
-        pass  # the process that writes is still at it when `finish` returns
+    import wandb
+
+    wandb.teardown()  # which waits for the process that writes: it may be at it still when `finish` returns
+    assert wandb_records(folder)[-1].HasField("exit")
     return wandb_history(folder, name)
 
 
@@ -162,8 +164,12 @@ def wandb_history(folder: Path, name: str) -> list[tuple[int, float]]:
             step = int(items["_step"])
             assert step not in lines
             lines[step] = (int(items[f"{name.partition('/')[0]}/epoch"]), float(items[name]))
-    assert len({record.run.run_id for record in records if record.HasField("run")}) <= 1
+    assert len(wandb_ids(folder)) <= 1
     return [lines[step] for step in sorted(lines)]
+
+
+def wandb_ids(folder: Path) -> set[str]:
+    return {record.run.run_id for record in wandb_records(folder) if record.HasField("run")}
 
 
 def wandb_records(folder: Path) -> list[Any]:
@@ -247,8 +253,9 @@ def test_a_process_that_is_killed_leaves_no_gap(tmp_path: Path, config: dict[str
     with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert "written\n" in process.stdout
-        while config["type"] == "WandB" and len(wandb_history(tmp_path, "head/loss")) < 2 and process.poll() is None:
-            pass  # its helper writes once a second
+        while config["type"] == "WandB" and len(wandb_history(tmp_path, "head/loss")) < 2:
+            # its helper writes once a second
+            assert Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(), "the helper has ended"
         process.kill()
     with closing(Tracking(tmp_path, [config])) as tracking:
         tracking("head", CURVES)
@@ -257,6 +264,22 @@ def test_a_process_that_is_killed_leaves_no_gap(tmp_path: Path, config: dict[str
         found = READ[config["type"]](tmp_path, f"{stage}/loss")
         assert [epoch for epoch, _ in found] == [1, 2, 3]
         assert [value for _, value in found] == pytest.approx([curve["loss"] for curve in CURVES])
+
+
+def test_a_run_that_begins_anew_is_another_one(tmp_path: Path) -> None:
+    """Its steps begin at 0 again, which a server refuses of a run that has them."""
+    needs({"type": "WandB"})
+    config = {"type": "WandB", "mode": "offline"}
+    folder, aside = tmp_path / "run" / "trackers", tmp_path / "run.1" / "trackers"
+    for curves in (CURVES[:2], CURVES):  # the second goes on
+        with closing(Tracking(folder, [config])) as tracking:
+            tracking("head", curves)
+    (tmp_path / "run").rename(tmp_path / "run.1")  # as --fresh does
+    with closing(Tracking(folder, [config])) as tracking:
+        tracking("head", CURVES)
+    assert [epoch for epoch, _ in of_wandb(aside, "head/loss")] == [1, 2, 3]
+    assert [epoch for epoch, _ in of_wandb(folder, "head/loss")] == [1, 2, 3]
+    assert wandb_ids(folder) != wandb_ids(aside)
 
 
 @pytest.mark.parametrize("name", ["TensorBoard", "MLflow", "WandB"])

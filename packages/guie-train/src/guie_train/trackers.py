@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -167,6 +168,16 @@ class MLflow(_Backend):
         self.library.end_run()
 
 
+def _id_in(folder: Path) -> str:
+    """The name that the run of this folder has for the server: of its own, since a run that begins anew in a folder of
+    the same path may not go on with what another has written."""
+    kept = folder / "id"
+    if not kept.exists():
+        with atomic_write(kept, "w") as file:
+            file.write(secrets.token_hex(8))
+    return kept.read_text()
+
+
 class WandB(_Backend):
     """A run of Weights & Biases, which a resumed training goes on with; curves are drawn over a stage's epochs.
 
@@ -182,7 +193,7 @@ class WandB(_Backend):
         # what is printed is the progress bars'; and a kill may cost what was written since the last flush
         settings = {"console": "off", "x_transaction_log_flush_interval": 1.0}
         run: dict[str, Any] = {"project": project, "name": name, "mode": mode, "settings": settings}
-        run |= {"id": digest(str(folder.absolute()))[:16], "resume": "allow"}
+        run |= {"id": _id_in(folder / "wandb"), "resume": "allow"}
         super().__init__("WandbVisBackend", "wandb", folder, init_kwargs=run)
         # by itself it counts from 0 in each process, and of two figures with one number the server keeps one
         self._kept = folder / "wandb" / "step"
