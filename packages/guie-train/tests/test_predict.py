@@ -448,7 +448,8 @@ def test_bad_images_are_named_and_the_others_are_as_ever(here: Path, run: Run) -
     assert "of 54 images cannot be used, more than --max-bad 0.001 allows" in message
     assert str(bad[0]) in message
     assert not Path("b.parquet").exists()
-    out = run(*command, "--max-bad", "0.1")
+    assert "or add --max-bad 0.038: then the same command goes on with the others" in message
+    out = run(*command, "--max-bad", "0.038")
     assert "2 bad; listed in b.quarantine.csv" in out
     with open("b.quarantine.csv", newline="") as file:
         listed = list(csv.DictReader(file))
@@ -479,6 +480,7 @@ def test_raising_max_bad_goes_on(here: Path, run: Run, monkeypatch: pytest.Monke
     assert sum(seen) == 54
     message = run(*command, "--max-bad", "0", code=1)
     assert "b.parquet is there already, without 1 of 54 images, more than --max-bad 0 allows" in message
+    assert message.rstrip().endswith("or add --max-bad 0.019")
 
 
 def test_of_many_images_not_all_are_looked_at(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -486,7 +488,9 @@ def test_of_many_images_not_all_are_looked_at(here: Path, run: Run, monkeypatch:
     for path in sorted((here / "photos").rglob("*.png"))[3:6]:
         path.write_bytes(b"")
     command = ("predict", "one", "photos", "-o", "b.parquet", "--batch-size", 8)
-    assert "3 of 54 images cannot be used (16 were looked at), more than" in run(*command, code=1)
+    message = run(*command, code=1)
+    assert "3 of 54 images cannot be used (16 were looked at), more than" in message
+    assert "or add --max-bad 0.19, if no larger share of the others is bad: then" in message
 
 
 def test_mended_removed_and_new_images_go_on_with_the_others(
@@ -498,7 +502,7 @@ def test_mended_removed_and_new_images_go_on_with_the_others(
         path.write_bytes(b"no image")
     command = ("predict", "one", "photos", "-o", "b.parquet", "--batch-size", 8)
     message = run(*command, code=1)
-    assert "Mend or remove them, or raise --max-bad: then the same command goes on with the others" in message
+    assert "Mend or remove them, or add --max-bad 0.038: then the same command goes on with the others" in message
     paths[5].write_bytes(whole)
     paths[40].unlink()
     shutil.copy(paths[0], paths[0].with_name("copy.png"))

@@ -27,6 +27,7 @@ from guie_core.profiles import Profile
 from guie_core.progress import bar
 from guie_core.wording import plural, shown
 from guie_datasets import BadImage, Dataset, Finding, Quarantine, decode
+from guie_datasets.checks import enough_max_bad
 from guie_datasets.images.reading import Reader, ordered_map
 from guie_train.prediction import outputs
 from guie_train.prediction.inputs import Rows, listed
@@ -310,11 +311,15 @@ class _Work:
                 f"None of the images can be used, {self._total:,} in all:\n{first}{more}\n"
                 f"The list is in {shown(table)}. {advice}".rstrip()
             )
-        looked = "" if done == len(self.rows) else f" ({done + self._left_out:,} were looked at)"
+        looked, enough, others = "", enough_max_bad(bad, self._total), ""
+        if done < len(self.rows):
+            known = done + self._left_out
+            looked, others = f" ({known:,} were looked at)", ", if no larger share of the others is bad"
+            enough = enough_max_bad(bad, known)
         raise GuieError(
             f"{bad:,} of {plural(self._total, 'image')} cannot be used{looked}, more than --max-bad {self.max_bad:g} "
-            f"allows:\n{first}{more}\nThe list is in {shown(table)}. Mend or remove them, or raise --max-bad: then the "
-            "same command goes on with the others"
+            f"allows:\n{first}{more}\nThe list is in {shown(table)}. Mend or remove them, or add --max-bad "
+            f"{enough:g}{others}: then the same command goes on with the others"
         )
 
     def _findings(self) -> Iterator[Finding]:
@@ -367,7 +372,8 @@ def _there(output: Path, about: Mapping[str, Any], max_bad: float) -> Prediction
     if bad > max_bad * total:
         raise GuieError(
             f"{shown(output)} is there already, without {bad:,} of {plural(total, 'image')}, more than --max-bad "
-            f"{max_bad:g} allows. Mend or remove them and add --fresh, or raise --max-bad"
+            f"{max_bad:g} allows. Mend or remove them and add --fresh, or add --max-bad "
+            f"{enough_max_bad(bad, total):g}"
         )
     return Prediction(output, about["images"], about["dimension"], bad, 0, outputs.quarantine_of(output))
 
