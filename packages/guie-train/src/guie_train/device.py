@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,25 +14,34 @@ from guie_core.processors import multiplies_bfloat16
 from guie_core.profiles import Profile
 from guie_core.wording import size
 
+FULL = re.compile(r"allocate memory|out of memory|_ALLOC(ATION)?_FAILED")
+"""How torch tells of memory that is too small where it has no class for it: its CPU allocator, CUDA, cuBLAS, cuDNN."""
+
 
 class OutOfMemory(GuieError):  # noqa: N818  # as the field says it
     """The memory of the device is too small for what was tried."""
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether it is torch's on a GPU, or its CPU allocator's, which has no class of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it is torch's, NumPy's or Python's for want of memory. torch has a class for what its allocator on a GPU
+    finds; what CUDA's libraries find, and its allocator on the CPU, it raises as RuntimeError."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and FULL.search(str(error)) is not None
 
 
 @contextmanager
 def within_memory(message: Callable[[], str]) -> Iterator[None]:
-    """Raise OutOfMemory where torch has too little: a `message` of what that was and what to lower, and torch's own."""
+    """Raise OutOfMemory where there is too little: a `message` of what that was and what to lower, and the error's own
+    first line, with whose it is."""
     try:
         yield
-    except RuntimeError as error:  # what torch raises for want of memory is a kind of it
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        raise OutOfMemory(f"{message()}\ntorch: {str(error).partition(chr(10))[0]}") from error
+        whose = "torch" if isinstance(error, RuntimeError) else type(error).__module__.partition(".")[0]
+        reason = str(error).partition("\n")[0]  # Python's own has none
+        raise OutOfMemory(f"{message()}\n{whose}: {reason}" if reason else message()) from error
 
 
 def device_of(profile: Profile) -> torch.device:

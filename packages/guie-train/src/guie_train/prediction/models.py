@@ -31,7 +31,7 @@ from guie_core.profiles import Profile
 from guie_core.wording import did_you_mean, listing, plural, shown
 from guie_datasets import BadImage
 from guie_models import CenterCrop, Embedder, Squash, size_values
-from guie_train.device import device_of, within_memory
+from guie_train.device import device_of, out_of_memory, within_memory
 
 Kind = Literal["safetensors", "TorchScript", "ONNX"]
 MEMBER = "saved_model.pt"  #: the contest's name for a model, in its zip
@@ -283,7 +283,7 @@ class Script(Model[Tensor]):
             with torch.inference_mode():
                 found = self.script(image[None].to(self.device, torch.float32))
         except (RuntimeError, torch.jit.Error) as error:  # all that TorchScript raises is one of them
-            if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            if out_of_memory(error):
                 elsewhere = "; --profile cpu uses the machine's" * (self.device.type == "cuda")
                 raise GuieError(f"{shown(self.path)}: the memory is full: {_last_line(error)}{elsewhere}") from error
             raise BadImage(f"the model fails on it: {_last_line(error)}") from error
