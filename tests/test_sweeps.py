@@ -218,6 +218,31 @@ def test_trials_are_the_same_whether_or_not_interrupted(
     assert "runs/sweep has trials of another --seed." in err
 
 
+# a sweep that is killed, by nobody else, when its point of this number has trained its first epoch
+KILLED = """
+import os, signal, sys
+import torch._dynamo  # loads triton, which crashes when TensorFlow was loaded before it
+from guie_core.cli import main
+from guie_train import trackers
+from guie_train.sweeping import sweep
+
+number, *command = sys.argv[1:]
+begun, run, track = [], sweep.train, trackers.Tracking.__call__
+
+def train(*args, **kwargs):
+    begun.append(args)
+    return run(*args, **kwargs)
+
+def on_epoch(self, stage, curves):
+    track(self, stage, curves)
+    if stage == "head" and len(begun) == int(number):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sweep.train, trackers.Tracking.__call__ = train, on_epoch
+main(command)
+"""
+
+
 @pytest.mark.parametrize(
     "asked",
     [GRID, ["--trials", "4", "--suggest", "recipe.loss.margin=0.2..0.6", "--set", "recipe.arcface.epochs=2"]],
@@ -226,15 +251,11 @@ def test_trials_are_the_same_whether_or_not_interrupted(
 def test_of_a_sweep_that_is_killed_nothing_is_lost_and_nothing_double(
     asked: list[str], guie: Callable[..., tuple[int, str, str]]
 ) -> None:
-    command = [sys.executable, "-m", "guie_core.cli", *sweep(*asked)]
-    for count in (1, 3):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            while process.poll() is None and len(list(FOLDER.glob("*/run.json"))) < count:
-                pass
-            process.kill()
-            assert process.stderr is not None
-            said = process.stderr.read().decode()
-        assert process.returncode == -signal.SIGKILL, said
+    for number in (1, 3):
+        command = [sys.executable, "-c", KILLED, str(number), *sweep(*asked)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert [record["executions"][-1]["status"] for record in runs().values()].count("running") == 1
     before = runs()
     code, out, err = guie(*sweep(*asked))
     assert code == 0, err
