@@ -18,6 +18,7 @@ from guie_core.progress import bar, write
 from guie_datasets import BadImage, ImageRef, read_images
 from guie_datasets.images.decoding import Method
 from guie_models.embedder import ReducedPrecision
+from guie_train.allocator import caching_allocator
 from guie_train.device import OutOfMemory, out_of_memory
 
 
@@ -161,7 +162,7 @@ def extract(
     )
     ahead = 1 if extractor.device.type == "cuda" else 0  # batches that the model may still be working at
     started: deque[tuple[list[int], Tensor | None, int]] = deque()
-    with bar(len(refs), extractor.name) as progress, closing(images):
+    with bar(len(refs), extractor.name) as progress, closing(images), caching_allocator():
         for start in range(0, len(refs), size):
             with progress.waiting():
                 batch = list(islice(images, size))

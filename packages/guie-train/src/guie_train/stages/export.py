@@ -19,6 +19,7 @@ from guie_core.wording import listing
 from guie_datasets import Manifest, read_images
 from guie_models import Embedder, ExportReport
 from guie_models.exporters.onnx import Onnx
+from guie_train.allocator import caching_allocator
 from guie_train.heads import TrainedHead
 from guie_train.planning.backbones import Frozen
 from guie_train.planning.forecast import LIBRARIES, Forecast, Outlook, Trained, known
@@ -117,7 +118,7 @@ class Export(Stage[list[ExportReport]]):
         images = [torch.from_numpy(image) for image in read if image is not None]
         embedder = self.embedder(workspace)
         reports = []
-        with bar(len(self.exporters), self.name, unit="format") as progress:
+        with bar(len(self.exporters), self.name, unit="format") as progress, caching_allocator():
             for i, config in enumerate(self.exporters):
                 exporter = build("exporters", config, where=f"recipe.exports.{i}")
                 reports.append(exporter.export(embedder, folder, images))
