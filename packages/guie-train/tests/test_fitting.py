@@ -250,6 +250,21 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
         fit(tmp_path)
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+def test_a_state_for_which_memory_is_too_small_is_not_said_to_be_damaged(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever deletes it loses the training."""
+    fit(tmp_path).save()
+
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(type(error)):
+        fit(tmp_path)
+
+
 def test_checkpoints_are_kept_every_so_many_epochs(tmp_path: Path) -> None:
     fit(tmp_path, keep_every=2).run(Stop())
     assert sorted(path.name for path in tmp_path.glob("epoch-*")) == [

@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 import pytest
 
 from guie_core import Config, GuieError, Interrupted, Slot, UsageError
 from guie_core.interrupt import Stop
 from guie_core.profiles import profile
+from guie_train.device import OutOfMemory
 from guie_train.fitting import Training
 from guie_train.runner import _chosen
-from guie_train.stage import NOT_IN_KEY, Stage, StageRecord, Workspace, _components, blamed, blaming
+from guie_train.stage import NOT_IN_KEY, Stage, StageRecord, Workspace, _components, blamed, blaming, damage_told
 
 RUNS: list[str] = []
 
@@ -193,6 +195,17 @@ def test_two_processes_do_not_make_the_same_result(tmp_path: Path) -> None:
         with pytest.raises(GuieError, match="another process is making"):
             workspace(tmp_path).get(stage)
     assert workspace(tmp_path).get(stage) == 1
+
+
+def test_outputs_for_which_memory_is_too_small_are_not_said_to_be_damaged(tmp_path: Path) -> None:
+    with pytest.raises(OutOfMemory) as told, damage_told(tmp_path):
+        np.empty(1 << 50)
+    assert str(told.value) == (
+        f"{tmp_path}: the memory is too small to read it. Close what else takes memory on this machine, or use one "
+        "with more.\nnumpy: Unable to allocate 8.00 PiB for an array with shape (1125899906842624,) and data type float64"
+    )
+    with pytest.raises(GuieError, match=r"is damaged \(ValueError: no number\); delete it"), damage_told(tmp_path):
+        raise ValueError("no number")
 
 
 def test_what_made_a_result_stands_beside_it(tmp_path: Path) -> None:

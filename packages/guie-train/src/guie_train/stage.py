@@ -400,9 +400,12 @@ def damage_told(folder: Path) -> Iterator[None]:
 
     Raises:
         GuieError: which says what to delete, or as whatever is read raises it.
+        OutOfMemory: nothing is known to be damaged.
     """
+    more = "Close what else takes memory on this machine, or use one with more"
     try:
-        yield
+        with within_memory(lambda: f"{folder}: the memory is too small to read it. {more}."):
+            yield
     except GuieError:
         raise
     except Exception as error:  # JSON, NumPy's, safetensors and zip files fail in a dozen ways

@@ -10,6 +10,7 @@ from torch import nn
 
 from guie_core import GuieError
 from guie_core.files import atomic_write
+from guie_train.device import out_of_memory
 
 if TYPE_CHECKING:
     from guie_train.fitting.fit import Fit
@@ -59,6 +60,8 @@ def load_state(fit: Fit, path: Path) -> None:
         if fit.examples.device.type == "cuda" and "cuda_rng" in state:  # not if it was begun on the CPU
             torch.cuda.set_rng_state(state["cuda_rng"], fit.examples.device)
     except Exception as error:  # torch raises a dozen kinds for a damaged file
+        if out_of_memory(error):
+            raise
         raise GuieError(f"{path} cannot be read ({error}); delete it to train from the start") from error
 
 
