@@ -202,7 +202,8 @@ def test_outputs_for_which_memory_is_too_small_are_not_said_to_be_damaged(tmp_pa
         np.empty(1 << 50)
     assert str(told.value) == (
         f"{tmp_path}: the memory is too small to read it. Close what else takes memory on this machine, or use one "
-        "with more.\nnumpy: Unable to allocate 8.00 PiB for an array with shape (1125899906842624,) and data type float64"
+        "with more.\nnumpy: Unable to allocate 8.00 PiB for an array with shape (1125899906842624,) and data type "
+        "float64"
     )
     with pytest.raises(GuieError, match=r"is damaged \(ValueError: no number\); delete it"), damage_told(tmp_path):
         raise ValueError("no number")
