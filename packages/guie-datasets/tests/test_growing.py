@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import re
+import resource
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guie_core import GuieError
+from guie_core.files import folder_option
+from guie_datasets import Finding, Quarantine
 from guie_datasets.preparing import growing
 from guie_datasets.preparing.growing import GrowingColumns
 
@@ -92,4 +97,35 @@ def test_a_full_disk_is_told_as_that(tmp_path: Path) -> None:
     values |= {"path": "x" * 2**20, "hash": bytes(16)}
     with pytest.raises(GuieError, match="The disk is full"):
         columns.append({name: [value] for name, value in values.items()})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def _small_files() -> Iterator[None]:
+    """Files end after 2 kB, as they would on a disk that fills up."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("_small_files")
+def test_what_a_full_disk_has_not_taken_does_not_stand_for_it(tmp_path: Path) -> None:
+    """Closing the files, which writes what is left, would fail once more, and say nothing of the disk."""
+    values: dict[str, Any] = dict.fromkeys(row_names, "")
+    values |= dict.fromkeys(("offset", "length", "label", "original_label", "width", "height"), 1)
+    values |= {"path": "x" * 40, "hash": bytes(16)}
+    rows = {name: [value] * 100 for name, value in values.items()}  # fewer bytes than are written at once
+    with (  # noqa: PT012
+        pytest.raises(GuieError, match=rf"{re.escape(str(tmp_path))}/columns could not be written"),
+        folder_option("--output"),
+        GrowingColumns(tmp_path) as columns,
+    ):
+        columns.append(rows)
+        columns.columns()
+    found = Quarantine(folder=tmp_path)
+    with pytest.raises(GuieError, match=rf"{re.escape(str(tmp_path))}/findings could not be written"):  # noqa: PT012
+        for _ in range(20_000):
+            found.add(Finding("bad", "x" * 60, "damaged"))
+    found.close()
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from guie_core.files import atomic_write, explain_os_errors
 from guie_datasets.places import printable
@@ -117,7 +117,7 @@ class Quarantine:
         self._length = 0
         self._folder = Path(folder or tempfile.gettempdir())
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(self._folder))  # noqa: SIM115
-        self._close = weakref.finalize(self, self._file.close)
+        self._close = weakref.finalize(self, let_go, self._file)
         for finding in findings:
             self.add(finding)
 
@@ -194,6 +194,12 @@ def written(quarantine: Quarantine, path: str | os.PathLike[str] | None) -> Iter
         raise
     if path is not None:
         quarantine.write(path)
+
+
+def let_go(file: IO[bytes] | tempfile.SpooledTemporaryFile[bytes]) -> None:
+    """Closes a temporary file. What a full disk has no room for isn't needed any more, and has been told of."""
+    with contextlib.suppress(OSError):
+        file.close()
 
 
 def _plain(value: object) -> Any:

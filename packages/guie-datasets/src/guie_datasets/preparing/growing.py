@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from guie_core.files import explain_os_errors
+from guie_datasets.quarantine import let_go
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,10 +46,10 @@ class GrowingColumns:
         self._rows = 0
         self._bytes = 0  # of paths
         with explain_os_errors(self._folder / "columns"), ExitStack() as stack:
-            self._files: dict[str, IO[bytes]] = {
-                name: stack.enter_context(tempfile.TemporaryFile(dir=self._folder))
-                for name in ("path", "ends", *_NUMBERS, *_TEXTS)
-            }
+            self._files: dict[str, IO[bytes]] = {}
+            for name in ("path", "ends", *_NUMBERS, *_TEXTS):
+                self._files[name] = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
+                stack.callback(let_go, self._files[name])
             self._files["ends"].write(np.zeros(1, np.int64).tobytes())
             self._open = stack.pop_all()
 
