@@ -497,6 +497,34 @@ def test_a_part_that_fails_is_told(tmp_path: Path) -> None:
         assert isinstance(error.value, UsageError) == (plugin == "missing.py")
 
 
+def test_a_full_disk_is_told_with_the_file_and_what_chooses_another(
+    measured: list[tuple[str, dict[str, Any]]],
+    small_files: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code, out, err = guie(capsys, "--only", "decode")
+    assert (code, out) == (1, "")
+    where = rf"{tmp_path}/guie-bench-\w+"
+    assert re.search(rf"^error: .*: {where}/0\.jpg could not be written\. .* free in {where}\.$", err, re.MULTILINE)
+    assert "choose a folder on another disk (TMPDIR)," in err
+
+    code, out, err = guie(capsys, "--only", "search", "--backbone", f"timm/{'x' * 2000}", "--out", "own.json")
+    assert (code, out) == (1, "")
+    assert re.search(rf"^error: .*: own\.json could not be written\. .* are free in {tmp_path}\.$", err, re.MULTILINE)
+    assert "choose a folder on another disk (--output)," in err
+
+    question = tmp_path / "task.json"
+    question.write_text(json.dumps({"plugins": ["missing.py"]}))
+    command = [sys.executable, "-m", "guie_train.bench", str(question), "/dev/full"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("The disk is full: /dev/full could not be written.")
+    assert done.stderr.count("\n") == 1
+
+
 def test_plugins_of_the_command_line_are_there_where_it_is_measured(task: parts.Task, tmp_path: Path) -> None:
     plugin, loaded = tmp_path / "own.py", tmp_path / "loaded"
     plugin.write_text(

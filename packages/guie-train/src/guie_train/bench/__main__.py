@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from guie_core import GuieError
+from guie_core.files import explain_os_errors
 from guie_core.plugins import load_plugin_files
 from guie_core.profiles import profile
 from guie_datasets import BadImage, ImageRef
@@ -38,8 +39,12 @@ def main(question: Path, answer: Path) -> None:
         found = {"error": f"{error}. {hint}", "exit_code": error.exit_code}
     except GuieError as error:
         found = {"error": str(error), "exit_code": error.exit_code}
-    answer.write_text(json.dumps(found))
+    with explain_os_errors(answer):
+        answer.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    try:
+        main(Path(sys.argv[1]), Path(sys.argv[2]))
+    except GuieError as error:  # a full disk, for one
+        sys.exit(str(error).partition("\n")[0])

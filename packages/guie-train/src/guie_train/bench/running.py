@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from guie_core import GuieError, Interrupted, UsageError
-from guie_core.files import digest
+from guie_core.files import digest, explain_os_errors, folder_option
 from guie_core.interrupt import interruptible
 from guie_core.plugins import local_files
 from guie_core.profiles import Profile
@@ -142,7 +142,7 @@ def in_a_process(name: str, task: dict[str, Any], folder: Path) -> Part:
     Raises GuieError as the part does, and if the process ends otherwise; Interrupted after Ctrl-C, which ends it.
     """
     question, answer = folder / "task.json", folder / f"{name}.json"
-    question.write_text(json.dumps({"part": name, "plugins": list(map(str, local_files())), **task}))
+    _write(question, json.dumps({"part": name, "plugins": list(map(str, local_files())), **task}).encode())
     command = [sys.executable, "-m", "guie_train.bench", str(question), str(answer)]
     with open(folder / f"{name}.log", "w+") as log, interruptible() as stop:
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as process:
@@ -186,9 +186,14 @@ def _made_up(folder: Path) -> Images:
     refs = []
     for number in range(PHOTOS):
         path = folder / f"{number}.jpg"
-        path.write_bytes(photo(number))
+        _write(path, photo(number))
         refs.append(ImageRef(str(path)))
     return Images(refs, {"images": f"{PHOTOS} made-up JPEGs of {WIDTH} x {HEIGHT}"})
+
+
+def _write(path: Path, data: bytes) -> None:
+    with folder_option("TMPDIR"), explain_os_errors(path):
+        path.write_bytes(data)
 
 
 def _given(images: str) -> Images:
