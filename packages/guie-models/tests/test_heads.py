@@ -309,14 +309,21 @@ def gram(x: np.ndarray) -> np.ndarray:
     return products
 
 
+def whitened_within(x: np.ndarray, labels: np.ndarray, shrinkage: float) -> tuple[np.ndarray, float]:
+    """x [N, D], centred and whitened within classes, by SVDs of numpy; and the variance that shrinking adds."""
+    apart = x - np.stack([x[labels == label].mean(0) for label in labels])
+    _, lengths, axes = np.linalg.svd(apart / np.sqrt(len(x) - len(np.unique(labels))))
+    variances = np.zeros(x.shape[1])
+    variances[: len(lengths)] = np.square(lengths)
+    added = shrinkage * variances.mean()
+    return (x - x.mean(0)) @ axes.T / np.sqrt(variances + added), added
+
+
 @pytest.mark.parametrize("shrinkage", [0.1, 1.0, 30.0])
 def test_whitened_begins_as_whitening_within_classes_then_principal_components(shrinkage: float) -> None:
     """Against SVDs by numpy: of what images differ in from their class, then of what is whitened."""
     x, labels = classes_of(90, 12, 15)
-    apart = x - np.stack([x[labels == label].mean(0) for label in labels])
-    _, lengths, axes = np.linalg.svd(apart / np.sqrt(90 - 15))
-    factors = 1 / np.sqrt(np.square(lengths) + shrinkage * np.square(lengths).mean())
-    whitened = (x - x.mean(0)) @ axes.T * factors
+    whitened, _ = whitened_within(x, labels, shrinkage)
     _, _, components = np.linalg.svd(whitened, full_matrices=False)
     head = Whitened(12, 5, shrinkage=shrinkage)
     np.testing.assert_allclose(gram(start_of(head, x, labels)), gram(whitened @ components[:5].T), atol=1e-4)
@@ -348,26 +355,45 @@ def test_whitened_tells_unseen_classes_apart_better_than_features_do() -> None:
 
 
 def test_few_images_leave_directions_that_keep_lengths() -> None:
-    """Six images span five directions; of what lies at right angles to them, lengths stay on the average."""
+    """Six images span five directions. Of the 395 at right angles to them, which nothing but the shrinkage whitens, 195
+    are left, drawn at random, and as much longer: squared lengths stay on the average over all of them, and nearly for
+    each (Johnson and Lindenstrauss)."""
     random = np.random.default_rng(0)
     x, labels = random.normal(size=(6, 400)), np.arange(6) // 2
-    head = Whitened(400, 200)
-    start_of(head, x, labels)
-    basis = np.linalg.svd(x - x.mean(0), full_matrices=False)[2][:5]
-    others = random.normal(size=(64, 400))
-    others -= others @ basis.T @ basis
-    weight = head.linear.weight.detach().numpy()
-    unknown = weight @ others.T
-    ratio = np.square(unknown).sum(0) / np.square(others).sum(1)
-    assert np.linalg.matrix_rank(weight) == 200
-    assert ratio.std() / ratio.mean() < 0.2  # of 195 random directions sqrt(2 / 195) = 0.1 is expected
+    basis = np.linalg.svd(x - x.mean(0))[2]
+    seen, unseen = basis[:5], basis[5:]
+    whitened, added = whitened_within(x, labels, 1.0)
+    spaces = []
+    for seed in (0, 1):
+        head = Whitened(400, 200)
+        torch.manual_seed(seed)
+        head.start(torch.from_numpy(x).float(), torch.from_numpy(labels))
+        weight = head.linear.weight.detach().double().numpy()
+        # the factor of the whole layer, by what it makes of the images themselves
+        scale = np.square((x - x.mean(0)) @ weight.T).sum() / np.square(whitened).sum()
+        _, lengths, directions = np.linalg.svd(weight @ unseen.T, full_matrices=False)
+        np.testing.assert_allclose(np.square(lengths[:195]), scale / added * 395 / 195, rtol=1e-3)
+        np.testing.assert_allclose(lengths[195:], 0, atol=1e-4 * lengths[0])
+        np.testing.assert_allclose((weight @ seen.T).T @ (weight @ unseen.T), 0, atol=1e-4 * lengths[0] ** 2)
+        spaces.append(directions[:195])
+        others = random.normal(size=(64, 395))
+        ratio = np.square(others @ unseen @ weight.T).sum(1) / np.square(others).sum(1) / (scale / added)
+        # of what a random half of 395 coordinates has of a squared length: Beta(195 / 2, 200 / 2)
+        deviation = np.sqrt(2 * 200 / 195 / 397)
+        assert abs(ratio.mean() - 1) < 5 * deviation / 8
+        assert ratio.std() == pytest.approx(deviation, rel=0.4)
+    # two draws have in common what random spaces have
+    assert np.square(spaces[0] @ spaces[1].T).sum() / 195 == pytest.approx(195 / 395, abs=0.02)
 
 
 def test_whitened_has_no_more_dimensions_than_features() -> None:
+    """All of what is whitened, size values as well."""
     head = Whitened(10, 512, size_features=3)
     assert head.out_features == head.linear.out_features == 13
     x, labels = classes_of(60, 13, 12)
-    np.testing.assert_allclose(gram(start_of(head, x, labels)).shape, (60, 60))
+    found = start_of(head, x, labels)
+    assert found.shape == (60, 13)
+    np.testing.assert_allclose(gram(found), gram(whitened_within(x, labels, 1.0)[0]), atol=1e-4)
 
 
 def test_whitened_reads_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
