@@ -19,7 +19,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
         assert whole.code == 0, whole.err
         assert [name for name in STAGES if f" {name} " not in whole.out] == []
         found = learnt(folder / "runs" / "whole")
-        assert len(found) == 29
+        assert len(found) == 30
         assert leftovers(folder / "runs" / "whole") == []
         yield Chain(server, folder / "data", whole.moments, found)
 
