@@ -147,6 +147,12 @@ def test_published_weights_and_their_licence(monkeypatch: pytest.MonkeyPatch) ->
         (dict(name="test_vit", weights="pretrained"), "weights is 'pretrained'; it is 'hub'"),
         (dict(name="test_vit", weights="file:"), "weights is 'file:'"),
         (dict(name="test_vit", weights="none", image_size=97), "97; it has to be a multiple of the patch's 16 px"),
+        # of which timm would leave out the last pixels, where `test_vit` refuses the images
+        (
+            dict(name="vit_tiny_patch16_224", weights="none", image_size=227),
+            "multiple of the patch's 16 px, or 3 px of each side would not be seen. Set image_size to 224 or 240.",
+        ),
+        (dict(name="vit_tiny_patch16_224", weights="none", image_size=15), "Set image_size to 16."),
         (dict(name="test_vit", weights="none", image_size=0), "image_size is 0"),
         (dict(name="efficientnet_b9"), "has no model 'efficientnet_b9'"),
         (dict(name="vit_giant_patch14_224"), "no weights are published for it. Use weights='file:<path>' or 'none'"),
@@ -345,6 +351,14 @@ def test_projected_features_of_open_clip(
         found, wanted = backbone(batch), model.encode_image(batch)
     torch.testing.assert_close(found, wanted, rtol=0, atol=0)
     assert (found.norm(dim=1) - 1).abs().min() > 1e-3  # not normalised
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "sizes"), [("guie-tiny", 45, "40 or 48"), ("guie-tiny-timm", 97, "96 or 112")]
+)
+def test_open_clip_at_a_size_that_patches_do_not_fill(tiny: str, name: str, size: int, sizes: str) -> None:
+    with pytest.raises(UsageError, match=rf"image_size is {size}; .* Set image_size to {sizes}\.$"):
+        OpenClipBackbone(name, weights="none", image_size=size)
 
 
 @pytest.mark.parametrize(("name", "size"), [("guie-tiny", 48), ("guie-tiny-timm", 96)])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from guie_core import UsageError
 from guie_models.backbones import weights as _weights
 from guie_models.backbones.backbone import Backbone
-from guie_models.backbones.timm import set_stride
+from guie_models.backbones.timm import check_filled, check_patches, set_stride
 
 if TYPE_CHECKING:
     from open_clip.transformer import VisionTransformer
@@ -213,6 +213,9 @@ def _build(
     quick_gelu = bool(config.get("quick_gelu", False) or published.get("quick_gelu", False))
     path = _file(weights, published, where)  # first, since it is what fails
     tower = _weights.random_weights(lambda: _tower(config["embed_dim"], vision, quick_gelu))
+    resized = image_size != _side(config["vision_cfg"]["image_size"])
+    if stride is None and resized and isinstance(tower, VisionTransformer):
+        check_filled(_side(tower.patch_size), image_size, where)
     if stride is not None and isinstance(tower, VisionTransformer):
         _set_stride(tower, stride, image_size, where)
     if path is not None:
@@ -221,8 +224,9 @@ def _build(
         set_stride(tower.trunk, stride, image_size, where)
     elif stride is not None and not isinstance(tower, VisionTransformer):
         raise UsageError(f"{where}: stride is for vision transformers; this tower is a {type(tower).__name__}.")
-    elif image_size != _side(vision["image_size"]):
-        tower.set_input_size(image_size)  # type: ignore[operator]
+    elif resized and isinstance(tower, TimmModel):
+        check_patches(getattr(tower.trunk, "patch_embed", None), image_size, where)
+        tower.set_input_size(image_size)
     return tower
 
 

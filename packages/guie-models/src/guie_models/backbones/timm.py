@@ -24,8 +24,8 @@ class TimmBackbone(Backbone):
     `name` is timm's "architecture" or "architecture.tag". `weights`: "hub" (the published ones of the tag), "none"
     (random, the same each time), "file:<path>" or "package:<import name>", whose tensors are taken by name (timm's or
     EfficientNet-PyTorch's), or in the order of their names where these are numbers; a classifier among them is left
-    out. `image_size` in pixels: where the architecture has position embeddings they are interpolated; convolutional
-    networks take any size.
+    out. `image_size` in pixels: where the architecture has position embeddings they are interpolated, and patches must
+    fill it, if it isn't the published size; convolutional networks take any.
 
     stride: pixels from one patch to the next, where it is not the patch's own side; patches then overlap, and position
     embeddings are interpolated to their number, (image_size - patch) // stride + 1 a side (1st place: patch 14, stride
@@ -198,6 +198,28 @@ def set_stride(network: Any, stride: int, image_size: int, where: str) -> None:
     patches.strict_img_size, patches.dynamic_img_pad = True, False
 
 
+def check_patches(patches: Any, image_size: int, where: str) -> None:
+    """Raises UsageError where the patches of a vision transformer of timm don't fill images of `image_size`.
+
+    timm passes over what is left at the right and the bottom, without a word, where it doesn't pad.
+    """
+    from timm.layers import PatchEmbed
+
+    if isinstance(patches, PatchEmbed) and not patches.dynamic_img_pad:
+        check_filled(int(patches.patch_size[0]), image_size, where)
+
+
+def check_filled(patch: int, image_size: int, where: str) -> None:
+    """Raises UsageError where patches of so many pixels side by side don't fill a side of `image_size`."""
+    if left := image_size % patch:
+        fewer, more = image_size - left, image_size - left + patch
+        sizes = f"{fewer} or {more}" if fewer else f"{more}"
+        raise UsageError(
+            f"{where}: image_size is {image_size}; it has to be a multiple of the patch's {patch} px, or {left} px of "
+            f"each side would not be seen. Set image_size to {sizes}."
+        )
+
+
 def _build(name: str, weights: str, published: Any, where: str) -> Any:
     import timm
 
@@ -238,11 +260,7 @@ def _resize(network: Any, image_size: int, where: str) -> None:
         return
     if not hasattr(network, "set_input_size"):
         raise UsageError(f"{where}: it takes images of {native} px only; image_size is {image_size}.")
-    patches: Any = getattr(network, "patch_embed", None)
-    if not (getattr(patches, "strict_img_size", True) or getattr(patches, "dynamic_img_pad", False)):
-        patch = int(patches.patch_size[0])
-        if image_size % patch:
-            raise UsageError(f"{where}: image_size is {image_size}; it has to be a multiple of the patch's {patch} px.")
+    check_patches(getattr(network, "patch_embed", None), image_size, where)
     try:
         with _quiet():
             network.set_input_size(img_size=(image_size, image_size))
