@@ -352,13 +352,16 @@ def test_a_stage_that_is_the_same_in_other_points_fails_in_them_as_well(
     assert (code, len(tried)) == (1, 2)
     assert err.count("error: the disk makes noises\n") == 1
     assert err.count("error: the same as above\n") == 1
-    assert err.splitlines()[-1].startswith("error: 1 of 3 points left out: stage 'features train' failed twice by the ")
+    assert err.splitlines()[-1] == (
+        "error: 2 of 3 points failed, and 1 was left out: in it, stage 'features train' would do what it did in two "
+        "that failed in it by the same error. Mend that, and add --retry."
+    )
     assert "\n2 points without a score\n" in out
     assert len(runs()) == 2
     assert guie(*sweep(*grid))[0] == 1
     assert len(tried) == 3  # of the other
     code, out, err = guie(*sweep(*grid, "--retry"))
-    assert err.splitlines()[-1].startswith("error: 1 of 3 points left out: ")
+    assert err.splitlines()[-1].startswith("error: 2 of 3 points failed, and 1 was left out: ")
 
 
 def test_points_that_do_other_work_are_run(
@@ -371,7 +374,7 @@ def test_points_that_do_other_work_are_run(
     assert code == 1
     assert [stage.seed for stage in tried] == [0, 0, 1, 1]
     assert len(table(out)) == 3
-    assert err.splitlines()[-1].startswith("error: 1 of 6 points left out: ")
+    assert err.splitlines()[-1].startswith("error: 2 of 6 points failed, and 1 was left out: ")
 
 
 def test_values_that_share_nothing_may_each_be_at_fault(
@@ -390,12 +393,10 @@ def test_what_all_points_fail_by_is_told_once(guie: Callable[..., tuple[int, str
     assert code == 1
     assert err.count("300 classes are to be held out, but there are 12") == 1
     assert err.count(": the same as above\n") == 1
-    assert err.splitlines()[-1].startswith(
-        "error: 1 of 3 points left out: stage 'split' failed twice by the same error"
-    )
+    assert err.splitlines()[-1].startswith("error: 2 of 3 points failed, and 1 was left out: in it, stage 'split' ")
     shutil.rmtree("photos")  # of which no key can be told
     _, _, err = guie(*sweep(*grid))
-    assert err.splitlines()[-1].startswith("error: 1 of 3 points left out: stage 'prepare' failed twice by the same ")
+    assert err.splitlines()[-1].startswith("error: 2 of 3 points failed, and 1 was left out: in it, stage 'prepare' ")
     assert not runs()
 
 
@@ -403,12 +404,10 @@ def test_trials_end_by_an_error_that_is_not_of_their_values(guie: Callable[..., 
     asked = ["--suggest", "recipe.loss.margin=0.2..0.6", "--set", "recipe.splits.0.classes=300", "--trials", "5"]
     code, _, err = guie(*sweep(*asked))
     assert code == 1
-    assert err.splitlines()[-1].startswith(
-        "error: 3 of 5 trials left out: stage 'split' failed twice by the same error"
-    )
+    assert err.splitlines()[-1].startswith("error: 2 of 5 trials failed, and 3 were left out: in them, stage 'split' ")
     assert len(runs()) == 2
     code, _, err = guie(*sweep(*asked))  # with two new ones
-    assert err.splitlines()[-1].startswith("error: 1 of 5 trials left out: ")
+    assert err.splitlines()[-1].startswith("error: 4 of 5 trials failed, and 1 was left out: ")
 
 
 def test_scores_on_other_splits_are_not_ranked_as_one(guie: Callable[..., tuple[int, str, str]]) -> None:

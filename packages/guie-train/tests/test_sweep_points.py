@@ -59,7 +59,7 @@ def test_what_is_wrong_with_grids_is_told_at_once() -> None:
     ]
     problems.clear()
     check_keys(
-        [*grid, "profile.workers", "recipe.selection.metric", "recipe.selection.every"],
+        [*grid, "profile.workers", "recipe.selection.metric", "recipe.selection.every", "recipe"],
         ["recipe.e = 3", "recipe.f=1"],
         problems,
     )
@@ -67,6 +67,7 @@ def test_what_is_wrong_with_grids_is_told_at_once() -> None:
         ("recipe.e", "is swept, and --set gives it one value as well."),
         ("profile.workers", "a profile changes speed and memory, never the result; there is nothing to sweep."),
         ("recipe.selection.metric", "points are ranked by it, so it has to be the same for all."),
+        ("recipe", "points are ranked by it, so it has to be the same for all."),
     ]
 
 

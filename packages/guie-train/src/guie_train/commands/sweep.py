@@ -122,13 +122,15 @@ def sweep(
         else:
             outcomes = made.by(lambda: Study(folder, suggestions, seed, base.digest), trials or 0, load)
     click.echo("\n".join(lines(outcomes, folder)))
+    failed = sum(outcome.score is None for outcome in outcomes)
     if made.left_out:
         left = (len(points) if grid else trials or 0) - len(outcomes)
         stages = listing(dict.fromkeys(map(repr, made.left_out.values())))
         raise GuieError(
-            f"{left} of {what} left out: stage {stages} failed twice by the same error, and does the same on the same "
-            "data in them, so that the error isn't of the values. Mend that, and add --retry."
+            f"{failed} of {what} failed, and {f'{left} were' if left > 1 else '1 was'} left out: in "
+            f"{'them' if left > 1 else 'it'}, stage {stages} would do what it did in two that failed in it by the same "
+            "error. Mend that, and add --retry."
         )
-    if failed := sum(outcome.score is None for outcome in outcomes):
+    if failed:
         alike = ", all by the same error" * (len(outcomes) > 1 and len({each.error for each in outcomes}) == 1)
         raise GuieError(f"{failed} of {plural(len(outcomes), 'point')} failed{alike}; --retry tries them again.")

@@ -60,7 +60,9 @@ def check_keys(keys: Iterable[str], overrides: Iterable[str], problems: list[Pro
             problems.append(
                 Problem(key, "a profile changes speed and memory, never the result; there is nothing to sweep.")
             )
-        if key in ("recipe.selection", "recipe.selection.metric") or key.startswith("recipe.selection.protocol"):
+        if key in ("recipe", "recipe.selection", "recipe.selection.metric") or key.startswith(
+            "recipe.selection.protocol"
+        ):
             problems.append(Problem(key, "points are ranked by it, so it has to be the same for all."))
         if key in given:
             problems.append(Problem(key, "is swept, and --set gives it one value as well."))
