@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from guie_datasets import decode
+from guie_datasets import Manifest, decode
 from guie_emoji import Emoji
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,6 +79,14 @@ def test_any_data_is_an_entry(photos: Path) -> None:
     (photos / "experiments" / "mine.py").write_text(BLOCKS[0])
     out = _run(photos, "guie-train", "experiments/mine.py", "--stage", "split", "--profile", "cpu")
     assert "180 images of 30 classes" in out  # labels of two data sets are kept apart
+    # half of the pictures are in both: they would be trained on by one label, and reported on by the other
+    assert "; left out as they are in another split: " in out
+    manifest = Manifest.read(photos / "runs" / "mine" / "stages" / "split" / "manifest.parquet")
+    pictures: dict[bytes, set[str]] = {}
+    for ref, split in zip(manifest.images(), manifest.column("split"), strict=True):
+        pictures.setdefault(ref.read(), set()).add(split)
+    assert all(len(splits) == 1 for splits in pictures.values())
+    assert set.union(*pictures.values()) == {"test", "select", "train"}
 
 
 @pytest.mark.parametrize("code", [BLOCKS[1], *TRAIN_BLOCKS])
