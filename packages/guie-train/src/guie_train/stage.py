@@ -33,6 +33,7 @@ from guie_core.plugins import plugins
 from guie_core.registry import lookup
 from guie_core.signature import signature
 from guie_train.device import within_memory
+from guie_train.planning.known import NotKnown
 from guie_train.processes import ALONE, Processes
 
 if TYPE_CHECKING:
@@ -94,8 +95,6 @@ class Stage(ABC, Generic[T]):
             NotKnown: it can't say; the plan goes on without it.
             GuieError: what would stop it, such as settings that a component refuses.
         """
-        from guie_train.planning.forecast import NotKnown
-
         raise NotKnown("it doesn't say")
 
     def inputs(self, keyed: bool = False) -> list[Stage[Any]]:

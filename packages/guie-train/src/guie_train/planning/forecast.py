@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from guie_core import GuieError
 from guie_core.profiles import Profile
 from guie_datasets.extent import Extent, united
+from guie_train.planning.known import NotKnown as NotKnown
+from guie_train.planning.known import known as known
 from guie_train.planning.speeds import Speed, speed_of
 
 if TYPE_CHECKING:
@@ -107,10 +109,6 @@ class Trained:
     parameters: int
 
 
-class NotKnown(Exception):  # noqa: N818  no error: it ends a forecast, and the plan goes on
-    """Why a stage can't say what it takes."""
-
-
 @dataclass
 class Outlook:
     """What stages can ask when they forecast: the profile, its speed, and what the stages before them give."""
@@ -190,11 +188,3 @@ class Outlook:
 def about(extent: Extent) -> str:
     """How many images: "1,034", or "about 364,805" where they aren't counted."""
     return f"{'' if extent.exact else 'about '}{extent.images:,}"
-
-
-def known(function: Callable[[], Any]) -> Any:
-    """What `function` gives; None where that isn't known yet."""
-    try:
-        return function()
-    except (NotKnown, GuieError):
-        return None

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from guie_train.planning.forecast import NotKnown
+from guie_train.planning.known import NotKnown
 
 aten = torch.ops.aten
 T = TypeVar("T")
