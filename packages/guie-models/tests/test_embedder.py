@@ -111,6 +111,20 @@ def count_views(embedder: Embedder, photos: list[Tensor]) -> Counter[str]:
     return calls
 
 
+def test_a_cpu_takes_few_images_at_once(backbone: TimmBackbone, photos: list[Tensor]) -> None:
+    """A large batch takes it twice as long and more, since no layer's memory is used again by the next."""
+    embedder, _ = recipe(backbone, photos)
+    sizes: list[int] = []
+    hook = embedder.backbone.register_forward_hook(lambda module, inputs, out: sizes.append(len(inputs[0])))
+    many = photos * (-(-40 // len(photos)))
+    embedder.embed(many)
+    assert max(sizes) == 8
+    sizes.clear()
+    embedder.embed(many, batch_size=16)
+    assert max(sizes) == 16
+    hook.remove()
+
+
 def test_each_view_is_run_once_and_only_where_it_is_needed(backbone: TimmBackbone, photos: list[Tensor]) -> None:
     embedder, padded_for = recipe(backbone, photos)
     expected: Counter[str] = Counter()

@@ -95,12 +95,16 @@ class Embedder(nn.Module):
         return F.normalize(self._head(self._features(images), sizes))
 
     @torch.no_grad()
-    def embed(self, images: Sequence[Tensor], batch_size: int = 64) -> Tensor:
+    def embed(self, images: Sequence[Tensor], batch_size: int | None = None) -> Tensor:
         """Embeddings [N, E] of raw images, each [3, H, W] or [1, 3, H, W] of its own size; as `forward`, in batches.
 
         A view is made only for the images that need it, and its features are computed once. At most `batch_size` views
-        are held at a time. Raises UsageError for images that aren't tensors of such a shape.
+        are held at a time; None: 64, and 8 on a CPU, where larger activations are not reused but taken from the system,
+        page by page, for each layer: a convolutional network then takes twice the time or more. Raises UsageError for
+        images that aren't tensors of such a shape.
         """
+        if batch_size is None:
+            batch_size = 8 if self.view.mean.device.type == "cpu" else 64
         if batch_size < 1:
             raise UsageError(f"embed: batch_size is {batch_size}; it is a number of images, 1 or more.")
         raw = [raw_image(image) for image in images]
