@@ -27,7 +27,7 @@ from guie_train.fitting import LossScale, Training
 from guie_train.fitting.images import Images
 from guie_train.fitting.micro_batches import MicroBatches
 from guie_train.heads import TrainedHead
-from guie_train.planning.forecast import Outlook
+from guie_train.planning.forecast import LIBRARIES, Features, Forecast, Outlook
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.finetune import FineTune, FineTuning, Tuned, begin_with
 from guie_train.stages.selection import Selection
@@ -514,6 +514,27 @@ def test_what_it_takes_is_told_ahead(tmp_path: Path, pictures: str) -> None:
     more = replace(stage(pictures, blocks=2), selection=Selection(protocol={"type": "LeaveOneOut"}, every=1, top_k=5))
     assert more.forecast(outlook).disk == pytest.approx(9 * chosen.stat().st_size, rel=0.02)  # 2 epochs: 2 are kept
     assert one.does.startswith("2 epochs of 2 steps of 12 images of 32 px, 1 at once, in float32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned(Frozen):
+    """Features that nobody has computed, of a million numbers each."""
+
+    def forecast(self, outlook: Outlook) -> Forecast:
+        return Forecast(gives=Features(1_000_000, views=2))
+
+
+def test_a_plan_knows_that_a_head_begins_with_all_frozen_features(tmp_path: Path, pictures: str) -> None:
+    outlook = Outlook(Workspace(tmp_path / "store", CPU, Stop()), ready=lambda stage: stage.slug == "pictures")
+    outlook.workspace.get(Pictures(name="pictures", root=pictures))
+    plain = replace(stage(pictures), train=Planned(name="features"))
+    able = replace(plain, head={"type": "Whitened", "out_features": 8})
+    hosts = {
+        name: made.forecast(outlook).host
+        for name, made in (("plain", plain), ("afresh", able), ("begun", replace(able, start=Trained(name="head"))))
+    }
+    assert hosts["plain"] == pytest.approx(hosts["begun"], rel=1e-2)
+    assert hosts["afresh"] == LIBRARIES + 30 * 2 * 1_000_003 * 4
 
 
 def test_a_plan_that_does_not_fit_proposes_what_does(tmp_path: Path, pictures: str) -> None:

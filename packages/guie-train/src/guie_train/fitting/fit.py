@@ -59,7 +59,7 @@ class Fit:
             all of them the same gradients (`DataParallel`). The first alone evaluates and writes.
         whole: where each of them has but a part of some parameters, and their gradients: the same model with all of
             them, on the CPU in the first process, and as shapes (meta device) in the others. The optimizer has to treat
-            each number by itself, as AdamW and SGD do, and SAM but for the norm. What is on disk is whole, so that any
+            each number by itself (`guie_models.optimizers.elementwise`). What is on disk is whole, so that any
             number of processes can go on from it.
 
     Attributes:
