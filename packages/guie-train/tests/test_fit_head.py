@@ -25,6 +25,7 @@ from guie_models.losses import ArcFace
 from guie_train import heads
 from guie_train.feature_store import FeatureStore
 from guie_train.fitting import Fit, Training
+from guie_train.fitting.schedule import Schedule
 from guie_train.heads import LOSS_PROVIDES, TrainedHead, head_inputs
 from guie_train.planning import forecast as planning
 from guie_train.planning.forecast import Forecast, Outlook
@@ -225,6 +226,23 @@ def test_parts_of_epochs_without_a_batch_are_told_before_features_are_computed(t
     assert not (tmp_path / "random").exists()
 
 
+@pytest.mark.parametrize(("epochs", "warned"), [(2, True), (3, True), (4, False)])
+def test_a_warm_up_that_training_does_not_outlast_is_warned_of(
+    epochs: int, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before features are computed; a first try of a recipe with few epochs is none to be refused."""
+    made = stage({"type": "ArcFace"}, epochs=epochs, warmup_epochs=3)
+    made.check(workspace(tmp_path))
+    assert not (tmp_path / "random").exists()
+    told = (
+        "recipe.arcface: the rate gets to the optimizer's own in epoch 4, after warm-up, and training ends with epoch "
+        f"{epochs}. Lower recipe.arcface.warmup_epochs, or raise recipe.arcface.epochs"
+    )
+    assert caplog.messages == [told] * warned
+    rates = [Schedule(made.training, torch.optim.SGD([torch.zeros(1)], lr=1e-2)).rate(1e-2, n) for n in range(epochs)]
+    assert (max(rates) < 1e-2) == warned
+
+
 @dataclass(frozen=True, kw_only=True)
 class Many(Images):
     """Planned images of a hundred thousand classes."""
@@ -402,7 +420,7 @@ def test_what_the_loss_itself_refuses_is_told_before_features_are_computed(
     tmp_path: Path, loss: dict[str, Any], message: str
 ) -> None:
     checked = stage(loss)
-    with pytest.raises(UsageError, match="^" + re.escape(message)):
+    with pytest.raises(UsageError, match="^" + re.escape(f"1 problem\n  recipe.loss: {message}")):
         checked.check(workspace(tmp_path))
     assert not (tmp_path / "random").exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from guie_datasets import Manifest, Sampler
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,16 @@ class Training:
                 raise ValueError(
                     f"{name} is {value:g}, above the optimizer's own lr, {rate:g}; lower it, such as to {rate / 10:g}."
                 )
+
+    def warn(self, where: str) -> None:
+        """Warn of what makes little sense, though a first try of a recipe may want it; `where` is what the settings are
+        called."""
+        if self.warmup_epochs >= self.epochs:
+            log.warning(
+                "%s: the rate gets to the optimizer's own in epoch %d, after warm-up, and training ends with epoch %d. "
+                "Lower %s.warmup_epochs, or raise %s.epochs",
+                *(where, self.warmup_epochs + 1, self.epochs, where, where),
+            )
 
     def steps(self, images: int, sampler: Sampler | None, where: str) -> int:
         """Steps in an epoch of so many images.

@@ -104,6 +104,7 @@ class FitClassifier(Stage[TrainedClassifier]):
         images = manifest.select(self._rows(manifest))
         sampler = sampler_of(self.training, images, kinds, self.seed, "recipe.classifier.training.sampler")
         self.training.steps(len(rest) * (self.folds - 1) // self.folds, sampler, "recipe.classifier.training")
+        self.training.warn("recipe.classifier.training")
         if self.augmentation:
             self.augmentation.build(categories.tolist())
 

@@ -68,6 +68,7 @@ class TrainsHead(Stage[TrainedHead]):
         labels = images.column("label")
         sampler = sampler_of(self.training, images, labels, self.seed, f"{self.where}.sampler")
         self.training.steps(len(labels), sampler, self.where)
+        self.training.warn(self.where)
         check_pairs(self.selection.protocol, "recipe.selection.protocol", manifest, self.name)
         self.check_loss(np.unique(labels, return_counts=True)[1], workspace)
 
