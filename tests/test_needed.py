@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from guie_core.experiment import Experiment
 from guie_core.interrupt import Stop
 from guie_core.profiles import profile
 from guie_core.registry import build
+from guie_train.feature_store import FeatureStore
 from guie_train.planning.forecast import Outlook
+from guie_train.planning.plan import Step, make_plan
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.features import Features
 
@@ -109,6 +112,37 @@ def test_the_plan_counts_what_is_computed(table: Path, tmp_path: Path) -> None:
     workspace = run(tmp_path, made)
     for name, disk in foretold.items():
         assert disk == len(workspace.get(made[name])) * (workspace.get(made[name]).row_bytes + 36)
+
+
+def test_a_plan_counts_the_images_that_are_there(table: Path, tmp_path: Path) -> None:
+    """Also those of a store that was left when all its images were there, and nothing said so yet."""
+    made = list(stages(table).values())
+    stage = next(each for each in made if each.name == "features train")
+    made = made[: made.index(stage) + 1]
+    workspace = Workspace(tmp_path, profile("cpu"), Stop())
+    images = len(workspace.get(stage))
+    (workspace.folder(stage) / "stage.json").unlink()
+
+    def plan(*again: Stage[Any]) -> Step:
+        return make_plan(made, again, Workspace(tmp_path, profile("cpu"), Stop())).steps[-1]
+
+    step = plan()
+    assert (step.state, step.forecast.disk) == ("to do", 0)
+    assert f"; {images} of them are there" in step.forecast.does
+    Workspace(tmp_path, profile("cpu"), Stop()).get(stage)
+    whole = images * (FeatureStore(workspace.folder(stage)).row_bytes + 36)
+    assert (plan().state, plan(stage).state, plan(stage).forecast.disk) == ("done before", "again", whole)
+
+
+def test_the_time_of_features_counts_decoding_once_the_images_are_there(table: Path, tmp_path: Path) -> None:
+    made = list(stages(table).values())
+    at = [stage.name for stage in made].index("features train") + 1
+    workspace = Workspace(tmp_path, profile("cpu"), Stop())
+    assert "; without decoding" in make_plan(made[:at], [], workspace).steps[-1].forecast.basis
+    for stage in made[: at - 1]:
+        workspace.get(stage)
+    found = make_plan(made[:at], [], workspace).steps[-1].forecast
+    assert re.search(r"; decoding \d+\.\d ms of a core an image, measured here$", found.basis)
 
 
 def test_another_split_computes_what_has_changed_sides(table: Path, tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ from typing import ClassVar
 
 import pytest
 import torch
+from PIL import Image
 
 from guie_core import GuieError
 from guie_core.interrupt import Stop
 from guie_core.profiles import Profile, profile
-from guie_datasets import Extent
+from guie_datasets import Extent, ImageRef
 from guie_datasets.extent import united
 from guie_train.planning import plan as planning
 from guie_train.planning import speeds
@@ -23,7 +24,7 @@ from guie_train.planning.forecast import Forecast, Images, Missing, NotKnown, Ou
 from guie_train.planning.meta import trace
 from guie_train.planning.page import page
 from guie_train.planning.plan import Plan, Step, make_plan, obstacles
-from guie_train.planning.speeds import PEAKS, published, speed_of
+from guie_train.planning.speeds import PEAKS, decoding, published, speed_of, with_decoding
 from guie_train.runner import _check_room
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.data import Prepare, Split
@@ -238,6 +239,41 @@ def test_the_cpu_is_measured_and_named_so() -> None:
     speed = speed_of(profile("cpu"), "float32")
     assert 1e8 < speed.operations < 1e14
     assert speed.basis.endswith("measured here")
+
+
+@pytest.mark.parametrize(
+    ("changes", "seconds"),
+    [
+        ({"type": "cpu"}, 100 + 1000 * 0.4 / 4),  # of the same cores
+        ({"type": "t4-16g", "workers": 2}, 1000 * 0.4 / 2),  # which are slower than the network
+        ({"type": "t4-16g", "workers": 16}, 100),  # of which four have a core: as slow as the network
+        ({"type": "t4-16g", "workers": 0}, 100 + 1000 * 0.4),
+    ],
+)
+def test_a_network_is_not_faster_than_its_images_come(changes: dict[str, object], seconds: float) -> None:
+    found, basis = with_decoding(100, "so", 1000, 0.4, profile(changes), cores=4)
+    assert found == pytest.approx(seconds)
+    assert basis == "so; decoding 400.0 ms of a core an image, measured here"
+    assert with_decoding(100, "so", 1000, None, profile(changes), cores=4) == (
+        100,
+        "so; without decoding, which is measured on the images",
+    )
+
+
+def test_decoding_is_measured_on_some_of_the_images(tmp_path: Path) -> None:
+    for number in range(300):
+        Image.new("RGB", (8, 8), (number % 256, 0, 0)).save(tmp_path / f"{number:03d}.png")
+    (tmp_path / "150.png").write_bytes(b"no image")
+    refs = [ImageRef(str(path)) for path in sorted(tmp_path.iterdir())]
+    seen: list[int] = []
+    found = decoding(refs, lambda image: seen.append(int(image[0, 0, 0])), method="full", target=8)
+    assert found is not None
+    assert 0 < found < 10
+    assert 2 <= len(seen) <= 64
+    assert seen[0] == 0
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert decoding(refs, lambda image: None, method="full", target=8) is None
 
 
 def test_a_data_set_of_unknown_size_leaves_what_depends_on_it_unknown(workspace, tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ class Outlook:
     workspace: Workspace
     ready: Callable[[Stage[Any]], bool] = lambda stage: False  # whether the outputs are there
     processes: int = 1  # how many make the run
+    again: Callable[[Stage[Any]], bool] = lambda stage: False  # whether outputs that are there are to be made anew
     _forecasts: dict[str, Forecast] = field(default_factory=dict)  # by the stage's name
     _made: dict[object, Any] = field(default_factory=dict)
 

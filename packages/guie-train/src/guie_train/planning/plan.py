@@ -134,7 +134,7 @@ def make_plan(
     look = workspace.look()
     states = states_of(stages, again, look)
     ready = {name for name, state in states.items() if state == "done before"}
-    outlook = Outlook(look, lambda stage: stage.name in ready, workspace.processes.count)
+    outlook = Outlook(look, lambda stage: stage.name in ready, workspace.processes.count, lambda stage: stage in again)
     steps = []
     for stage in stages:
         on_stage(stage.name)

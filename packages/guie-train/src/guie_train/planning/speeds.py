@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from guie_core import GuieError
 from guie_core.profiles import Profile
+from guie_datasets import ImageRef, read_images
+from guie_datasets.images.decoding import Method
 
 PROBE_SECONDS = 0.2
 
@@ -99,6 +105,56 @@ def probe(dtype: str) -> tuple[float, float]:
     target = torch.empty_like(large)
     copy = _best(lambda: target.copy_(large))
     return 2 * 1024**3 / product, 2 * 4 * len(large) / copy
+
+
+def decoding(
+    refs: Sequence[ImageRef], see: Callable[[NDArray[np.uint8]], object], *, method: Method, target: int
+) -> float | None:
+    """Seconds of a core for an image that is read, decoded and seen: the mean of some of `refs`, evenly over all; None
+    where they can't be read.
+
+    The first, which also loads what decodes, doesn't count. It ends after half of the time for a probe.
+    """
+    few = [refs[number] for number in np.unique(np.linspace(0, len(refs) - 1, min(64, len(refs))).astype(int))]
+    threads, times = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    images = read_images(
+        few, workers=0, transform=see, method=method, target=target, on_bad=lambda position, error: None
+    )
+    try:
+        with closing(images):
+            begin = time.perf_counter()
+            for _ in images:
+                end = time.perf_counter()
+                times.append(end - begin)
+                if sum(times[1:]) > PROBE_SECONDS / 2:
+                    break
+                begin = time.perf_counter()
+    except GuieError:
+        return None
+    finally:
+        torch.set_num_threads(threads)
+    counted = times[1:] or times
+    return sum(counted) / len(counted) if counted else None
+
+
+def with_decoding(
+    seconds: float, basis: str, images: int, decoding: float | None, profile: Profile, cores: int
+) -> tuple[float, str]:
+    """Seconds of a network that is given so many images by the profile's workers, and what that rests on.
+
+    Args:
+        seconds, basis: of the network alone.
+        decoding: seconds of a core for an image; None: not known.
+        cores: of the machine.
+    """
+    if decoding is None:
+        return seconds, f"{basis}; without decoding, which is measured on the images"
+    basis += f"; decoding {1e3 * decoding:.1f} ms of a core an image, measured here"
+    if profile.device == "cpu":  # both take the same cores
+        return seconds + images * decoding / cores, basis
+    read = images * decoding / max(1, min(profile.workers, cores))
+    return (max(seconds, read) if profile.workers else seconds + read), basis
 
 
 def _best(work: Callable[[], object]) -> float:

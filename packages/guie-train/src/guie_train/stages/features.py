@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from guie_core import Config, GuieError, Interrupted, Slot
+from guie_core.processors import processors
 from guie_core.registry import build, lookup
 from guie_core.signature import signature
 from guie_core.wording import plural, shown
@@ -27,13 +28,14 @@ from guie_datasets.images.tensorflow import import_tensorflow
 from guie_models.backbones import Backbone
 from guie_models.backbones.weights import fingerprint
 from guie_train.device import device_of
-from guie_train.extraction import Batch, Extractor, extract
+from guie_train.extraction import Batch, Extractor, extract, view_seeds
 from guie_train.feature_store import SHARD, Bad, FeatureStore, finite, state_of
 from guie_train.heads import TrainedHead
 from guie_train.planning.backbones import Frozen, powers_below
 from guie_train.planning.forecast import LIBRARIES, Forecast, NotKnown, Outlook, known
 from guie_train.planning.forecast import Features as StoredFeatures
 from guie_train.planning.meta import parameters
+from guie_train.planning.speeds import decoding, with_decoding
 from guie_train.stage import NOT_IN_KEY, Stage, Workspace
 from guie_train.stages.selection import pairs_of
 
@@ -326,6 +328,10 @@ class Features(Stage[FeatureStore]):
         views = self.arguments["views"]
         traced = frozen.traced(batch, self.compute, image)
         seconds, at_least, basis = frozen.time((todo or 0) * views, batch, self.compute, image)
+        if seconds is not None and todo:
+            seconds, basis = with_decoding(
+                seconds, basis, todo, self._decoding(outlook, backbone), outlook.profile, processors()
+            )
         count = "N" if wanted is None else f"{'' if exact else 'about '}{wanted:,}"
         seen = f", {views} views" if views > 1 else ""
         done = (
@@ -351,6 +357,20 @@ class Features(Stage[FeatureStore]):
             missing=list(frozen.missing()),
             lighter=lambda memory: self._lighter(frozen, batch, image, memory),
         )
+
+    def _decoding(self, outlook: Outlook, backbone: Backbone) -> float | None:
+        """Seconds of a core for an image until the backbone takes it; None where the images aren't there yet."""
+        manifest = outlook.manifest(self.manifest)
+        if manifest is None:
+            return None
+        images, view = manifest.images(), self.seen_by(backbone)
+        seeds = view_seeds(self.seed, self.arguments["views"])
+
+        def see(image: NDArray[np.uint8]) -> list[Any]:
+            return [view(torch.from_numpy(image), seed) for seed in seeds]
+
+        target = getattr(view, "size", backbone.image_size)
+        return decoding([images[row] for row in self.rows(manifest)], see, method=self.decode, target=target)
 
     def _before(self, outlook: Outlook) -> list[Features]:
         """The stages before this one that add to the same store, of the same manifest's images."""
@@ -384,7 +404,7 @@ class Features(Stage[FeatureStore]):
             folder = outlook.workspace.folder(self)
             there = (folder / "store.json").exists()
             missing = hashes[FeatureStore(folder).missing(hashes)] if there else hashes
-            missing = missing if len(missing) else hashes  # if none is missing, all are to be computed again
+            missing = hashes if outlook.again(self) else missing
             for other in before:
                 missing = np.setdiff1d(missing, manifest.column("hash")[other.rows(manifest)])
             return len(hashes), len(missing), True
