@@ -467,8 +467,9 @@ class _Images:
 
     def bad(self, store: FeatureStore) -> int:
         """How many are listed as bad in a store, and their files are as they were then."""
-        missing = self.hashes[store.missing(self.hashes, self.path)]
-        return int((store.is_bad(self.hashes) & ~np.isin(self.hashes, missing)).sum())
+        listed = self.select(np.flatnonzero(store.is_bad(self.hashes)))
+        mended = listed.hashes[store.missing(listed.hashes, listed.path)]
+        return int((~np.isin(listed.hashes, mended)).sum())
 
     def listed(self, store: FeatureStore) -> list[Bad]:
         """Those that are listed as bad in a store."""
