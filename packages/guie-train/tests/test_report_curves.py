@@ -98,3 +98,32 @@ assert charts(points) == charts(points)
 print("matplotlib.pyplot" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"
+
+
+def labels(chart: Chart) -> dict[str, float]:
+    """What stands at the y axis, and where it ends in the drawing, from its left edge."""
+    found = re.findall(r'<text style="[^"]*text-anchor: end[^"]*" x="([\d.]+)"[^>]*>([^<]+)</text>', chart.svg)
+    return {text: float(x) for x, text in found}
+
+
+@pytest.mark.parametrize("rate", [1e-2, 1e-3, 3e-4, 2.5e-5, 7e-7, 1.0, 123456.0])
+def test_labels_have_room(rate: float) -> None:
+    """Of a learning rate they may be long; the page's font is not wider than 0.6 of its height, digit by digit."""
+    [chart] = charts([{"epoch": e, "lr": rate * (1 - e / 20)} for e in range(1, 20)])
+    told = labels(chart)
+    assert len(told) >= 3
+    for text, end in told.items():
+        assert end - 0.6 * 10.5 * len(text) >= 0, text
+    assert len({float(text.replace("\u2212", "-")) for text in told}) == len(told)
+    assert len({"e" in text for text in told if text != "0"}) == 1  # all in one notation
+
+
+@pytest.mark.parametrize(("value", "within"), [(1.0, (0.9, 1.0)), (0.0, (0.0, 0.1)), (0.98, (0.9, 1.0))])
+def test_scores_end_at_0_and_1(value: float, within: tuple[float, float]) -> None:
+    [chart] = charts([{"epoch": e, "MRR@5": value} for e in range(1, 6)])
+    told = [float(text.replace("\u2212", "-")) for text in labels(chart)]
+    assert within[0] <= min(told) < max(told) <= within[1]
+    assert within[1] == 0.1 or max(told) == 1.0  # where there is no more to be had is to be seen
+    # a loss may be as it is
+    [chart] = charts([{"epoch": e, "loss": value} for e in range(1, 6)])
+    assert max(float(text.replace("\u2212", "-")) for text in labels(chart)) > value

@@ -13,6 +13,9 @@ from typing import Any
 INK, GRID, LINE, SECOND = "#010203", "#010204", "#010205", "#010206"
 COLOURS = {INK: "var(--muted)", GRID: "var(--line)", LINE: "var(--accent)", SECOND: "var(--second)"}
 NAMES = {"lr": "learning rate"}
+UNBOUNDED = ("loss", "valid loss", "lr")
+WIDTH, HEIGHT, FONT = 3.6 * 72, 2.3 * 72, 10.5  # points, as the page has pixels
+DIGIT = 0.6  # of the font's size: the width of a digit, in most fonts less
 
 
 @dataclass(frozen=True)
@@ -71,32 +74,43 @@ def _svg(series: Mapping[str, list[tuple[int, float]]], chosen: int | None, pref
         "svg.fonttype": "none",
         "svg.hashsalt": prefix,
         "font.family": "sans-serif",
-        "font.size": 10.5,
+        "font.size": FONT,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(3.6, 2.3))
+        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
         FigureCanvasSVG(figure)
         figure.patch.set_alpha(0)
-        axes = figure.add_axes((0.165, 0.185, 0.81, 0.775))
+        axes = figure.add_axes((0, 0, 1, 1))
         axes.patch.set_alpha(0)
         for (name, values), colour, dash in zip(series.items(), (LINE, SECOND), ("-", (0, (4, 2))), strict=False):
             epochs, heights = zip(*values, strict=True)
             sparse = len(values) <= 25
-            axes.plot(epochs, heights, color=colour, linestyle=dash, linewidth=1.8, marker="o" if sparse else "", ms=3)
+            marker = "o" if sparse else ""
+            axes.plot(epochs, heights, color=colour, ls=dash, linewidth=1.8, marker=marker, ms=3, clip_on=False)
             if len(series) > 1:
                 axes.plot([], [], color=colour, linestyle=dash, label=NAMES.get(name, name))
             at = dict(values).get(chosen or -1)
             if chosen is not None and at is not None:
-                axes.plot([chosen], [at], color=colour, marker="o", ms=7, markerfacecolor="none", markeredgewidth=1.8)
+                axes.plot([chosen], [at], color=colour, marker="o", ms=7, mfc="none", mew=1.8, clip_on=False)
         if chosen is not None:
             axes.axvline(chosen, color=INK, linewidth=1, linestyle=(0, (1, 2)))
         axes.set_xlabel("epoch", color=INK, labelpad=2)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))  # of which 1 is a multiple
         axes.grid(axis="y", color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(colors=INK, length=0, pad=4)
         axes.margins(x=0.03, y=0.1)
+        low, high = axes.get_ylim()
+        shown = [value for values in series.values() for _, value in values]
+        if not series.keys() & set(UNBOUNDED) and 0 <= min(shown) <= max(shown) <= 1:  # no score is beyond these
+            low, high = max(low, 0.0), min(high, 1.0)
+            axes.set_ylim(low, high)
+        ticks = [tick for tick in axes.get_yticks() if low <= tick <= high]
+        labels = _labels(ticks)
+        axes.set_yticks(ticks, labels)
+        left = (DIGIT * FONT * max(map(len, labels)) + 5) / WIDTH
+        axes.set_position((left, 0.185, 0.975 - left, 0.775))
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
         axes.spines["bottom"].set_color(GRID)
@@ -105,6 +119,15 @@ def _svg(series: Mapping[str, list[tuple[int, float]]], chosen: int | None, pref
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     return _inline(buffer.getvalue(), prefix)
+
+
+def _labels(ticks: Sequence[float]) -> list[str]:
+    """Numbers as short as they can be: all with an exponent, or none."""
+    largest = max(map(abs, ticks))
+    plain = 1e-4 <= largest < 1e6
+    ticks = [tick if abs(tick) > 1e-6 * largest else 0.0 for tick in ticks]  # 0 may be off by rounding
+    texts = [f"{tick:.6f}".rstrip("0").rstrip(".") if plain else f"{tick:.3g}" for tick in ticks]
+    return [text.replace("-", "\u2212") for text in texts]
 
 
 def _inline(document: str, prefix: str) -> str:
