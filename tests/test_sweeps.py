@@ -282,6 +282,23 @@ def digest() -> str:
     return str(json.loads(text))
 
 
+def test_a_sweep_that_is_stopped_while_points_are_checked_goes_on(
+    guie: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(*args: Any, **kwargs: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        runner.check(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("guie_train.sweeping.sweep.check", pressed)
+        code, _, err = guie(*sweep("--grid", "recipe.arcface.epochs=1,2"))
+    assert code == 130, err
+    assert not runs()
+    code, out, err = guie(*go_on_with(err))
+    assert code == 0, err
+    assert len(table(out)) == 2
+
+
 @pytest.fixture
 def wrong(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[Stage[Any]], Callable[[Any], bool]], list[Any]]:
     """Has runs of a stage fail, all by the same words; gives the stages that were tried."""
