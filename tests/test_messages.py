@@ -118,6 +118,17 @@ def test_more_components_than_features(guie_train: Run) -> None:
     assert "images to train on; lower it to " in message
 
 
+def test_a_category_that_no_data_set_has(guie_train: Run) -> None:
+    code, message = guie_train("--set", "recipe.augmentation.padded_for=['Objekts']", "--dry-run")
+    assert code == 2
+    assert message == (
+        "error: 1 problem in experiments/quickstart.py\n"
+        "  recipe.augmentation.padded_for: there is no category 'Objekts'. Did you mean 'Objects'?\n"
+        "  The images have: Activities, Animals & Nature, Food & Drink, Objects, People & Body, Smileys & Emotion, "
+        "Symbols, Travel & Places.\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [

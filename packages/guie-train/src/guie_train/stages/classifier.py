@@ -116,6 +116,8 @@ class FitClassifier(Stage[TrainedClassifier]):
     def forecast(self, outlook: Outlook) -> Forecast:
         """Steps on features that stay on the device, counted on a batch of them."""
         images, dimension = outlook.images(self.manifest), outlook.given(self.features, Features).dimension
+        if self.augmentation and "" not in images.all.categories:
+            self.augmentation.build(images.all.categories)
         categories = len(images.all.categories)
         count = images.all.images - (images.of(self.reported).images if self.reported else 0)
         train = count * (self.folds - 1) // self.folds
