@@ -29,6 +29,7 @@ from guie_core.wording import plural, shown
 from guie_datasets import BadImage, Dataset, Finding, Quarantine, decode
 from guie_datasets.checks import enough_max_bad
 from guie_datasets.images.reading import Reader, ordered_map
+from guie_train.allocator import caching_allocator
 from guie_train.prediction import outputs
 from guie_train.prediction.inputs import Rows, listed
 from guie_train.prediction.kept import Kept
@@ -135,7 +136,8 @@ def predict(
             opened = model.open(profile, batch_size)
             start = time.monotonic()
             try:
-                work.run(opened, workers or opened.workers or threads(), stop)
+                with caching_allocator():
+                    work.run(opened, workers or opened.workers or threads(), stop)
             except Interrupted as stopped:
                 raise Interrupted(f"{stopped}{' if --fresh is left out' if fresh else ''}") from None
             seconds = time.monotonic() - start
