@@ -110,12 +110,17 @@ def test_the_nearest_name_of_a_metric_is_told(guie_train: Run) -> None:
 def test_more_components_than_features(guie_train: Run) -> None:
     told = "error: recipe.evaluation.pca: 5000 dimensions of 1,280 features; lower it to 1280 at the most, or to 0"
     assert guie_train("--set", "recipe.evaluation.pca=5000", "--dry-run")[1].startswith(told)
-    # 1,280 features of fewer images, which are told apart once they are there
-    small = ["--set", "recipe.splits.0.classes=900", "--set", "recipe.evaluation.pca=1280", "--stage", "evaluate"]
-    code, message = guie_train(*small)
+    # a run says so as well, by the features that are there, before the head is trained
+    small = [
+        "recipe.backbone=dict(type='timm/test_resnet', weights='none', image_size=32)",
+        "recipe.splits.0.classes=900",
+    ]
+    options = [part for each in small for part in ("--set", each)]
+    assert guie_train(*options, "--stage", "features valid", "--work-dir", "runs/it")[0] == 0
+    code, message = guie_train(*options, "--set", "recipe.evaluation.pca=5000", "--work-dir", "runs/other")
     assert code == 1
-    assert "error: recipe.evaluation.pca: 1280 dimensions of " in message
-    assert "images to train on; lower it to " in message
+    assert "error: recipe.evaluation.pca: 5000 dimensions of" in message
+    assert "head:" not in message
 
 
 def test_a_category_that_no_data_set_has(guie_train: Run) -> None:

@@ -61,24 +61,22 @@ class Evaluate(Stage[list[System]]):
 
     def check(self, workspace: Workspace) -> None:
         """Raise GuieError if there is nothing to report on, or no such PCA."""
-        manifest = workspace.get(self.manifest)
-        check_pairs(self.protocol, "recipe.evaluation.protocol", manifest, self.name)
+        check_pairs(self.protocol, "recipe.evaluation.protocol", workspace.get(self.manifest), self.name)
         if (store := known(lambda: FeatureStore(workspace.folder(self.train)))) is not None:
-            self._check_pca(store.dimension, "features")
-        self._check_pca(int((manifest.column("split") == TRAIN).sum()), "images to train on")
+            self._check_pca(store.dimension)
 
-    def _check_pca(self, most: int, what: str) -> None:
-        if self.pca > most:
+    def _check_pca(self, dimension: int) -> None:
+        if self.pca > dimension:
             raise GuieError(
-                f"recipe.evaluation.pca: {self.pca} dimensions of {most:,} {what}; lower it to {most} at the most, or "
-                "to 0 for none"
+                f"recipe.evaluation.pca: {self.pca} dimensions of {dimension:,} features; lower it to {dimension} at "
+                "the most, or to 0 for none"
             )
 
     def forecast(self, outlook: Outlook) -> Forecast:
         """PCA's features in memory, and later those of what is reported on: as read, normalised, and for the search. Of
         its time, what fitting PCA and searching in known dimensions need at the least."""
         dimension = outlook.given(self.valid, Features).dimension
-        self._check_pca(dimension, "features")
+        self._check_pca(dimension)
         asked = expected_pairs(self.protocol, "recipe.evaluation.protocol", self.manifest, outlook)
         images = outlook.images(self.manifest)
         baselines = 1 + bool(self.pca) + bool(self.untuned)
