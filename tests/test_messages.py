@@ -89,6 +89,7 @@ def test_a_margin_that_the_loss_refuses(guie_train: Run) -> None:
         ("recipe.evaluation.protocol=dict(type='FirstAgainstSecond', seed=-1)", "recipe.evaluation.protocol: seed"),
         ("recipe.augmentation.crop=1.5", "recipe.augmentation: crop is 1.5; it is the part of each side that stays"),
         ("recipe.views.train=dict(type='RandomSquareCrop', area=(2, 1))", "recipe.views.train: area of a view is"),
+        ("recipe.classifier.split_seed=-1", "recipe.classifier.split_seed: seed is -1"),
         ("recipe.seed=-1", "recipe.seed: seed is -1; it is a whole number from 0 to"),
         ("recipe.max_bad=2", "recipe.max_bad: max_bad is 2.0; it is a share of the images, from 0 to 1"),
     ],
@@ -121,6 +122,18 @@ def test_more_components_than_features(guie_train: Run) -> None:
     assert code == 1
     assert "error: recipe.evaluation.pca: 5000 dimensions of" in message
     assert "head:" not in message
+
+
+def test_limits_that_no_export_keeps(guie_train: Run) -> None:
+    code, message = guie_train("--set", "recipe.exports=[dict(type='Onnx', min_cosine=2)]", "--dry-run")
+    assert code == 2
+    assert "recipe.exports.0: min_cosine is 2; it is from -1 to 1." in message
+
+
+def test_a_plan_of_more_classes_to_hold_out_than_there_are(guie_train: Run) -> None:
+    code, message = guie_train("--set", "recipe.splits.0.classes=2000", "--dry-run")
+    assert code == 1
+    assert "split 'test': 2,000 classes are to be held out, but there are 1034. Set " in message
 
 
 def test_a_category_that_no_data_set_has(guie_train: Run) -> None:

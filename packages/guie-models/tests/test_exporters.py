@@ -194,12 +194,29 @@ def test_what_torchscript_cannot_hold(backbone: TimmBackbone, photos: list[Tenso
     assert list(tmp_path.iterdir()) == []
 
 
-def test_limits_are_kept(embedder: Embedder, photos: list[Tensor], tmp_path: Path) -> None:
-    with pytest.raises(GuieError, match=r"Allowed: 0\.0001, 1\.5, all of the top-5"):
-        TorchScript(min_cosine=1.5).export(embedder, tmp_path, photos[:2])
-    with pytest.raises(GuieError, match="differs from the embedder"):
-        TorchScript(max_difference=-1.0).export(embedder, tmp_path, photos[:2])
+def test_limits_are_kept(
+    embedder: Embedder, photos: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = torch.jit.load
+
+    def another(path: Path, **options: Any) -> Any:
+        model = load(path, **options)
+        return lambda image: model(image) + 0.01
+
+    monkeypatch.setattr(torch.jit, "load", another)
+    with pytest.raises(GuieError, match=r"differs from the embedder[\s\S]*Allowed: 0\.0001, 0\.9, all of the top-5"):
+        TorchScript(min_cosine=0.9).export(embedder, tmp_path, photos[:2])
     assert list(tmp_path.iterdir()) == []
+    assert TorchScript(max_difference=0.02, min_cosine=0.9).export(embedder, tmp_path, photos[:2]).images == 2
+
+
+def test_limits_that_nothing_keeps_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"^min_cosine is 1\.5; it is from -1 to 1\.$"):
+        TorchScript(min_cosine=1.5)
+    with pytest.raises(UsageError, match=r"^max_difference is -1; it is 0 or more\.$"):
+        Safetensors(max_difference=-1.0)
+    with pytest.raises(UsageError, match=r"^min_agreement is nan; it is from 0 to 1\.$"):
+        Onnx(min_agreement=float("nan"))
 
 
 class Nan(nn.Module):

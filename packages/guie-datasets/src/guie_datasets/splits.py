@@ -180,18 +180,24 @@ class HoldOutClasses(Split):
         labels = manifest.column("label")
         there = np.unique(labels)
         _check_two(self.name, len(there))
-        classes = share_of(self.classes, len(there), f"split {self.name!r}")
-        if not 0 < classes < len(there):
-            raise GuieError(
-                f"split {self.name!r}: {plural(classes, 'class')} are to be held out, but there are {len(there)}. "
-                f"Set classes to {_range(1, len(there) - 1)}, or add data"
-            )
-        held_out = np.random.default_rng(self.seed).permutation(there)[:classes]
+        held_out = np.random.default_rng(self.seed).permutation(there)[: self._count(len(there))]
         return np.flatnonzero(np.isin(labels, held_out))
 
-    def expected(self, free: Extent) -> Extent:
+    def expected(self, free: Extent) -> Extent | None:
+        """Raises GuieError where the classes are counted, and too few."""
+        if free.exact:
+            return free.share(self._count(free.classes) / free.classes, of_classes=True)
         classes = share_of(self.classes, free.classes, f"split {self.name!r}")
-        return free.share(classes / free.classes, of_classes=True)
+        return free.share(classes / free.classes, of_classes=True) if 0 < classes < free.classes else None
+
+    def _count(self, there: int) -> int:
+        classes = share_of(self.classes, there, f"split {self.name!r}")
+        if not 0 < classes < there:
+            raise GuieError(
+                f"split {self.name!r}: {plural(classes, 'class')} are to be held out, but there are {there}. "
+                f"Set classes to {_range(1, there - 1)}, or add data"
+            )
+        return classes
 
 
 @dataclass(frozen=True)

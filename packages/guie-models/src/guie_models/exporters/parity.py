@@ -61,6 +61,16 @@ class Limits:
     min_cosine: float
     min_agreement: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("max_difference", 0.0, float("inf")),
+            ("min_cosine", -1.0, 1.0),
+            ("min_agreement", 0.0, 1.0),
+        ):
+            if not least <= (value := getattr(self, name)) <= most:  # also for nan, which nothing would be within
+                to = f"from {least:g} to {most:g}" if most < float("inf") else f"{least:g} or more"
+                raise UsageError(f"{name} is {value:g}; it is {to}.")
+
 
 def verify(
     path: Path,

@@ -189,6 +189,7 @@ class ArcFaceThenClassifier:
         checks: dict[str, Callable[[], object]] = {
             "recipe.seed": lambda: check_seed(self.seed),
             "recipe.max_bad": lambda: check_max_bad(self.max_bad),
+            "recipe.classifier.split_seed": lambda: check_seed(self.classifier.split_seed if self.classifier else 0),
             "recipe.selection.protocol": lambda: _built(self.selection.protocol, "recipe.selection.protocol"),
             "recipe.evaluation.protocol": lambda: self.reported,
             "recipe.views": self.views.check,

@@ -73,6 +73,13 @@ class Export(Stage[list[ExportReport]]):
         )
         return embedder.eval()
 
+    def check(self, workspace: Workspace) -> None:
+        """Raise GuieError if an exporter refuses its settings, or lacks what it needs."""
+        self._exporters()
+
+    def _exporters(self) -> list[Any]:
+        return [build("exporters", config, where=f"recipe.exports.{i}") for i, config in enumerate(self.exporters)]
+
     def forecast(self, outlook: Outlook) -> Forecast:
         """The embedder's weights, once in each format. In memory they are three times, the model, what is written of
         it and what is read back; for ONNX four times, as measured with ViT-B."""
@@ -82,7 +89,7 @@ class Export(Stage[list[ExportReport]]):
         parts = [outlook.given(stage, Trained).parameters for stage in stages]
         count = parameters(backbone)[0] + sum(parts)
         weights = state_bytes(backbone) + 4 * sum(parts)
-        exporters = [build("exporters", config, where=f"recipe.exports.{i}") for i, config in enumerate(self.exporters)]
+        exporters = self._exporters()
         smaller = {"float16": 1 / 2, "int8": 1 / 4}
         files = [CODE + weights * smaller.get(getattr(each, "precision", ""), 1) for each in exporters]
         seconds, basis = None, "minutes, on the CPU"
@@ -119,8 +126,7 @@ class Export(Stage[list[ExportReport]]):
         embedder = self.embedder(workspace)
         reports = []
         with bar(len(self.exporters), self.name, unit="format") as progress, caching_allocator():
-            for i, config in enumerate(self.exporters):
-                exporter = build("exporters", config, where=f"recipe.exports.{i}")
+            for i, exporter in enumerate(self._exporters()):
                 reports.append(exporter.export(embedder, folder, images))
                 progress.advance(1)
                 if workspace.stop and i + 1 < len(self.exporters):
