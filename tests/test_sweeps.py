@@ -32,7 +32,7 @@ from guie_train.stages.features import Features
 from guie_train.stages.head import FitHead
 from guie_train.sweeping.points import Point
 from guie_train.sweeping.study import Study, Suggestion
-from guie_train.sweeping.sweep import Sweep
+from guie_train.sweeping.sweep import Sweep, Swept
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["recipe.backbone.type=timm/test_resnet", "recipe.backbone.weights=none", "recipe.backbone.image_size=32"]
@@ -427,6 +427,38 @@ def test_trials_end_by_an_error_that_is_not_of_their_values(guie: Callable[..., 
     assert err.splitlines()[-1].startswith("error: 4 of 5 trials failed, and 1 was left out: ")
 
 
+def test_trials_that_were_scored_are_ranked_though_others_are_left_out(
+    guie: Callable[..., tuple[int, str, str]],
+    wrong: Callable[[type[Stage[Any]], Callable[[Any], bool]], list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = ["--suggest", "recipe.loss.margin=0.2..0.6", "--set", "recipe.arcface.epochs=1", "--trials", "4"]
+    with monkeypatch.context() as patched:
+        run, tried = FitHead.run, list[FitHead]()
+
+        def failing(self: FitHead, folder: Path, workspace: Any) -> None:
+            tried.append(self)
+            if len(tried) < 4:
+                raise GuieError("the disk makes noises")
+            run(self, folder, workspace)
+
+        patched.setattr(FitHead, "run", failing)
+        code, out, err = guie(*sweep(*asked))
+    assert (code, len(tried)) == (1, 4)
+    assert err.splitlines()[-1] == "error: 3 of 4 trials failed; --retry tries them again."
+    ranked = table(out)
+    assert len(ranked) == 1
+
+    shutil.rmtree("runs/store")
+    wrong(Features, lambda stage: True)  # which the trials have in common
+    code, out, err = guie(*sweep(*asked, "--retry"))
+    assert table(out) == ranked
+    assert err.splitlines()[-1].startswith("error: 2 of 4 trials failed, and 1 was left out: in it, stage 'features ")
+    code, out, err = guie(*sweep(*asked[:-1], "6", "--retry"))
+    assert table(out) == ranked
+    assert err.splitlines()[-1].startswith("error: 2 of 6 trials failed, and 3 were left out: in them, stage ")
+
+
 def test_scores_on_other_splits_are_not_ranked_as_one(guie: Callable[..., tuple[int, str, str]]) -> None:
     grid = ["--grid", "recipe.splits.0.seed=1,2", "--set", "recipe.arcface.epochs=1"]
     code, out, err = guie(*sweep(*grid))
@@ -494,7 +526,7 @@ def test_a_combination_that_is_refused_does_not_hold_up_the_others(
 
     made = Sweep(FOLDER, ["guie", "sweep"])
     for trials in (2, 3):
-        assert made.by(lambda: Study(FOLDER, space, 0, "digest"), trials, load) == []
+        assert made.by(lambda: Study(FOLDER, space, 0, "digest"), trials, load) == Swept([], trials, failed=trials)
         assert Study(FOLDER, space, 0, "digest").count == trials
     assert capsys.readouterr().err.count("recipe: no ") == 2 + 3
 

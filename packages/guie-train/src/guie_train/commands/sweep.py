@@ -118,19 +118,19 @@ def sweep(
 
     with folder_option("--work-dir"):
         if grid:
-            outcomes = made.over(points)
+            swept = made.over(points)
         else:
-            outcomes = made.by(lambda: Study(folder, suggestions, seed, base.digest), trials or 0, load)
-    click.echo("\n".join(lines(outcomes, folder)))
-    failed = sum(outcome.score is None for outcome in outcomes)
+            swept = made.by(lambda: Study(folder, suggestions, seed, base.digest), trials or 0, load)
+    click.echo("\n".join(lines(swept.outcomes, folder)))
+    failed, left = f"{swept.failed} of {plural(swept.total, 'point' if grid else 'trial')} failed", swept.left
     if made.left_out:
-        left = (len(points) if grid else trials or 0) - len(outcomes)
         stages = listing(dict.fromkeys(map(repr, made.left_out.values())))
         raise GuieError(
-            f"{failed} of {what} failed, and {f'{left} were' if left > 1 else '1 was'} left out: in "
+            f"{failed}, and {f'{left} were' if left > 1 else '1 was'} left out: in "
             f"{'them' if left > 1 else 'it'}, stage {stages} would do what it did in two that failed in it by the same "
             "error. Mend that, and add --retry."
         )
-    if failed:
-        alike = ", all by the same error" * (len(outcomes) > 1 and len({each.error for each in outcomes}) == 1)
-        raise GuieError(f"{failed} of {plural(len(outcomes), 'point')} failed{alike}; --retry tries them again.")
+    if swept.failed:
+        errors = [outcome.error for outcome in swept.outcomes]
+        alike = ", all by the same error" * (1 < len(errors) == swept.failed and len(set(errors)) == 1)
+        raise GuieError(f"{failed}{alike}; --retry tries them again.")

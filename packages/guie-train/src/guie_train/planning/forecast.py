@@ -12,11 +12,11 @@ from guie_datasets.extent import Extent, united
 from guie_train.planning.known import NotKnown as NotKnown
 from guie_train.planning.known import known as known
 from guie_train.planning.speeds import Speed, speed_of
+from guie_train.stage import Stage, Workspace, blaming
 
 if TYPE_CHECKING:
     from guie_datasets import Manifest
     from guie_train.planning.meta import Traced
-    from guie_train.stage import Stage, Workspace
 
 T = TypeVar("T")
 LIBRARIES = 0.92e9
@@ -126,10 +126,11 @@ class Outlook:
         return self.workspace.profile
 
     def forecast(self, stage: Stage[Any]) -> Forecast:
-        """What `stage` takes; asked once."""
+        """What `stage` takes; asked once. Raises GuieError, which is blamed on the stage: what would stop it."""
         if stage.name not in self._forecasts:
             try:
-                found = stage.forecast(self)
+                with blaming(stage):
+                    found = stage.forecast(self)
             except NotKnown as reason:
                 found = Forecast(basis=str(reason), device=None)
             except GuieError:

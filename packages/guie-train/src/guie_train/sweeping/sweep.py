@@ -46,6 +46,20 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Swept:
+    """What came of a sweep.
+
+    outcomes: of its points, each once. total: how many points, or trials, there are with those that were asked for.
+    failed, left: how many of them have no score, and how many were not tried.
+    """
+
+    outcomes: list[Outcome]
+    total: int
+    failed: int = 0
+    left: int = 0
+
+
+@dataclass(frozen=True)
 class Sweep:
     """Points in a folder, each a run in a folder of its own.
 
@@ -70,7 +84,7 @@ class Sweep:
     _told: list[str] = field(default_factory=list, init=False)  # what points failed by, each once
     _failures: Counter[tuple[str, str]] = field(default_factory=Counter, init=False)  # by `Stage.work` and error
 
-    def over(self, points: Sequence[Point]) -> list[Outcome]:
+    def over(self, points: Sequence[Point]) -> Swept:
         """Run the points that aren't done yet, after all of them were checked; of `left_out` there is no outcome.
 
         Raises:
@@ -88,28 +102,34 @@ class Sweep:
                 self._go_on(stop, f"{len(outcomes)} of {plural(len(points), 'point')} are done")
                 if number not in outcomes and (outcome := self._run(point, which)) is not None:
                     outcomes[number] = outcome
-        return [outcomes[number] for number in sorted(outcomes)]
+        found = [outcomes[number] for number in sorted(outcomes)]
+        return Swept(found, len(points), sum(each.score is None for each in found), len(points) - len(found))
 
-    def by(self, study: Callable[[], Study], trials: int, load: Callable[[Mapping[str, str]], Point]) -> list[Outcome]:
+    def by(self, study: Callable[[], Study], trials: int, load: Callable[[Mapping[str, str]], Point]) -> Swept:
         """Run what a study suggests until it has `trials` points; `load` makes a point of its values.
 
-        The study is opened once the folder is, and a point that is left out ends it. A combination of values that the
-        experiment refuses is told, and counts as a trial that failed. Raises as `over` does, and what opening the study
-        raises.
+        The study is opened once the folder is. Where a point is left out, nothing more is suggested. A combination of
+        values that the experiment refuses is told, and counts as a trial that failed. Raises as `over` does, and what
+        opening the study raises.
         """
         outcomes: dict[str, Outcome] = {}  # by digest, since a point may be suggested more than once
+        failed = left = 0
 
         def tried(params: Mapping[str, Any], which: str, score: float | None = None) -> float | None:
+            nonlocal failed, left
             try:
                 point = load(opened.values(params))
             except ExperimentError as error:
                 click.echo(f"{which}: {error}", err=True)
+                failed += 1
                 return None
             # of a trial that was scored, the run may have been removed since
             known = None if score is None else self._before(point) or Outcome(point, score=score)
             outcome = known or self._run(point, which)
             if outcome is None:
+                left += 1
                 return None
+            failed += outcome.score is None
             outcomes[point.experiment.digest] = outcome
             return outcome.score
 
@@ -118,8 +138,6 @@ class Sweep:
             earlier = opened.trials
             scored = [trial.params for trial in earlier if trial.score is not None]
             for number, trial in enumerate(earlier, 1):
-                if self.left_out:
-                    break
                 self._go_on(stop, f"{opened.count} of {plural(trials, 'trial')} are done")
                 if trial.score is not None:
                     tried(trial.params, f"trial {number}", trial.score)
@@ -131,9 +149,12 @@ class Sweep:
                 self._go_on(stop, f"{number} of {plural(trials, 'trial')} are done")
                 params = opened.suggest()
                 score = tried(params, f"trial {number + 1}/{trials}")
-                if not self.left_out:
+                if self.left_out:  # it is one of those that are still to be tried
+                    left -= 1
+                else:
                     opened.add(params, score)
-        return list(outcomes.values())
+            count = opened.count
+        return Swept(list(outcomes.values()), max(trials, count), failed, left + max(trials - count, 0))
 
     def _go_on(self, stop: Stop, done: str) -> None:
         if stop:
