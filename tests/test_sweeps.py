@@ -360,6 +360,31 @@ def test_what_is_refused_is_told_before_the_first_point_runs(guie: Callable[...,
     assert err.splitlines()[-1] == "error: 3 of 4 points failed; --retry tries them again."
 
 
+def test_a_fault_that_shows_before_a_point_runs_can_be_looked_into(
+    guie: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(self: FitHead, workspace: Any) -> None:
+        if self.loss["margin"] == 0.5:
+            raise TypeError("'NoneType' object is not iterable")
+
+    monkeypatch.setattr(FitHead, "check", faulty)
+    code, out, err = guie(*sweep("--grid", "recipe.loss.margin=0.3,0.5", "--set", "recipe.arcface.epochs=1"))
+    assert code == 1
+    assert (
+        "error: point 2/2: margin=0.5: TypeError: 'NoneType' object is not iterable\n"
+        "Where it came from is in runs/sweep/sweep.log\n" in err
+    )
+    log = (FOLDER / "sweep.log").read_text()
+    assert "point 2/2: margin=0.5" in log
+    assert "in faulty" in log
+    assert re.search(r"^ +- +failed +0.5 +-$", out, re.MULTILINE)  # it has no run
+
+
+def test_a_point_that_is_refused_leaves_nothing_in_the_store(guie: Callable[..., tuple[int, str, str]]) -> None:
+    assert guie(*sweep("--grid", "recipe.arcface.epochs=1", "--set", "recipe.splits.0.classes=300"))[0] == 1
+    assert [path.name for path in Path("runs/store/split").iterdir() if path.is_dir()] == []
+
+
 def test_a_stage_that_is_the_same_in_other_points_fails_in_them_as_well(
     guie: Callable[..., tuple[int, str, str]], wrong: Callable[[type[Stage[Any]], Callable[[Any], bool]], list[Any]]
 ) -> None:

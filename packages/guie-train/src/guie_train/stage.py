@@ -241,6 +241,7 @@ class Workspace:
     store: Path
     profile: Profile
     stop: Stop
+    stages: Sequence[Stage[Any]] = ()  # all of the experiment, of which several may add to the same outputs
     again: frozenset[str] = frozenset()  # keys of the stages to run although their outputs are there
     fresh: bool = False  # what unfinished runs of a stage have left is not gone on from
     wait: bool = False  # for another process that makes the same outputs, instead of refusing
@@ -323,7 +324,11 @@ class Workspace:
             def begin() -> Path | None:
                 held.enter_context(explain_os_errors(folder))
                 held.enter_context(self._lock(folder))
-                return None if self._reusable(stage) else self._begin(stage, folder)
+                if self._reusable(stage):
+                    return None
+                staging = self._begin(stage, folder)
+                held.callback(_remove_empty, staging)
+                return staging
 
             start, staging = time.monotonic(), self.processes.from_first(begin)
             if staging is None:
@@ -391,6 +396,12 @@ class Workspace:
                     "wait for it and run this again, which then reuses its result, or choose another --work-dir"
                 ) from None
             yield
+
+
+def _remove_empty(folder: Path) -> None:
+    """Take a folder away in which a stage was stopped before it had written anything."""
+    with suppress(OSError):  # there is something in it, or it was renamed
+        folder.rmdir()
 
 
 @contextmanager

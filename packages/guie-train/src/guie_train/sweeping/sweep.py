@@ -6,17 +6,19 @@ import json
 import logging
 import os
 import shlex
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
 from guie_core import ExperimentError, GuieError, Interrupted, UsageError
-from guie_core.files import atomic_write
+from guie_core.files import atomic_write, explain_os_errors
 from guie_core.interrupt import Stop, interruptible
 from guie_core.record import RECORD, RunRecord
 from guie_core.run import acquire
@@ -31,6 +33,8 @@ from guie_train.stage import blamed
 
 from .points import Point, labels
 from .study import Study
+
+LOG = "sweep.log"  # in a sweep's folder: where errors came from that no run's log has
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,10 @@ class Sweep:
         except Interrupted:
             raise
         except Exception as error:
-            return self._failed(point, error, f"{which}: {point.words}: ")
+            place = ""
+            if not isinstance(error, GuieError):  # there is no run whose log could keep it
+                place = f"\nWhere it came from is in {shown(self._keep(error, f'{which}: {point.words}'))}"
+            return self._failed(point, error, f"{which}: {point.words}: ", place)
         finally:
             logging.disable(disabled)
         return None
@@ -217,10 +224,18 @@ class Sweep:
             return self._failed(point, error)
         return self._outcome(point, RunRecord.read(folder))
 
-    def _failed(self, point: Point, error: Exception, who: str = "") -> Outcome:
-        """Tells what a point failed by."""
+    def _keep(self, error: Exception, who: str) -> Path:
+        """Add where an error came from to the sweep's log, and return that."""
+        path = self.folder / LOG
+        with explain_os_errors(path), open(path, "a", encoding="utf-8") as file:
+            file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {who}\n")
+            file.writelines(traceback.format_exception(error))
+        return path
+
+    def _failed(self, point: Point, error: Exception, who: str = "", place: str = "") -> Outcome:
+        """Tells what a point failed by, and `place`, where more is to be found."""
         message = str(error) if isinstance(error, GuieError) else f"{type(error).__name__}: {error}"
-        click.echo(f"error: {who}{self._once(message)}", err=True)
+        click.echo(f"error: {who}{self._once(message)}{place}", err=True)
         if not isinstance(error, OutOfMemory):  # how much memory there is may be another process's doing
             self._failures[blamed(error), message] += 1
         return Outcome(point, error=message)
@@ -290,7 +305,8 @@ def lines(outcomes: Sequence[Outcome], folder: Path) -> list[str]:
         rows.append((f"{number:>3}", f"{each.score:8.4f}", f"{each.epoch or '-':>5}", *values, each.point.folder))
     for each in failed:
         values = [each.point.values.get(key, "") for key in keys]
-        rows.append(("  -", f"{'failed':>8}", "", *values, each.point.folder))
+        ran = (folder / each.point.folder / RECORD).exists()  # else it was refused before
+        rows.append(("  -", f"{'failed':>8}", "", *values, each.point.folder if ran else "-"))
     text = [f"\n{plural(len(outcomes), 'point')} {ranking}"]
     text.append(table(rows, indent="", width=1000))
     if len({each.data for each in done if each.data}) > 1:
