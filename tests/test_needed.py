@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from guie_core.registry import build
 from guie_train.feature_store import FeatureStore
 from guie_train.planning.forecast import Outlook
 from guie_train.planning.plan import Step, make_plan
+from guie_train.runner import _chosen
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.features import Features
 
@@ -35,11 +36,11 @@ VIEWS = {  # all different, so that each has a store of its own
 }
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def write_table(folder: Path, classes: Iterable[int]) -> Path:
+    """Pictures of noise, some square and some not, of two kinds."""
+    folder.mkdir(exist_ok=True)
     rows = []
-    for label in range(CLASSES):
+    for label in classes:
         random = np.random.default_rng(label)
         for number in range(IMAGES):
             name = f"{label}-{number}.png"
@@ -49,6 +50,11 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with open(folder / "table.csv", "w", newline="") as file:
         csv.writer(file).writerows([("path", "label", "category"), *rows])
     return folder / "table.csv"
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_table(tmp_path_factory.mktemp("pictures"), range(CLASSES))
 
 
 def settings(table: Path, *more: str) -> Iterator[str]:
@@ -230,6 +236,41 @@ def test_features_that_are_made_again_leave_those_of_other_splits(table: Path, t
     after = again.get(second["features train"])
     assert after.verify() == []
     np.testing.assert_array_equal(after.read(everything), before)
+
+
+ONE_VIEW = [f"recipe.views.{name}=dict(type='Squash')" for name in VIEWS]
+OTHER = "f" * 32  # an image of another experiment
+
+
+@pytest.mark.parametrize("name", ["features train", "features valid", "features classifier"])
+@pytest.mark.parametrize("own", [False, True])
+def test_features_that_are_made_again_are_made_of_all_images(table: Path, tmp_path: Path, name: str, own: bool) -> None:
+    """Of this experiment, where its stages share a store; others have what they had."""
+    data = write_table(tmp_path / "kinds", classes=range(100, 108)) if own else table
+    made = stages(table, *ONE_VIEW, *[f"recipe.classifier.data=[dict(type='table', file='{data}')]"] * own)
+    sharing = {f"features {each}" for each in VIEWS}
+    assert len({made[each].key for each in sharing}) == 1
+    workspace = run(tmp_path, made)
+    store = FeatureStore(workspace.folder(made["features valid"]))
+    parts = [workspace.get(made["split"]), workspace.get(made["prepare classifier" if own else "prepare"])]
+    hashes = np.unique(np.concatenate([part.column("hash") for part in parts])).astype("U32")
+    expected, about = store.read(hashes), store.about
+    for path in store.shards():
+        path.unlink()
+        path.with_suffix(".rows.npy").unlink()
+    stale = FeatureStore(store.folder, {key: value for key, value in about.items() if key != "version"})
+    everything = [*hashes.tolist(), OTHER]
+    stale.append(everything, np.ones((len(everything), stale.dimension)))
+
+    _, again = _chosen([*made.values()], None, name)
+    assert sharing <= {each.name for each in again}
+    keys = frozenset(each.key for each in again)
+    workspace = Workspace(tmp_path, profile("cpu"), Stop(), stages=[*made.values()], again=keys)
+    for stage in made.values():
+        workspace.get(stage)
+    after = FeatureStore(store.folder)
+    np.testing.assert_array_equal(after.read(hashes), expected)
+    np.testing.assert_array_equal(after.read(np.array([OTHER])), np.ones((1, after.dimension)))
 
 
 def test_what_may_be_bad_is_counted_over_training_and_validation(table: Path, tmp_path: Path) -> None:

@@ -254,18 +254,22 @@ def test_what_another_store_has_is_taken_over_but_for_damage(tmp_path: Path, mon
     monkeypatch.setattr(feature_store, "SHARD", 3)
     other, store = FeatureStore(tmp_path / "other", ABOUT), FeatureStore(tmp_path / "store", ABOUT)
     other.append(hashes(*range(8)), rows(*range(8)))
-    other.add_bad([Bad(hashes(20)[0], "20.jpg", "damaged"), Bad(hashes(1)[0], "1.jpg", "damaged")])
+    other.add_bad([Bad(hashes(number)[0], f"{number}.jpg", "damaged") for number in (20, 1, 21)])
     for number, at in ((0, 2 * other.row_bytes), (1, 0)):  # images 2 and 3
         with open(tmp_path / "other" / f"0000{number}.features", "r+b") as file:
             file.seek(at)
             file.write(b"?")
     (tmp_path / "other" / "00002.rows.npy").write_bytes(b"?")  # images 6 and 7
     store.append(hashes(1, 9), rows(11, 9))
-    store.take_over(FeatureStore(tmp_path / "other"))
-    assert store.missing(hashes(*range(10))).tolist() == [2, 3, 6, 7, 8]
-    np.testing.assert_array_equal(store.read(hashes(0, 1, 4, 5, 9)), rows(0, 11, 4, 5, 9))
+    store.take_over(FeatureStore(tmp_path / "other"), but=hashes(4, 21))
+    assert store.missing(hashes(*range(10))).tolist() == [2, 3, 4, 6, 7, 8]
+    np.testing.assert_array_equal(store.read(hashes(0, 1, 5, 9)), rows(0, 11, 5, 9))
     assert [bad.hash for bad in store.bad] == [hashes(20)[0]]
     assert store.verify() == []
+
+    (tmp_path / "other" / "bad.csv").write_text("damaged")
+    store.take_over(FeatureStore(tmp_path / "other"), but=hashes())
+    assert store.missing(hashes(*range(10))).tolist() == [2, 3, 6, 7, 8]
 
 
 def test_usable_is_the_manifest_without_bad_images(tmp_path: Path) -> None:

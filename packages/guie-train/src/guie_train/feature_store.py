@@ -242,11 +242,13 @@ class FeatureStore:
             done = end
         self._changed()
 
-    def take_over(self, other: FeatureStore) -> None:
-        """Add what another store of the same features has and this one lacks, images that are bad included.
+    def take_over(self, other: FeatureStore, but: NDArray[Any]) -> None:
+        """Add what another store of the same features has and this one lacks, images that are bad included, but for
+        those with some hashes [N].
 
         What is damaged there is passed over, so that its images count as missing here.
         """
+        but = np.unique(but.astype("S32"))
         for path in other.shards():
             try:
                 rows = _read_rows(path)
@@ -256,7 +258,8 @@ class FeatureStore:
             if not len(rows):
                 continue
             features = other._mapped(path, len(rows))
-            lacking = np.isin(np.arange(len(rows)), self.missing(rows["hash"])) & (rows["hash"] != _FORGOTTEN)
+            lacking = np.isin(np.arange(len(rows)), self.missing(rows["hash"]))
+            lacking &= ~np.isin(rows["hash"], but) & (rows["hash"] != _FORGOTTEN)
             whole = [
                 at
                 for at in np.flatnonzero(lacking)
@@ -264,8 +267,14 @@ class FeatureStore:
             ]
             if whole:
                 self.append(rows["hash"][whole], features[whole])
-        there = {*self._lookup[0].astype("U32").tolist(), *(image.hash for image in self.bad)}
-        self.add_bad(image for image in other.bad if image.hash not in there)
+        try:
+            bad = other.bad
+        except GuieError:
+            return
+        there = {image.hash for image in self.bad}.union(
+            *(known.astype("U32").tolist() for known in (but, self._lookup[0]))
+        )
+        self.add_bad(image for image in bad if image.hash not in there)
 
     @contextmanager
     def _shard_with_room(self) -> Iterator[tuple[int, Path, NDArray[Any]]]:

@@ -28,6 +28,7 @@ from guie_core.run import Run, versions
 from guie_core.wording import did_you_mean, shown, size
 from guie_datasets import Manifest
 from guie_train.device import device_of, free_memory
+from guie_train.planning.known import known
 from guie_train.planning.page import page
 from guie_train.planning.plan import full_disk, make_plan, states_of
 from guie_train.processes import joined
@@ -77,7 +78,8 @@ def train(
     """
     folder = (work_dir or default_folder(experiment)).absolute()
     recipe = recipe_of(experiment)
-    stages, again = _chosen(recipe.stages(experiment.profile), stage, start)
+    every = recipe.stages(experiment.profile)
+    stages, again = _chosen(every, stage, start)
     device_of(experiment.profile)  # before anything is done for it
     if (folder / SWEEP).exists():
         raise UsageError(f"{shown(folder)} is the folder of a sweep. Choose another with --work-dir.")
@@ -86,7 +88,9 @@ def train(
     go_on = command or [*_command(experiment), *(str(part) for each in options if each[1] for part in each)]
     with joined(on_gpus=experiment.profile.device == "cuda") as processes, ExitStack() as held, _told_of(experiment):
         stop = held.enter_context(interruptible())
-        workspace = Workspace(store_of(folder), experiment.profile, stop, fresh=fresh, processes=processes)
+        workspace = Workspace(
+            store_of(folder), experiment.profile, stop, stages=every, fresh=fresh, processes=processes
+        )
         if not processes.first:
             processes.receive()
             workspace.again = _keys(again)
@@ -296,10 +300,10 @@ def _check_room(stages: list[Stage[Any]], again: list[Stage[Any]], workspace: Wo
 
 
 def _chosen(stages: list[Stage[Any]], last: str | None, start: str | None) -> tuple[list[Stage[Any]], list[Stage[Any]]]:
-    """The stages up to `last`, and those to run again: `start` and what depends on it.
+    """The stages up to `last`, and those to run again: `start`, what depends on it, and what adds to the same outputs.
 
-    Features are found by the image's content, so they are computed again only if `start` names them, or the fine-tuning
-    of their backbone is run again.
+    Features are found by the image's content, so they are computed again only if `start` names them, or others that
+    share their store, or the fine-tuning of their backbone is run again.
     """
     chosen = stages if last is None else stages[: _position(stages, last) + 1]
     again: list[Stage[Any]] = []
@@ -308,7 +312,15 @@ def _chosen(stages: list[Stage[Any]], last: str | None, start: str | None) -> tu
         for each in stages:
             if any(source in again for source in each.inputs(keyed=True)):
                 again.append(each)
+        shared = {known(partial(_key, each)) for each in again if each.incremental} - {None}
+        again += [
+            each for each in stages if each.incremental and each not in again and known(partial(_key, each)) in shared
+        ]
     return chosen, again
+
+
+def _key(stage: Stage[Any]) -> str:
+    return stage.key
 
 
 def _command(experiment: Experiment) -> list[str]:

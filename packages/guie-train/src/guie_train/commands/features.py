@@ -298,7 +298,7 @@ class _Loaded:
         if compute:
             device_of(experiment.profile)  # before anything is done for it
         folder = (work_dir or default_folder(experiment)).absolute()
-        return cls(path, stages, Workspace(store_of(folder), experiment.profile, stop, wait=wait))
+        return cls(path, stages, Workspace(store_of(folder), experiment.profile, stop, stages=stages, wait=wait))
 
     def stage(self, name: str) -> Features:
         """The stage of this name, "features train" or just "train"."""

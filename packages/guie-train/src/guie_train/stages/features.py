@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -161,18 +161,25 @@ class Features(Stage[FeatureStore]):
         if processes.any(stopped is not None):
             raise stopped or Interrupted(f"{self.name}: the images of this process are done and kept")
         if processes.first and folder != workspace.folder(self):
-            self._take_over(folder, workspace.folder(self))
+            self._take_over(folder, workspace)
         self._check_bad(FeatureStore(folder), workspace)  # each has seen its own
 
-    def _take_over(self, folder: Path, before: Path) -> None:
-        """What is made again takes the place of a store that may hold images of other runs: those stay."""
+    def _take_over(self, folder: Path, workspace: Workspace) -> None:
+        """What is made again takes the place of a store that may hold images of other experiments, which stay. Those
+        of this one don't: stages that share the store compute theirs in their turn."""
         try:
-            theirs = FeatureStore(before)
+            theirs = FeatureStore(workspace.folder(self))
         except GuieError:  # there is none, or nothing of it can be read
             return
         store = FeatureStore(folder)
         if theirs.about == store.about:
-            store.take_over(theirs)
+            sharing = [other for other in workspace.stages if isinstance(other, Features) and other.key == self.key]
+            ours = [
+                each._images(workspace).hashes
+                for each in (self, *sharing)
+                if known(partial(workspace.complete, each.manifest))  # else its images aren't in the store
+            ]
+            store.take_over(theirs, but=np.concatenate(ours))
 
     def open(self, folder: Path, backbone: Backbone) -> FeatureStore:
         """The store in `folder` for what this stage computes with `backbone`, made if it isn't there."""
