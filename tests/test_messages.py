@@ -104,6 +104,37 @@ def test_what_would_be_refused_after_training_is_refused_before_anything(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["recipe.selection.protocol.split=test"],
+            "recipe.selection.protocol.split: 'test' is what recipe.evaluation.protocol.split reports on",
+        ),
+        (
+            ["recipe.selection.protocol=dict(type='LeaveOneOut')"],  # whose default it is
+            "recipe.selection.protocol.split: 'test' is what recipe.evaluation.protocol.split reports on",
+        ),
+        (
+            ["recipe.evaluation.protocol.split=select"],
+            "recipe.selection.protocol.split: 'select' is what recipe.evaluation.protocol.split reports on",
+        ),
+        (
+            ["recipe.selection.protocol=dict(type='FirstAgainstSecond', distractor_splits=['train', 'test'])"],
+            "recipe.selection.protocol.distractor_splits: 'test' is what recipe.evaluation.protocol.split reports on",
+        ),
+        (
+            ["recipe.evaluation.protocol.split=train"],
+            "recipe.evaluation.protocol.split: 'train' is what is trained on",
+        ),
+    ],
+)
+def test_no_choice_is_made_by_what_is_reported_on(guie_train: Run, overrides: list[str], told: str) -> None:
+    code, message = guie_train("--dry-run", *(part for override in overrides for part in ("--set", override)))
+    assert code == 2
+    assert message.startswith(f"error: 1 problem in experiments/quickstart.py\n  {told}")
+
+
 def test_the_nearest_name_of_a_metric_is_told(guie_train: Run) -> None:
     assert "Did you mean Recall@k" in guie_train("--set", "recipe.evaluation.metrics=['Recal@1']")[1]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
@@ -201,8 +201,21 @@ class ArcFaceThenClassifier:
                 problems += error.problems
             except UsageError as error:
                 problems.append(Problem(where, f"{error}."))
-        if problems:
+        if problems := problems or list(self._seen_before()):
             raise ExperimentError(problems)
+
+    def _seen_before(self) -> Iterator[Problem]:
+        """What is reported on, where it is trained on or takes part in the choice of the checkpoint."""
+        reported, key = self.reported, "recipe.evaluation.protocol.split"
+        hint = "Set classes of their own aside in recipe.splits for each."
+        if reported == TRAIN:
+            yield Problem(key, f"{TRAIN!r} is what is trained on, and a report is on what was not seen.", hint)
+        chooses = _built(self.selection.protocol, "recipe.selection.protocol")
+        for name in ("split", "distractor_splits"):
+            splits = getattr(chooses, name, None) or ()
+            if reported in ((splits,) if isinstance(splits, str) else splits):
+                where, rule = f"recipe.selection.protocol.{name}", "what is reported on is not used for any choice"
+                yield Problem(where, f"{reported!r} is what {key} reports on, and {rule}.", hint)
 
     @property
     def reported(self) -> str | None:
