@@ -323,6 +323,44 @@ def test_one_stage_does_not_lose_all_that_the_whole_may(table: Path, tmp_path: P
     assert "raise recipe.max_bad to 0.094; " in str(caught.value)
 
 
+def test_what_was_left_out_before_training_stops_nothing_after_it(table: Path, tmp_path: Path) -> None:
+    """Few images of test are no square, and two of them more than max_bad is of those alone."""
+    made = stages(table, "recipe.max_bad=0.04")
+    workspace = Workspace(tmp_path, profile("cpu"), Stop())
+    manifest = workspace.get(made["split"])
+    stage = made["features test padded_crop"]
+    assert isinstance(stage, Features)
+    chosen = stage.rows(manifest)
+    assert len(chosen) * 0.04 < 1
+    paths = [Path(manifest.images()[row].path) for row in chosen[:2]]
+    kept = [path.read_bytes() for path in paths]
+    try:
+        for path, whole in zip(paths, kept, strict=True):
+            path.write_bytes(whole[: len(whole) // 2])
+        workspace = run(tmp_path, made)
+        assert len(workspace.get(stage).bad) == 2
+        # what breaks only then is told all the same
+        late = Path(manifest.images()[chosen[2]].path)
+        paths.append(late)
+        kept.append(late.read_bytes())
+        late.write_bytes(kept[-1][: len(kept[-1]) // 2])
+        again = Workspace(tmp_path, profile("cpu"), Stop(), again=frozenset([stage.key]))
+        again.get(stage)
+        others = [Path(manifest.images()[row].path) for row in chosen[3:]]
+        paths += others
+        kept += [path.read_bytes() for path in others]
+        for path in others:
+            path.write_bytes(b"")
+        again = Workspace(tmp_path, profile("cpu"), Stop(), again=frozenset([stage.key]))
+        with pytest.raises(
+            GuieError, match=rf"^features test padded_crop: {len(others) + 1} of {len(others) + 1} images"
+        ):
+            again.get(stage)
+    finally:
+        for path, whole in zip(paths, kept, strict=True):
+            path.write_bytes(whole)
+
+
 @pytest.mark.parametrize("where", ["train", "select"])
 def test_a_protocol_that_asks_images_of_training_finds_them(table: Path, tmp_path: Path, where: str) -> None:
     """Those alone that it draws, and the same ones where an image among them turns out to be damaged."""

@@ -90,6 +90,23 @@ def test_what_its_key_depends_on(images: Path) -> None:
     assert key() != first
 
 
+def test_how_much_may_be_bad_is_not_in_its_key(images: Path, tmp_path: Path) -> None:
+    """So that allowing more trains nothing anew, and allowing less is told."""
+    (images / "class3" / "0.png").write_bytes(b"none")
+
+    def stage(max_bad: float) -> Prepare:
+        return Prepare(name="prepare", data=[{"type": "folder", "root": str(images)}], max_bad=max_bad)
+
+    assert stage(0.2).key == stage(0.1).key == stage(0).key
+    assert len(run(tmp_path / "store", stage(0.2))) == 10
+    workspace = Workspace(tmp_path / "store", profile("cpu"), Stop())
+    assert workspace.complete(stage(0.1))
+    assert not workspace.complete(stage(0))
+    with pytest.raises(GuieError, match=r"raise recipe\.max_bad to 0\.091"):
+        workspace.get(stage(0))
+    assert len(run(tmp_path / "store", stage(0.1))) == 10
+
+
 def test_a_filter_that_leaves_nothing_says_so(images: Path) -> None:
     with pytest.raises(GuieError, match=r"MinImages\(images=9.* leaves none of 10 images"):
         made(images, filters=[{"type": "MinImages", "images": 9}])

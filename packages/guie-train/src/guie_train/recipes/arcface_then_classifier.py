@@ -267,7 +267,9 @@ class ArcFaceThenClassifier:
             protocols={"recipe.selection.protocol": self.selection.protocol, **protocols},
             beside=(train,),
         )
-        asked: dict[str, Any] = {"splits": (reported,), "protocols": protocols}  # what the report looks at
+        before = (train, valid)  # which have decoded every image, and what is left out then may be left out later
+        # what the report looks at
+        asked: dict[str, Any] = {"splits": (reported,), "protocols": protocols, "beside": before}
         stages: list[Stage[Any]] = [prepare, split, train, valid]
         trained: Stage[TrainedHead] | None = None
         if on_frozen:
@@ -315,8 +317,8 @@ class ArcFaceThenClassifier:
             if self.classifier.data:
                 kinds, unseen = self._classifiers_own(self.classifier.data), None
                 stages.insert(1, kinds)
-            without = () if unseen is None else (unseen,)
-            whole = features("classifier", self.views.classifier, kinds, without=without, tuned=tuned)
+            of_them: dict[str, Any] = {} if unseen is None else {"without": (unseen,), "beside": before}
+            whole = features("classifier", self.views.classifier, kinds, **of_them, tuned=tuned)
             classifier = FitClassifier(
                 name="classifier",
                 manifest=kinds,

@@ -46,7 +46,7 @@ class Prepare(Stage[Manifest]):
     data: list[Annotated[Config, Slot("datasets")]]
     filters: list[Annotated[Config, Slot("filters")]] = field(default_factory=list)
     keep_duplicates: bool = False
-    max_bad: float = 0.001
+    max_bad: float = field(default=0.001, metadata=NOT_IN_KEY)
     where: str = field(default="recipe.data", metadata=NOT_IN_KEY)
     instead: str = field(default="", metadata=NOT_IN_KEY)
 
@@ -63,6 +63,14 @@ class Prepare(Stage[Manifest]):
         for told in found.told:
             log.warning("%s: %s", self.name, spelled(told, self._keys()))
         apply_filters(manifest, filters).write(folder / "manifest.parquet")
+
+    def complete(self, folder: Path, workspace: Workspace) -> bool:
+        """Whether it was done, and no more images were left out as bad than may be now."""
+        if not super().complete(folder, workspace):
+            return False
+        found = self.load(folder).provenance["datasets"]
+        images, good = (sum(each[name] for each in found) for name in ("rows", "good"))
+        return bool(images - good <= self.max_bad * images)
 
     def fingerprint(self) -> str:
         """A digest of path, size and time of the files that the data sets read: changed data are prepared again.

@@ -71,7 +71,8 @@ class Features(Stage[FeatureStore]):
         max_bad: so many may be left out because they cannot be decoded, as a share of the manifest's images, together
             with those that the stages `beside` leave out; and as a share of this stage's own, rounded up. They are
             listed in the store's `bad.csv`, and no later stage sees them.
-        beside: stages that look at other images of the same manifest, whose outputs this one doesn't need.
+        beside: stages that look at images of the same manifest before this one, which doesn't need their outputs. What
+            they leave out is accepted: it isn't counted as this stage's.
     """
 
     slug: ClassVar[str] = "features"
@@ -146,9 +147,7 @@ class Features(Stage[FeatureStore]):
         if not (folder / "store.json").exists():
             return False
         images, store = self._images(workspace), FeatureStore(folder)
-        return not len(store.missing(images.hashes, images.path)) and not self._limit(workspace).passed(
-            images.bad(store)
-        )
+        return not len(store.missing(images.hashes, images.path)) and not self._limit(workspace).passed(store)
 
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Add the images that the store lacks; each process of the run a part of them, and none goes on where one was
@@ -223,19 +222,21 @@ class Features(Stage[FeatureStore]):
         ours = images.select(_share(images.hashes, batch_size, share, shares))
         if (folder / "store.json").exists():
             store = FeatureStore(folder)
-            if not len(store.missing(ours.hashes, ours.path)) and not limit.passed(images.bad(store)):
+            if not len(store.missing(ours.hashes, ours.path)) and not limit.passed(store):
                 return  # before the backbone is built, which takes its time
         backbone = self.network(workspace)
         store = self.open(folder, backbone)
         self._check_bad(store, workspace)
-        known_bad = images.bad(store)
         ours = ours.select(store.missing(ours.hashes, ours.path))
         refs, hashes = ours.refs, ours.hashes
-        gathered = _Gathered(store)
+        gathered, left_out = _Gathered(store), limit.count(store)
+        accepted = frozenset(limit.beside.tolist())
 
         def on_bad(position: int, error: BadImage) -> None:
+            nonlocal left_out
             state = state_of(refs[position].path)
             gathered.bad.append(Bad(hashes[position].decode(), error.place, error.reason, state))
+            left_out += int(ours.rows[position]) not in accepted
 
         view = self.seen_by(backbone)
         target = getattr(view, "size", backbone.image_size)
@@ -258,10 +259,9 @@ class Features(Stage[FeatureStore]):
                 done += batch.images
                 self._check_finite(batch, refs)
                 gathered.add(hashes[batch.positions], batch.features)
-                too_many = limit.passed(known_bad + len(gathered.bad))
+                too_many = limit.passed(left_out)
                 # whole batches only: the ones that follow are then the same whether or not this run goes on
                 if workspace.stop or too_many or done == len(refs) or gathered.due:
-                    known_bad += len(gathered.bad)
                     gathered.write()
                 if too_many:
                     raise self._refusal(store, workspace)
@@ -283,39 +283,33 @@ class Features(Stage[FeatureStore]):
         return _Images(manifest, self.rows(manifest))
 
     def _beside(self, workspace: Workspace) -> list[tuple[FeatureStore, _Images]]:
-        """The stores of the stages beside this one, so far as they are there, and their images that it hasn't."""
-        found = []
-        for other in self.beside:
-            folder = workspace.folder(other)
-            if (folder / "store.json").exists():
-                manifest = workspace.get(self.manifest)
-                rows = np.setdiff1d(other.rows(manifest), self.rows(manifest))
-                found.append((FeatureStore(folder), _Images(manifest, rows)))
-        return found
+        """The stores of the stages beside this one, so far as they are there, and their images."""
+        folders = [(workspace.folder(other), other._images(workspace)) for other in self.beside]
+        return [(FeatureStore(folder), images) for folder, images in folders if (folder / "store.json").exists()]
 
     def _limit(self, workspace: Workspace) -> _Limit:
         images = self._images(workspace)
-        beside = sum(theirs.bad(store) for store, theirs in self._beside(workspace))
-        return _Limit(self.max_bad, len(images.rows), len(images.manifest), beside)
+        beside = [theirs.bad(store) for store, theirs in self._beside(workspace)]
+        return _Limit(self.max_bad, images, np.unique(np.concatenate([np.empty(0, np.int64), *beside])))
 
     def _check_bad(self, store: FeatureStore, workspace: Workspace) -> None:
-        if self._limit(workspace).passed(self._images(workspace).bad(store)):
+        if self._limit(workspace).passed(store):
             raise self._refusal(store, workspace)
 
     def _refusal(self, store: FeatureStore, workspace: Workspace) -> GuieError:
-        images, limit = self._images(workspace), self._limit(workspace)
-        stores = [(store, images), *(each for each in self._beside(workspace) if each[1].bad(each[0]))]
-        bad = [image for store, theirs in stores for image in theirs.listed(store)]
-        first = "\n".join(f"  {image.place}: {image.reason}" for image in bad[:10])
+        limit = self._limit(workspace)
+        stores = [(store, limit.own), *(each for each in self._beside(workspace) if len(each[1].bad(each[0])))]
+        bad = {image.hash: image for store, theirs in stores for image in theirs.listed(store)}.values()
+        first = "\n".join(f"  {image.place}: {image.reason}" for image in islice(bad, 10))
         more = f"\n  and {len(bad) - 10:,} more" if len(bad) > 10 else ""
         lists = " and ".join(dict.fromkeys(shown(store.folder / "bad.csv") for store, _ in stores))
-        count = images.bad(store)
+        count = limit.count(store)
         why, enough = limit.why(count)
         raising = f"remove them and run again, or raise recipe.max_bad to {enough:g}"
         remedy = raising if enough else "replace them and run again"
         return GuieError(
-            f"{self.name}: {count:,} of {plural(limit.own, 'image')} cannot be decoded, {why}:\n{first}{more}\n"
-            f"The list is in {lists}. Mend or {remedy}; the features so far are kept"
+            f"{self.name}: {count:,} of {plural(len(limit.own.rows), 'image')} cannot be decoded, {why}:\n{first}{more}"
+            f"\nThe list is in {lists}. Mend or {remedy}; the features so far are kept"
         )
 
     def forecast(self, outlook: Outlook) -> Forecast:
@@ -472,11 +466,11 @@ class _Images:
         """Those at these positions."""
         return _Images(self.manifest, self.rows[positions])
 
-    def bad(self, store: FeatureStore) -> int:
-        """How many are listed as bad in a store, and their files are as they were then."""
+    def bad(self, store: FeatureStore) -> NDArray[np.int64]:
+        """The rows of those that are listed as bad in a store, and whose files are as they were then."""
         listed = self.select(np.flatnonzero(store.is_bad(self.hashes)))
         mended = listed.hashes[store.missing(listed.hashes, listed.path)]
-        return int((~np.isin(listed.hashes, mended)).sum())
+        return listed.rows[~np.isin(listed.hashes, mended)]
 
     def listed(self, store: FeatureStore) -> list[Bad]:
         """Those that are listed as bad in a store."""
@@ -484,33 +478,44 @@ class _Images:
         return [image for image in store.bad if image.hash.encode() in here]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Limit:
-    """How many of a stage's `own` images may be left out as bad, where `beside` of the others of `all` are."""
+    """How many of a stage's `images` may be left out as bad, where the rows `beside` of their manifest are already."""
 
     max_bad: float
-    own: int
-    all: int
-    beside: int
+    images: _Images
+    beside: NDArray[np.int64]
 
-    def passed(self, bad: int) -> bool:
-        """Whether so many cannot be left out."""
-        whole = bad + self.beside > self.max_bad * self.all
-        return bad > 0 and (whole or bad > math.ceil(self.max_bad * self.own) or bad == self.own)
+    @cached_property
+    def own(self) -> _Images:
+        """The images that nobody has left out before."""
+        return self.images.select(np.flatnonzero(~np.isin(self.images.rows, self.beside)))
+
+    def count(self, store: FeatureStore) -> int:
+        """How many of them are bad in a store."""
+        return len(self.own.bad(store))
+
+    def passed(self, bad: int | FeatureStore) -> bool:
+        """Whether so many of them, or those in a store, cannot be left out."""
+        bad = bad if isinstance(bad, int) else self.count(bad)
+        own, whole = len(self.own.rows), len(self.images.manifest)
+        too_many = bad + len(self.beside) > self.max_bad * whole
+        return bad > 0 and (too_many or bad > math.ceil(self.max_bad * own) or bad == own)
 
     def why(self, bad: int) -> tuple[str, float]:
         """Why so many cannot be left out, in words, and the `max_bad` that allows them; 0: none does."""
-        if bad == self.own:
+        own, all_of_them = len(self.own.rows), len(self.images.manifest)
+        if bad == own:
             return "and there are no others", 0
-        whole = bad + self.beside
-        enough = enough_max_bad(whole, self.all)
-        if bad > math.ceil(enough * self.own):
-            enough = enough_max_bad(bad, self.own)
+        whole = bad + len(self.beside)
+        enough = enough_max_bad(whole, all_of_them)
+        if bad > math.ceil(enough * own):
+            enough = enough_max_bad(bad, own)
         allows = f"more than max_bad = {self.max_bad:.2%} allows"
-        if whole <= self.max_bad * self.all:
-            return f"{bad / self.own:.2%} of them, {allows} of the images of one stage", enough
-        others = f", with {self.beside:,} of other stages" if self.beside else ""
-        return f"{whole / self.all:.2%} of all {self.all:,}{others}, {allows}", enough
+        if whole <= self.max_bad * all_of_them:
+            return f"{bad / own:.2%} of them, {allows} of the images of one stage", enough
+        others = f", with {len(self.beside):,} of other stages" if len(self.beside) else ""
+        return f"{whole / all_of_them:.2%} of all {all_of_them:,}{others}, {allows}", enough
 
 
 class _Gathered:
