@@ -213,12 +213,12 @@ def test_the_load_is_what_others_keep_at_work(
         path.write_text(after)
 
     monkeypatch.setattr("time.sleep", sleep)
-    assert machine_.this_machine().load == load
+    assert machine_.this_machine().busy_cores == load
     assert slept == [0.5]
 
 
 def test_a_machine_that_does_not_tell_its_load_is_not_called_busy(tmp_path: Path) -> None:
-    bench = replace(made(decode=part(3.0, 2.0, 4.0)), machine=replace(MACHINE, load=None))
+    bench = replace(made(decode=part(3.0, 2.0, 4.0)), machine=replace(MACHINE, busy_cores=None))
     bench.write(tmp_path / "bench.json")
     assert Bench.read(tmp_path / "bench.json") == bench
     assert "busy" not in report(bench)
@@ -257,7 +257,7 @@ DAMAGED = {
     _changed(schema=2): "is of format 2; this guie knows format 1",
     _changed(parts=7): "is damaged (TypeError",
     _changed(made="yesterday\x1b[31m"): "is damaged (ValueError",
-    _changed(machine__load="much"): "is damaged (ValueError",
+    _changed(machine__busy_cores="much"): "is damaged (ValueError",
     _changed(parts__decode__unit="\x1b[31m"): "is damaged (ValueError: nothing is counted in '\\x1b[31m'",
     _changed(parts__decode__rate__median=0): "is damaged (ValueError: a rate is a number above 0",
     _changed(parts__decode__rate__most=math.nan): "is damaged (ValueError: a rate is a number above 0",
@@ -301,7 +301,7 @@ def test_a_report() -> None:
     bench = made(
         backbone=part(12.5, 11.0, 13.25, flops_per_image=2_000_000_000), search=part(1500, 1400, 1600, unit="query")
     )
-    assert report(replace(bench, machine=replace(MACHINE, load=3.5, gpus=["H9, 80 GB, driver 1"]))) == (
+    assert report(replace(bench, machine=replace(MACHINE, busy_cores=3.5, gpus=["H9, 80 GB, driver 1"]))) == (
         "Abacus 3000, 2 of 8 cores, 16.0 GB, H9, 80 GB, driver 1; profile cpu; torch 2.7.0\n"
         "            rate             slowest - fastest  memory\n"
         "  backbone  12.5 images/s    11.0 - 13.2        1.0 MB\n"
@@ -317,7 +317,7 @@ def test_lines_stay_narrow() -> None:
         MACHINE, processor="Abacus(R) Gold(TM) 3000 CPU @ 2.80GHz", gpus=["H9 PCIe 80GB, 80 GB, driver 1.2.3"] * 8
     )
     bench = replace(
-        made(backbone=part(12.5, 11.0, 13.25, backbone="a/" + "b" * 40)), machine=replace(machine, load=9.75)
+        made(backbone=part(12.5, 11.0, 13.25, backbone="a/" + "b" * 40)), machine=replace(machine, busy_cores=9.75)
     )
     other = replace(bench, machine=MACHINE, versions={f"library-{n}": "1.0" for n in range(20)})
     for text in (report(bench), comparison(("a/very/long/path/" + "x" * 60, bench), ("b", other))):
@@ -360,7 +360,7 @@ def test_a_comparison_says_what_is_beyond_the_spread() -> None:
 
 def test_a_comparison_says_what_differs_around_it() -> None:
     a = made(decode=part(100, 90, 110))
-    other = replace(MACHINE, cores=4, gpus=["H9, 80 GB, driver 1"], load=1.5)
+    other = replace(MACHINE, cores=4, gpus=["H9, 80 GB, driver 1"], busy_cores=1.5)
     b = replace(a, machine=other, versions={"torch": "2.8.0", "timm": "1.0"}, profile="h100-80g")
     *_, machine, versions, profile, busy = comparison(("a", a), ("b", b)).splitlines()
     assert machine == "  machine   cores 8 in A, 4 in B; gpus missing in A, H9, 80 GB, driver 1 in B"
@@ -391,7 +391,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str,
         return part(3.0, 2.0, 4.0)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(machine_, "_load", lambda: 0.0)
+    monkeypatch.setattr(machine_, "_busy_cores", lambda: 0.0)
     monkeypatch.setattr(running, "in_a_process", answer)
     return asked
 
@@ -468,9 +468,9 @@ def test_mistakes_are_told_before_anything_is_measured(
 def test_its_own_file_is_replaced_and_others_by_force(
     measured: list[tuple[str, dict[str, Any]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made(decode=part(1.0, 1.0, 1.0)).write(Path("bench.json"))
+    made(search=part(1.0, 1.0, 1.0)).write(Path("bench.json"))
     assert guie(capsys, "--only", "search")[0] == 0
-    assert list(Bench.read(Path("bench.json")).parts) == ["search"]
+    assert Bench.read(Path("bench.json")).parts["search"].rate.median == 3.0
     Path("bench.json").write_text("[]")
     assert guie(capsys, "--only", "head", "--force")[0] == 0
     assert list(Bench.read(Path("bench.json")).parts) == ["head"]
@@ -683,6 +683,44 @@ def test_a_file_of_before_there_were_unfinished_ones(tmp_path: Path) -> None:
     del values["asked"], values["missing"]
     (tmp_path / "old.json").write_text(json.dumps(values))
     assert Bench.read(tmp_path / "old.json") == made(head=part(3.0, 2.0, 4.0))
+
+
+def test_the_load_average_of_older_files_is_not_taken_for_what_others_did(tmp_path: Path) -> None:
+    values = {"format": "guie bench", "schema": 1} | asdict(made(head=part(3.0, 2.0, 4.0)))
+    del values["machine"]["busy_cores"]
+    values["machine"]["load"] = 96.5  # of the minute before, when another measurement was at work
+    (tmp_path / "old.json").write_text(json.dumps(values))
+    bench = Bench.read(tmp_path / "old.json")
+    assert bench.machine == replace(MACHINE, busy_cores=None)
+    assert "busy" not in report(bench)
+
+
+def test_parts_that_are_not_measured_again_are_lost_with_force_alone(
+    measured: list[tuple[str, dict[str, Any]]],
+    stopped_at: Callable[[str, GuieError | None], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert guie(capsys, "--profile", "cpu")[0] == 0
+    done = Bench.read(Path("bench.json"))
+    stopped_at("backbone", Interrupted("backbone is not measured"))
+    assert guie(capsys, "--profile", "cpu")[0] == 130
+    stopped_at("backbone", None)
+    partial = Path("bench.partial.json").read_text()
+    measured.clear()
+    for asked, lost in {
+        ("--resume", "--only", "decode"): "backbone, extraction, head, search",
+        ("--resume", "--only", "extraction,head,search"): "backbone",
+        ("--only", "search,head"): "decode, backbone, extraction",
+    }.items():
+        code, _, err = guie(capsys, "--profile", "cpu", *asked)
+        assert (code, err.startswith(f"error: bench.json has {lost}, which would be lost. Measure ")) == (2, True)
+        assert (Bench.read(Path("bench.json")), Path("bench.partial.json").read_text()) == (done, partial)
+    assert not measured
+    assert guie(capsys, "--profile", "cpu", "--resume", "--only", "decode", "--force")[1].endswith(
+        "Wrote bench.json.\n"
+    )
+    assert list(Bench.read(Path("bench.json")).parts) == ["decode"]
+    assert not Path("bench.partial.json").exists()
 
 
 def test_ctrl_c_ends_the_process_that_measures_and_writes_nothing(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class Machine:
     """A machine as it was when a measurement began.
 
     processors: those that this process may run on, of `cores` in all. memory: in bytes. gpus: name, memory and driver
-    of each. load: how many cores others kept at work in the moment before, on the whole machine; None where the system
+    of each. busy_cores: how many others kept at work in the moment before, on the whole machine; None where the system
     doesn't tell.
     """
 
@@ -37,12 +37,12 @@ class Machine:
     memory: int
     gpus: list[str]
     system: str
-    load: float | None
+    busy_cores: float | None
 
     @property
     def busy(self) -> bool:
         """Whether others were at work, so that the figures are lower than they could be."""
-        return (self.load or 0) > BUSY * self.cores
+        return (self.busy_cores or 0) > BUSY * self.cores
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Machine:
@@ -54,7 +54,8 @@ class Machine:
             memory=int(values["memory"]),
             gpus=[str(each) for each in values["gpus"]],
             system=str(values["system"]),
-            load=None if values["load"] is None else float(values["load"]),
+            # the "load" of older files was that of the minute before, hence mostly of guie itself
+            busy_cores=None if (busy := values.get("busy_cores")) is None else float(busy),
         )
 
 
@@ -67,11 +68,11 @@ def this_machine() -> Machine:
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         gpus=[f"{gpu.name}, {gpu.memory_gb:.0f} GB, driver {gpu.driver}" for gpu in gpus()],
         system=platform.platform(),
-        load=_load(),
+        busy_cores=_busy_cores(),
     )
 
 
-def _load() -> float | None:
+def _busy_cores() -> float | None:
     """Cores that others keep at work. A load average won't do: it is of the minute before, when a measurement that has
     just ended was at work itself."""
     before, own = _times(), time.process_time()

@@ -113,13 +113,13 @@ def _going_on(before: Bench, now: Bench) -> Bench:
     """`before`, with what it lacks of the parts of `now`. Raises UsageError: they would not be one measurement."""
 
     def about(bench: Bench) -> dict[str, Any]:
-        machine = {key: value for key, value in asdict(bench.machine).items() if key != "load"}
+        machine = {key: value for key, value in asdict(bench.machine).items() if key != "busy_cores"}
         return {"machine": machine, "versions": bench.versions, "profile": bench.profile, "options": bench.asked}
 
     differing = [what for what, value in about(now).items() if about(before)[what] != value]
     if differing:
         raise _another(differing)
-    machine = max(before.machine, now.machine, key=lambda machine: machine.load or 0)
+    machine = max(before.machine, now.machine, key=lambda machine: machine.busy_cores or 0)
     return replace(before, machine=machine, missing=tuple(name for name in now.missing if name not in before.parts))
 
 

@@ -33,7 +33,7 @@ def report(bench: Bench) -> str:
         table([(name, _facts(part)) for name, part in bench.parts.items()], width=WIDTH),
     ]
     if machine.busy:
-        lines.append(_filled(f"The machine was busy: {_load(bench)}. Measure again when it is quiet."))
+        lines.append(_filled(f"The machine was busy: {_others(bench)}. Measure again when it is quiet."))
     return "\n".join(lines)
 
 
@@ -57,7 +57,7 @@ def comparison(a: Named, b: Named) -> str:
     lines.append(table(differing, width=WIDTH) if differing else "Machine, versions and profile are the same.")
     for letter, bench in (("A", first), ("B", second)):
         if bench.machine.busy:
-            lines.append(_filled(f"{letter} was measured on a busy machine, which explains much: {_load(bench)}."))
+            lines.append(_filled(f"{letter} was measured on a busy machine, which explains much: {_others(bench)}."))
     return "\n".join(lines)
 
 
@@ -66,9 +66,9 @@ def _unfinished(bench: Bench) -> str:
     return f", which was stopped before {listing(bench.missing)}" if bench.missing else ""
 
 
-def _load(bench: Bench) -> str:
+def _others(bench: Bench) -> str:
     """How busy its machine was."""
-    return f"others kept {bench.machine.load:g} of its {bench.machine.cores} cores at work"
+    return f"others kept {bench.machine.busy_cores:g} of its {bench.machine.cores} cores at work"
 
 
 def _gpus(bench: Bench) -> str:
@@ -144,7 +144,7 @@ def _verdict(first: Part, second: Part) -> str:
 def _circumstances(first: Bench, second: Bench) -> Iterator[tuple[str, str]]:
     """What differs around the parts, by aspect."""
     machines = [
-        {key: value for key, value in asdict(bench.machine).items() if key != "load"} | {"gpus": _gpus(bench)}
+        {key: value for key, value in asdict(bench.machine).items() if key != "busy_cores"} | {"gpus": _gpus(bench)}
         for bench in (first, second)
     ]
     versions, profiles = (first.versions, second.versions), ({"": first.profile}, {"": second.profile})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -10,7 +12,7 @@ from click.core import ParameterSource
 from guie_core import GuieError, Interrupted, UsageError
 from guie_core.files import folder_option
 from guie_core.wording import listing, shown
-from guie_datasets.commands.outputs import check_beside, check_output, force_option
+from guie_datasets.commands.outputs import check_beside, check_output
 from guie_train.bench import PARTS
 
 
@@ -60,7 +62,9 @@ def _parts(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
 @click.option(
     "--resume", is_flag=True, help="Go on with a measurement that was stopped, or add to FILE: only what is missing."
 )
-@force_option
+@click.option(
+    "--force", is_flag=True, help="Replace FILE even if another command made it, or parts are lost that it has."
+)
 @click.pass_context
 def bench(
     ctx: click.Context,
@@ -106,6 +110,8 @@ def bench(
     chosen = profile({"type": profile_name, **({"dtype": dtype} if dtype else {})}, "--profile")
     former = partial if partial.exists() else output
     before = Bench.read(former) if resume and former.exists() else None
+    if not force:
+        _check_kept(output, {*only, *(before.parts if before else ())})
     if before is None and former is partial:
         click.echo(f"{shown(partial)} was stopped, and is begun anew; --resume goes on with it.", err=True)
     kept: list[Bench] = []
@@ -138,6 +144,20 @@ def bench(
     if not kept:  # of what was stopped, the parts that are there are all that is asked for now
         keep(found)
     click.echo(f"Wrote {shown(output)}.")
+
+
+def _check_kept(output: Path, parts: Collection[str]) -> None:
+    """Raise UsageError if the file `output` has parts that one with `parts` in its place would lack."""
+    from guie_train.bench.results import Bench
+
+    lost: list[str] = []
+    with suppress(UsageError):  # it isn't there, or damaged: then nobody has anything of it
+        lost = [name for name in Bench.read(output).parts if name not in parts]
+    if lost:
+        raise UsageError(
+            f"{shown(output)} has {listing(lost)}, which would be lost. Measure {'it' if len(lost) == 1 else 'them'} "
+            "as well, choose another --output, or add --force"
+        )
 
 
 @bench.command()
