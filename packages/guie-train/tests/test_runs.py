@@ -397,11 +397,14 @@ def test_best_by_what_nobody_has(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("others", [{"manifest": "feed"}, {"splits": "0dd"}], ids=["data", "splits"])
 def test_best_says_where_data_differ(others: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    scored("a", 1, 0.5, 0.3)
-    scored("like a", 3, 0.5, 0.3)
+    scored("a", 1, 0.5, 0.3, splits="e7e")
+    scored("like a", 3, 0.5, 0.3, splits="e7e")
+    scored("older", 4, 0.5, 0.3)  # than that splits are recorded: of what is known, all is the same
     assert "same data" not in ok(capsys, "best")
-    scored("b", 2, 0.7, 0.1, **others)
+    assert "splits" not in ok(capsys, "compare", "a", "older")
+    scored("b", 2, 0.7, 0.1, **{"splits": "e7e", **others})
     assert "Not all are of the same data and splits" in ok(capsys, "best")
+    assert re.search("(splits|manifest): .* in A, .* in B", ok(capsys, "compare", "a", "b"))
 
 
 # --- clean ---

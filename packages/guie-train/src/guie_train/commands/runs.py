@@ -17,7 +17,7 @@ from guie_train.runs import outputs, words
 from guie_train.runs.comparing import compare as compare_
 from guie_train.runs.finding import find_run, folder_of, name_of
 from guie_train.runs.outputs import SWEEP
-from guie_train.runs.scores import NOT_COMPARABLE, TRAINED, by_report, by_selection, data_of
+from guie_train.runs.scores import NOT_COMPARABLE, TRAINED, by_report, by_selection, data_of, same_data
 
 folder_option = click.option(
     "--folder",
@@ -149,7 +149,7 @@ def best(metric: str | None, system: str, selection: bool, folder: Path, style: 
     )
     if left_out := len(records) - len(ranked):
         click.echo(f"{plural(left_out, 'run')} without that score left out")
-    if len({data_of(each.record) for each in ranked}) > 1:
+    if not same_data(data_of(each.record) for each in ranked):
         click.echo(f"{NOT_COMPARABLE}: guie runs compare A B")
 
 

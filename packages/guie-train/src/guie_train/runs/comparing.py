@@ -9,7 +9,7 @@ from typing import Any
 from guie_core.experiment import differences
 from guie_core.record import RunRecord
 
-from .scores import scores
+from .scores import data_of, scores
 
 ABSENT = "-"
 
@@ -55,9 +55,7 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
         "plugins": _facts([_plugins(record) for record in records]),
         "git": _facts([_git(record) for record in records]),
         "machine": _facts([_machine(record) for record in records]),
-        "data": _facts(
-            [{key: record.records.get(key, ABSENT) for key in ("manifest", "splits")} for record in records]
-        ),
+        "data": [fact for fact in _facts([data_of(record) for record in records]) if not _unrecorded(fact)],
     }
     keys = [{str(s["name"]): str(s["key"]) for s in record.records.get("stages", ())} for record in records]
     names = list(dict.fromkeys(name for each in keys for name in each))
@@ -84,6 +82,11 @@ def _facts(facts: Sequence[Mapping[str, Any]]) -> list[Difference]:
         if len(set(values)) > 1:
             found.append(Difference(what, values))
     return found
+
+
+def _unrecorded(fact: Difference) -> bool:
+    """Whether runs differ by this alone that older ones did not record it."""
+    return fact.what == "splits" and len({*fact.values} - {ABSENT}) == 1
 
 
 def _versions(record: RunRecord) -> dict[str, str]:

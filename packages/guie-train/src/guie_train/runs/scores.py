@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from guie_core import UsageError
@@ -36,10 +36,16 @@ class Selected:
     epoch: int
 
 
-def data_of(record: RunRecord) -> str:
-    """What stands for the images of a run, their labels and splits: scores on others answer other questions. "" before
-    that is known."""
-    return " ".join(str(record.records[name]) for name in ("manifest", "splits") if name in record.records)
+def data_of(record: RunRecord) -> dict[str, str]:
+    """What stands for the images of a run with their labels, and for their splits: scores on others answer other
+    questions. What isn't known is left out, as the splits of a run that did not record them yet."""
+    return {name: str(record.records[name]) for name in ("manifest", "splits") if name in record.records}
+
+
+def same_data(runs: Iterable[Mapping[str, str]]) -> bool:
+    """Whether runs were of the same data, each as `data_of` tells, as far as it is known."""
+    told = list(runs)
+    return all(len({each[name] for each in told if name in each}) <= 1 for name in ("manifest", "splits"))
 
 
 def scores(record: RunRecord) -> list[Score]:

@@ -28,7 +28,7 @@ from guie_train.device import OutOfMemory
 from guie_train.recipes import recipe_of
 from guie_train.runner import check, train
 from guie_train.runs.outputs import SWEEP
-from guie_train.runs.scores import NOT_COMPARABLE, data_of, selected
+from guie_train.runs.scores import NOT_COMPARABLE, data_of, same_data, selected
 from guie_train.stage import blamed
 
 from .points import Point, labels
@@ -46,7 +46,7 @@ class Outcome:
     score: float | None = None
     epoch: int = 0
     error: str = ""
-    data: str = ""
+    data: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -309,7 +309,7 @@ def lines(outcomes: Sequence[Outcome], folder: Path) -> list[str]:
         rows.append(("  -", f"{'failed':>8}", "", *values, each.point.folder if ran else "-"))
     text = [f"\n{plural(len(outcomes), 'point')} {ranking}"]
     text.append(table(rows, indent="", width=1000))
-    if len({each.data for each in done if each.data}) > 1:
+    if not same_data(each.data for each in done):
         text.append(f"\n{NOT_COMPARABLE}.")
     elif done:
         best = done[0].point
