@@ -409,16 +409,34 @@ def test_splits_of_the_data_keep_their_images() -> None:
     done = split(make([0, 0, 0, 1, 1, *[2, 2, 3, 3, 4, 4, 5, 5]], splits, images=images), [HoldOutClasses(1)])
     assert done.column("split")[:2].tolist() == ["query", "index"]
     assert done.column("path")[:3].tolist() == ["0.jpg", "1.jpg", "4.jpg"]
+    assert "shared_by_splits" not in done.provenance
+
+
+@pytest.mark.parametrize("splits", [[], [HoldOutClasses(1, name="unseen")]])
+def test_images_that_splits_of_the_data_share_are_counted(splits: list[Split]) -> None:
+    own = ["test", "select", "select", "val", "test", "query", "index", "train", "train", *[""] * 8]
+    images = [0, 0, 0, 0, 1, 1, 1, 2, 0, *range(3, 11)]
+    done = split(make([*[0] * 9, *[1, 1, 2, 2, 3, 3, 4, 4]], own, images=images), splits)
+    assert done.column("split")[:7].tolist() == own[:7]
+    assert {tuple(each["splits"]): each["images"] for each in done.provenance["shared_by_splits"]} == {
+        ("select", "test"): 1,
+        ("select", "val"): 1,
+        ("test", "val"): 1,
+        ("index", "test"): 1,
+        ("query", "test"): 1,
+    }
+    assert [each["images"] for each in done.provenance["left_out_of_splits"]] == [1]
 
 
 def test_all_that_would_be_trained_on_is_set_aside_too() -> None:
-    with pytest.raises(GuieError) as caught:
-        split(make([0, 0, 1, 1], images=[0, 1, 0, 1]), [HoldOutClasses(1)])
-    assert str(caught.value) == (
-        "split 'train': 2 images, all of which are in another split as well, byte for byte. Use one only of the data "
-        "sets "
-        "that have the same images"
-    )
+    told = "split 'train': 2 images, all of which are in another split as well, byte for byte. "
+    for sources, remedy in (
+        (["photos", "photos", "cars", "cars"], "Use one only of the data sets that have the same images"),
+        (["photos"] * 4, "The data have them in several classes: keep each image in the class that it shows"),
+    ):
+        with pytest.raises(GuieError) as caught:
+            split(make([0, 0, 1, 1], images=[0, 1, 0, 1], sources=sources), [HoldOutClasses(1)])
+        assert str(caught.value) == told + remedy
 
 
 def test_what_splits_choose_is_what_they_choose_of_different_images() -> None:

@@ -171,6 +171,22 @@ def test_no_image_is_in_two_splits_and_what_is_left_out_is_told(
         assert len(list(csv.DictReader(file))) == left_out
 
 
+def test_images_that_splits_of_the_data_share_are_warned_of(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest, _ = prepare([ClassFolders(images)])
+    twice = manifest.select([*range(len(manifest)), 9, 9])  # in two classes, else it would be left out as repeated
+    rows = len(twice)
+    labels = np.where(np.arange(rows) == rows - 1, 4, twice.column("label"))
+    splits = np.where(np.arange(rows) == 9, "test", np.where(np.arange(rows) == rows - 1, "select", ""))
+    twice.with_column("label", labels).with_column("split", splits).write(images.parent / "photos.parquet")
+    whole = Prepare(name="prepare", data=[{"type": "manifest", "path": str(images.parent / "photos.parquet")}])
+    done = run(tmp_path / "store", Split(name="split", manifest=whole, splits=[]))
+    assert sorted(done.column("split")[done.column("split") != "train"]) == ["select", "test"]
+    (warning,) = [each.getMessage() for each in caplog.records if each.getMessage().startswith("split: ")]
+    assert "share images, and keep them: 1 in 'select' and 'test'. " in warning
+
+
 def test_splits_are_named_by_their_key(images: Path, tmp_path: Path) -> None:
     splits: list[Config] = [{"type": "HoldOutClasses", "classes": 1}, {"type": "UnseenClasses", "folds": 9}]
     stage = Split(

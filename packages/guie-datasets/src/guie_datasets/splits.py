@@ -6,6 +6,7 @@ Each split gives its name to some of the rows that have none yet. `split` applie
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -62,11 +63,12 @@ def split(
 
     Rows that a data set has given a split keep it; a class with such rows is not set aside as an unseen one.
 
-    No image is in two splits, under whatever labels: what has the bytes of an image in a split is left out of those
-    after it, "train" being the last. Splits that the data have, other than "train", come first and keep all theirs.
-    Which rows a split chooses doesn't depend on that. Labels are then 0..C-1 over what is kept, in the order that they
-    had. The provenance counts what is left out, as `left_out_of_splits`, and the table of findings at the path
-    `quarantine` (CSV) names it. Images that are nearly the same are for `guie data leaks` to find.
+    What has the bytes of an image in a split, under whatever label, is left out of those after it, "train" being the
+    last. Which rows a split chooses doesn't depend on that. Labels are then 0..C-1 over what is kept, in the order that
+    they had. The provenance counts what is left out, as `left_out_of_splits`, and the table of findings at the path
+    `quarantine` (CSV) names it. Splits that the data have, other than "train", come first and keep all theirs; how many
+    images two of them share is counted as `shared_by_splits`, but for "query" and "index", which may. Images that are
+    nearly the same are for `guie data leaks` to find.
 
     settings: of each split, how the user gives its settings, for messages; see `guie_core.spelling`.
 
@@ -133,6 +135,9 @@ def _without_same_images(
     kept = rank == rank[twin]
     left_out = np.flatnonzero(~kept)
     source = manifest.column("source")
+    about: dict[str, Any] = {}
+    if shared := _shared(first[rank == 0], split[rank == 0]):
+        about["shared_by_splits"] = shared
     if quarantine is not None:
         place, label, name_of = manifest.images(), manifest.column("label"), manifest.column("name")
         found = Quarantine(images=len(manifest))
@@ -141,22 +146,41 @@ def _without_same_images(
             found.add(Finding("left out", str(place[row]), reason, source[row], int(label[row]), name=name_of[row]))
         found.write(quarantine)
     if not len(left_out):
-        return manifest
+        return manifest.with_provenance({**manifest.provenance, **about})
     for name in names:
         images = int(np.count_nonzero(split == name))
         if images and not np.any(kept & (split == name)):
+            gone = np.flatnonzero(split == name)
+            remedy = "Use one only of the data sets that have the same images"
+            if np.array_equal(source[gone], source[twin[gone]]):
+                remedy = "The data have them in several classes: keep each image in the class that it shows"
             raise GuieError(
                 f"split {name!r}: {plural(images, 'image')}, all of which are in another split as well, byte for byte. "
-                "Use one only of the data sets that have the same images"
+                f"{remedy}"
             )
     others = twin[left_out]
     counts = Counter(zip(split[left_out], source[left_out], split[others], source[others], strict=True))
     keys = ("split", "source", "in_split", "in_source")
-    about = [{"images": count, **dict(zip(keys, key, strict=True))} for key, count in counts.most_common()]
+    about["left_out_of_splits"] = [
+        {"images": count, **dict(zip(keys, key, strict=True))} for key, count in counts.most_common()
+    ]
     chosen = manifest.select(kept)
     labels = np.unique(chosen.column("label"), return_inverse=True)[1]
-    provenance = {**manifest.provenance, "left_out_of_splits": about}
-    return chosen.with_column("label", labels).with_provenance(provenance)
+    return chosen.with_column("label", labels).with_provenance({**manifest.provenance, **about})
+
+
+def _shared(image: NDArray[np.intp], split: NDArray[Any]) -> list[dict[str, Any]]:
+    """How many of the images, by number [N], are in each two of the splits [N] that may not share any."""
+    several = np.bincount(image)[image] > 1  # of millions few are
+    image, split = image[several], split[several]
+    names, codes = np.unique(split, return_inverse=True)
+    image, codes = np.unique(np.stack([image, codes]), axis=1)
+    _, start, count = np.unique(image, return_index=True, return_counts=True)
+    found: Counter[tuple[str, ...]] = Counter()
+    for at, many in zip(start[count > 1].tolist(), count[count > 1].tolist(), strict=True):
+        found.update(itertools.combinations([str(names[code]) for code in codes[at : at + many]], 2))
+    found.pop(("index", "query"), None)  # an image may ask and answer
+    return [{"images": images, "splits": list(pair)} for pair, images in found.most_common()]
 
 
 @dataclass(frozen=True)

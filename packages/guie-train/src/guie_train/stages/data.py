@@ -177,7 +177,7 @@ class Prepare(Stage[Manifest]):
 class Split(Stage[Manifest]):
     """Who may be used for what: each split takes its rows from those that are left; the rest is "train".
 
-    No image is in two splits, under whatever labels: it stays in the first of them.
+    No image is in two of them, under whatever labels: it stays in the first. Splits that the data have keep theirs.
     """
 
     slug: ClassVar[str] = "split"
@@ -202,6 +202,14 @@ class Split(Stage[Manifest]):
                 self.name,
                 listing(map(_told, shared), 5),
                 shown(workspace.folder(self) / "quarantine.csv"),
+            )
+        if both := done.provenance.get("shared_by_splits", []):
+            log.warning(
+                "%s: splits that the data have share images, and keep them: %s. What is measured on one of them was seen "
+                "in the other; guie data leaks %s shows them",
+                self.name,
+                listing((f"{each['images']:,} in {' and '.join(map(repr, each['splits']))}" for each in both), 5),
+                shown(workspace.folder(self) / "manifest.parquet"),
             )
         done.write(folder / "manifest.parquet")
 
