@@ -28,6 +28,7 @@ from guie_emoji import Emoji
 from guie_train import runner
 from guie_train.cli import train
 from guie_train.stage import Stage
+from guie_train.stages.evaluate import Evaluate
 from guie_train.stages.features import Features
 from guie_train.stages.head import FitHead
 from guie_train.sweeping.points import Point
@@ -589,6 +590,19 @@ def test_a_run_that_ends_with_its_evaluation_is_listed_with_its_score(
     ((told,),) = [re.findall(r"mP@5 .*(\d\.\d{3}) trained$", line) for line in out.splitlines() if " evaluate " in line]
     assert re.findall(r"mP@5 (\d\.\d{3})$", guie("runs", "list")[1], re.MULTILINE) == [told]
     assert [f"{float(value):.3f}" for value in re.findall(r"1  (0\.\d{4})  ", guie("runs", "best")[1])] == [told]
+
+
+def test_scores_that_no_stage_tells_are_those_of_the_report(
+    guie: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a plugin's recipe that is older than `Stage.scores`."""
+    _, *asked = sweep("--set", "recipe.arcface.epochs=1")
+    found = []
+    for folder in ("told", "untold"):
+        assert guie("guie-train", *asked, "--work-dir", f"runs/{folder}")[0] == 0
+        found.append(json.loads(Path(f"runs/{folder}/run.json").read_text())["records"]["scores"])
+        monkeypatch.delattr(Evaluate, "scores", raising=False)
+    assert found[0] == found[1] != []
 
 
 def test_the_page_of_commands(guie: Callable[..., tuple[int, str, str]]) -> None:

@@ -112,6 +112,7 @@ def train(
             _check_room(stages, again, workspace)
             # what is unfinished in the store is this run's as well
             run.record(planned=[{"name": each.name, "key": each.key} for each in stages])
+        told = False  # whether a stage has told scores
         for each, output in _outputs(stages, workspace):
             track(each.name, getattr(output, "curves", ()))  # also of a stage that another run has trained
             if isinstance(output, Manifest):
@@ -120,8 +121,11 @@ def train(
                 run.record(selected=selected)
             if (scores := each.scores(output)) is not None:
                 run.record(scores=scores)
+                told = True
         report = None if stage else recipe.report(workspace)
         if report is not None:
+            if not told:
+                run.record(scores=[system.scores for system in report.systems])
             report = replace(
                 report,
                 name=experiment.name,

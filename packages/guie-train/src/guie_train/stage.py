@@ -116,7 +116,7 @@ class Stage(ABC, Generic[T]):
     def scores(self, output: T) -> list[dict[str, Any]] | None:
         """The figures that this stage reports, of each system: system, augmented, dimension, and metrics by name.
 
-        A mean over no query is None.
+        A mean over no query is None. Where no stage of a recipe tells any, they are those of its report.
         """
         return None
 

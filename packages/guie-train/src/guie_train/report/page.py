@@ -48,6 +48,14 @@ class System:
     augmented: bool  # with switched test-time augmentation
     result: Evaluation
 
+    @property
+    def scores(self) -> dict[str, Any]:
+        """Its figures as `guie_train.stage.Stage.scores` tells them; a mean over no query is None."""
+        means = self.result.overall.items()
+        return {"system": self.name, "augmented": self.augmented, "dimension": self.dimension} | {
+            name: None if math.isnan(mean) else round(mean, 6) for name, mean in means
+        }
+
 
 class Export(Protocol):
     """What an exporter found; guie_models.ExportReport is one."""

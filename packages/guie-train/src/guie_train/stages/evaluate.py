@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,11 +173,7 @@ class Evaluate(Stage[list[System]]):
 
     def scores(self, output: list[System]) -> list[dict[str, Any]]:
         """The means of each system."""
-        return [
-            {"system": system.name, "augmented": system.augmented, "dimension": system.dimension}
-            | {name: None if math.isnan(mean) else round(mean, 6) for name, mean in system.result.overall.items()}
-            for system in output
-        ]
+        return [system.scores for system in output]
 
     def summary(self, output: list[System]) -> str:
         """The first metric of each system with one view, and of what is exported with its augmentation."""
