@@ -361,6 +361,28 @@ def test_what_was_left_out_before_training_stops_nothing_after_it(table: Path, t
             path.write_bytes(whole)
 
 
+def test_a_classifier_does_not_learn_from_what_is_reported_on(table: Path, tmp_path: Path) -> None:
+    """Of data of its own as well, which have the same images here under other labels."""
+
+    def trained(folder: str, classes: Iterable[int]) -> tuple[Any, dict[str, torch.Tensor], str]:
+        data = write_table(tmp_path / folder, classes)
+        made = stages(table, f"recipe.classifier.data=[dict(type='table', file='{data}')]")
+        workspace = Workspace(tmp_path / "store", profile("cpu"), Stop())
+        found = workspace.get(made["classifier"])
+        split = workspace.get(made["split"])
+        line = made["classifier"].summary(found)
+        return split, load_file(found.folder / "last.safetensors"), line
+
+    split, weights, line = trained("all", range(CLASSES))
+    test = split.column("split") == "test"
+    assert line.endswith(f"; left out as they are reported on: {test.sum()}")
+    rest = sorted(map(int, np.unique(split.column("original_label")[~test])))
+    _, expected, line = trained("rest", rest)
+    assert "left out" not in line
+    assert len(rest) == CLASSES - 4
+    assert all(torch.equal(weights[key], expected[key]) for key in expected)
+
+
 @pytest.mark.parametrize("where", ["train", "select"])
 def test_a_protocol_that_asks_images_of_training_finds_them(table: Path, tmp_path: Path, where: str) -> None:
     """Those alone that it draws, and the same ones where an image among them turns out to be damaged."""

@@ -80,8 +80,8 @@ class Classifier:
 
     Args:
         training: how.
-        data: data sets that it learns from, by the category of their images; none: from the recipe's own data, all but
-            what is reported on.
+        data: data sets that it learns from, by the category of their images; none: from the recipe's own data. What is
+            reported on is left out, byte for byte.
         folds: one part in so many is held out to measure accuracy, stratified by category.
         split_seed: of that.
         every: epochs between two measurements.
@@ -313,18 +313,18 @@ class ArcFaceThenClassifier:
         classifier, switched = None, {}
         if self.classifier:
             kinds: Stage[Manifest] = split
-            unseen = reported
+            of_them: dict[str, Any] = {"without": () if reported is None else (reported,), "beside": before}
             if self.classifier.data:
-                kinds, unseen = self._classifiers_own(self.classifier.data), None
+                kinds, of_them = self._classifiers_own(self.classifier.data), {}
                 stages.insert(1, kinds)
-            of_them: dict[str, Any] = {} if unseen is None else {"without": (unseen,), "beside": before}
             whole = features("classifier", self.views.classifier, kinds, **of_them, tuned=tuned)
             classifier = FitClassifier(
                 name="classifier",
                 manifest=kinds,
+                split=None if kinds is split or reported is None else split,
                 features=whole,
                 training=self.classifier.training,
-                reported=unseen,
+                reported=reported,
                 folds=self.classifier.folds,
                 split_seed=self.classifier.split_seed,
                 every=self.classifier.every,

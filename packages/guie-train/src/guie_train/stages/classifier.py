@@ -43,12 +43,16 @@ class LinearClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class TrainedClassifier:
-    """A classifier on disk, and the categories its outputs stand for."""
+    """A classifier on disk, and the categories its outputs stand for.
+
+    left_out: how many images of data of its own it didn't learn from, as they are reported on.
+    """
 
     folder: Path
     categories: tuple[str, ...]
     in_features: int
     curves: list[Curve]
+    left_out: int = 0
 
     def build(self) -> nn.Module:
         """The linear layer [D -> categories], in evaluation mode."""
@@ -66,7 +70,10 @@ class FitClassifier(Stage[TrainedClassifier]):
     """Train a linear classifier of categories on all images but the reported ones (5th place, point 9).
 
     Args:
-        reported: name of the split that no choice may see; None: there is none, and all images are used.
+        manifest: of the images that it learns from.
+        split: a manifest with the reported images; None: it is `manifest`.
+        reported: name of the split that no choice may see, also where `manifest` has the bytes of its images; None:
+            there is none, and all images are used.
         folds: one part in so many is held out to measure accuracy, stratified by category.
         split_seed: of that.
         every: epochs between two measurements.
@@ -75,6 +82,7 @@ class FitClassifier(Stage[TrainedClassifier]):
 
     slug: ClassVar[str] = "classifier"
     manifest: Stage[Manifest]
+    split: Stage[Manifest] | None = None
     features: Stage[FeatureStore]
     training: Training
     reported: str | None = "test"
@@ -87,7 +95,8 @@ class FitClassifier(Stage[TrainedClassifier]):
     def check(self, workspace: Workspace) -> None:
         """Raise GuieError if there are too few categories, or images of one, or not all that the augmentation names."""
         manifest = workspace.get(self.manifest)
-        rest = manifest.column("category")[self._rows(manifest)]
+        rows = self._rows(manifest, workspace)
+        rest = manifest.column("category")[rows]
         categories, counts = np.unique(rest, return_counts=True)
         if len(categories) < 2:
             there = f"all have {str(categories[0])!r}" if categories.any() else "they have none"
@@ -101,17 +110,18 @@ class FitClassifier(Stage[TrainedClassifier]):
                 f"lower recipe.classifier.folds from {self.folds}, or leave the classifier out"
             )
         kinds = np.unique(rest, return_inverse=True)[1]
-        images = manifest.select(self._rows(manifest))
+        images = manifest.select(rows)
         sampler = sampler_of(self.training, images, kinds, self.seed, "recipe.classifier.training.sampler")
         self.training.steps(len(rest) * (self.folds - 1) // self.folds, sampler, "recipe.classifier.training")
         self.training.warn("recipe.classifier.training")
         if self.augmentation:
             self.augmentation.build(categories.tolist())
 
-    def _rows(self, manifest: Manifest) -> NDArray[np.intp]:
+    def _rows(self, manifest: Manifest, workspace: Workspace) -> NDArray[np.intp]:
         """Row numbers of the images that it learns from."""
-        split = manifest.column("split")
-        return np.flatnonzero(np.ones(len(split), bool) if self.reported is None else split != self.reported)
+        whole = workspace.get(self.split or self.manifest)
+        hidden = whole.column("hash")[whole.column("split") == self.reported]
+        return np.flatnonzero(~np.isin(manifest.column("hash"), hidden))
 
     def forecast(self, outlook: Outlook) -> Forecast:
         """Steps on features that stay on the device, counted on a batch of them."""
@@ -119,7 +129,7 @@ class FitClassifier(Stage[TrainedClassifier]):
         if self.augmentation and "" not in images.all.categories:
             self.augmentation.build(images.all.categories)
         categories = len(images.all.categories)
-        count = images.all.images - (images.of(self.reported).images if self.reported else 0)
+        count = images.all.images - (images.of(self.reported).images if self.reported and not self.split else 0)
         train = count * (self.folds - 1) // self.folds
         model = on_meta(lambda: LinearClassifier(dimension, categories))
         found = forecast_training(
@@ -140,7 +150,7 @@ class FitClassifier(Stage[TrainedClassifier]):
         from sklearn.model_selection import StratifiedKFold  # here: an experiment is checked a second sooner
 
         device = device_of(workspace.profile)
-        rows = self._rows(manifest)
+        rows = self._rows(manifest, workspace)
         categories, labels = np.unique(manifest.column("category")[rows], return_inverse=True)
         folds = StratifiedKFold(self.folds, shuffle=True, random_state=self.split_seed)
         train, valid = next(folds.split(rows, labels))
@@ -171,14 +181,18 @@ class FitClassifier(Stage[TrainedClassifier]):
         curves = fit.run(workspace.stop, accuracy, every=self.every)
         fit.write_checkpoint("last")
         about = {"categories": categories.tolist(), "in_features": store.dimension, "curves": curves}
+        about["left_out"] = len(manifest) - len(rows) if self.split else 0
         with atomic_write(folder / "curves.json", "w") as file:
             json.dump(about, file, indent=1)
 
     def load(self, folder: Path) -> TrainedClassifier:
         """The classifier and its curves."""
         about: dict[str, Any] = json.loads((folder / "curves.json").read_text())
-        return TrainedClassifier(folder, tuple(about["categories"]), about["in_features"], about["curves"])
+        return TrainedClassifier(
+            folder, tuple(about["categories"]), about["in_features"], about["curves"], about["left_out"]
+        )
 
     def summary(self, output: TrainedClassifier) -> str:
-        """Its accuracy on the held-out part."""
-        return f"{len(output.categories)} categories, accuracy {output.curves[-1]['valid accuracy']:.3f}"
+        """Its accuracy on the held-out part, and how many images of its own data were left out."""
+        aside = f"; left out as they are reported on: {output.left_out:,}" if output.left_out else ""
+        return f"{len(output.categories)} categories, accuracy {output.curves[-1]['valid accuracy']:.3f}{aside}"

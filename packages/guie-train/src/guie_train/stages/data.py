@@ -205,8 +205,8 @@ class Split(Stage[Manifest]):
             )
         if both := done.provenance.get("shared_by_splits", []):
             log.warning(
-                "%s: splits that the data have share images, and keep them: %s. What is measured on one of them was seen "
-                "in the other; guie data leaks %s shows them",
+                "%s: splits that the data have share images, and keep them: %s. What is measured on one of them was "
+                "seen in the other; guie data leaks %s shows them",
                 self.name,
                 listing((f"{each['images']:,} in {' and '.join(map(repr, each['splits']))}" for each in both), 5),
                 shown(workspace.folder(self) / "manifest.parquet"),
