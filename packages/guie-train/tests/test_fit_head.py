@@ -206,9 +206,9 @@ def test_an_optimiser_of_whole_parameters_is_refused_where_they_are_divided(
     with pytest.raises(UsageError) as told:
         head.check(replace(alone, profile=divides, processes=two))
     assert str(told.value) == (
-        'recipe.arcface.optimizer: AdamW looks at whole parameters, and with profile.divide="classes" each of 2 '
-        'processes has but a part of the class centres. Leave profile.divide at "images", or take an optimizer that '
-        "treats each number by itself, such as SGD"
+        "recipe.arcface.optimizer: AdamW looks at whole parameters, or doesn't say otherwise (`elementwise = True`), "
+        'and with profile.divide="classes" each of 2 processes has but a part of the class centres. Leave '
+        'profile.divide at "images", or take an optimizer that treats each number by itself, such as SGD'
     )
     many = Many(name="images")
     planned = replace(head, manifest=many, train=Planned(name="features", manifest=many))

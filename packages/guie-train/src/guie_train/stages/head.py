@@ -126,9 +126,10 @@ class FitHead(TrainsHead):
         if not elementwise(built):
             name = type(getattr(built, "base", built)).__name__
             raise UsageError(
-                f'{self.where}.optimizer: {name} looks at whole parameters, and with profile.divide="classes" each of '
-                f'{processes} processes has but a part of the class centres. Leave profile.divide at "images", or take '
-                "an optimizer that treats each number by itself, such as SGD"
+                f"{self.where}.optimizer: {name} looks at whole parameters, or doesn't say otherwise "
+                f'(`elementwise = True`), and with profile.divide="classes" each of {processes} processes has but a '
+                'part of the class centres. Leave profile.divide at "images", or take an optimizer that treats each '
+                "number by itself, such as SGD"
             )
 
     def _loss(self, embedding_size: int, class_counts: NDArray[np.int64]) -> nn.Module:
