@@ -340,7 +340,7 @@ def train_epochs(
 def one_of_several(options: argparse.Namespace) -> None:
     """What torchrun starts: whole epochs, shared with the others as the stage shares them."""
     from guie_train.fitting import whole_batch
-    from guie_train.processes import DataParallel, joined
+    from guie_train.processes import AveragedGradients, joined
 
     with joined() as processes:
         model: Any = head_with_loss("float32")
@@ -349,7 +349,7 @@ def one_of_several(options: argparse.Namespace) -> None:
             "model": model,
             "processes": processes,
             "whole": model.divide(processes) if by_class else None,
-            "backward": whole_batch if by_class else DataParallel(processes),
+            "backward": whole_batch if by_class else AveragedGradients(processes),
         }
         name = f"{GUIE}, {processes.count} processes that divide the {options.divide}"
         train_epochs(name, *data(), "float32", Path(options.folder) / options.divide, options.epochs, **several)

@@ -20,7 +20,8 @@ from guie_train.planning import plan as planning
 from guie_train.planning import speeds
 from guie_train.planning.backbones import Frozen, powers_below
 from guie_train.planning.forecast import Features as Stored
-from guie_train.planning.forecast import Forecast, Images, Missing, NotKnown, Outlook
+from guie_train.planning.forecast import Forecast, Images, Missing, Outlook
+from guie_train.planning.known import NotKnown
 from guie_train.planning.meta import trace
 from guie_train.planning.page import page
 from guie_train.planning.plan import Plan, Step, make_plan, obstacles
@@ -101,12 +102,15 @@ def test_what_an_unfinished_run_has_left_is_told(workspace) -> None:
         slug: ClassVar[str] = "broken"
 
         def run(self, folder: Path, workspace: Workspace) -> None:
+            for number in range(self.value):
+                (folder / str(number)).touch()
             raise GuieError("out of luck")
 
-    stages = [Broken(name="broken"), Silent(name="silent")]
-    with pytest.raises(GuieError, match="out of luck"):
-        workspace("cpu").get(stages[0])
-    assert [step.state for step in make_plan(stages, [], workspace("cpu")).steps] == ["begun", "to do"]
+    for value, state in {0: "to do", 1: "begun"}.items():  # where nothing was written, nothing is left
+        stages = [Broken(name="broken", value=value), Silent(name="silent")]
+        with pytest.raises(GuieError, match="out of luck"):
+            workspace("cpu").get(stages[0])
+        assert [step.state for step in make_plan(stages, [], workspace("cpu")).steps] == [state, "to do"]
 
 
 def test_a_gpu_that_is_too_small_is_told_what_fits(workspace) -> None:

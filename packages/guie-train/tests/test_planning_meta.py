@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from guie_core import UsageError, build
-from guie_train.planning.forecast import NotKnown
+from guie_train.planning.known import NotKnown
 from guie_train.planning.meta import on_meta, parameters, state_bytes, step, trace
 
 

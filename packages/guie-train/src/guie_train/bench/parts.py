@@ -256,7 +256,7 @@ def _flops(build: Callable[[], Backbone]) -> dict[str, int]:
     """Operations for an image, as a plan counts them; nothing where they can't be counted."""
     import torch
 
-    from guie_train.planning.forecast import NotKnown
+    from guie_train.planning.known import NotKnown
     from guie_train.planning.meta import on_meta, trace
 
     try:

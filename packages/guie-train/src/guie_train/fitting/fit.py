@@ -15,7 +15,7 @@ from guie_core import Interrupted
 from guie_core.interrupt import Stop
 from guie_core.progress import bar
 from guie_models.optimizers import build_optimizer
-from guie_train.fitting.averaging import Average
+from guie_train.fitting.ema import EMA
 from guie_train.fitting.examples import Examples
 from guie_train.fitting.failures import Losses, no_step_made, not_finite
 from guie_train.fitting.schedule import Schedule
@@ -56,7 +56,7 @@ class Fit:
         on_epoch: called after each epoch with the curves up to then.
         save_seconds: between two states on disk, what a kill can cost; never what comes out.
         processes: those that train it together, each with a Fit of its own on the same examples; `backward` then gives
-            all of them the same gradients (`DataParallel`). The first alone evaluates and writes.
+            all of them the same gradients (`AveragedGradients`). The first alone evaluates and writes.
         whole: where each of them has but a part of some parameters, and their gradients: the same model with all of
             them, on the CPU in the first process, and as shapes (meta device) in the others. The optimizer has to treat
             each number by itself (`guie_models.optimizers.elementwise`). What is on disk is whole, so that any
@@ -106,7 +106,7 @@ class Fit:
         self.steps = training.steps(len(examples), sampler, name)
         self.optimizer = build_optimizer(training.optimizer, model.parameters() if parameters is None else parameters)
         self.schedule = Schedule(training, self.optimizer)
-        self.average = Average(model, training.ema_decay) if training.ema_decay else None
+        self.average = EMA(model, training.ema_decay) if training.ema_decay else None
         self.shards = None if whole is None else Shards(model, whole, processes)
         self.evaluated: nn.Module = self._trained if whole is None else whole
         device = examples.device

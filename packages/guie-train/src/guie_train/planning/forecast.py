@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from guie_core import GuieError
 from guie_core.profiles import Profile
 from guie_datasets.extent import Extent, united
-from guie_train.planning.known import NotKnown as NotKnown
-from guie_train.planning.known import known as known
+from guie_train.planning.known import NotKnown
 from guie_train.planning.speeds import Speed, speed_of
 from guie_train.stage import Stage, Workspace, blaming
 

@@ -5,14 +5,14 @@ stages in the same order. What only one can do, such as writing a file, the firs
 share the run's folder, hence a file system.
 """
 
-from guie_train.processes.data_parallel import DataParallel
+from guie_train.processes.gradients import AveragedGradients
 from guie_train.processes.group import ALONE, ElsewhereError, Processes
 from guie_train.processes.launching import check_apart, joined, launched, one_voice, rendezvous_store
 from guie_train.processes.sharding import Shards
 
 __all__ = [
     "ALONE",
-    "DataParallel",
+    "AveragedGradients",
     "ElsewhereError",
     "Processes",
     "Shards",

@@ -21,7 +21,8 @@ from guie_datasets import Dataset, Extent, Manifest, apply_filters, prepare, spl
 from guie_datasets.extent import united
 from guie_datasets.places import NotThere
 from guie_datasets.splits import TRAIN
-from guie_train.planning.forecast import LIBRARIES, Forecast, Images, Missing, NotKnown, Outlook, about, known
+from guie_train.planning.forecast import LIBRARIES, Forecast, Images, Missing, Outlook, about
+from guie_train.planning.known import NotKnown, known
 from guie_train.stage import NOT_IN_KEY, Stage, Workspace
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ from guie_datasets.splits import TRAIN
 from guie_models.heads import PCA
 from guie_train.feature_store import FeatureStore, usable
 from guie_train.heads import TrainedHead, head_inputs
-from guie_train.planning.forecast import LIBRARIES, Features, Forecast, Outlook, known
+from guie_train.planning.forecast import LIBRARIES, Features, Forecast, Outlook
+from guie_train.planning.known import known
 from guie_train.planning.training import READING
 from guie_train.report import System
 from guie_train.retrieval import Evaluation, Pairs, evaluate

@@ -22,7 +22,8 @@ from guie_models.exporters.onnx import Onnx
 from guie_train.allocator import caching_allocator
 from guie_train.heads import TrainedHead
 from guie_train.planning.backbones import Frozen
-from guie_train.planning.forecast import LIBRARIES, Forecast, Outlook, Trained, known
+from guie_train.planning.forecast import LIBRARIES, Forecast, Outlook, Trained
+from guie_train.planning.known import known
 from guie_train.planning.meta import parameters, state_bytes
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.augmentation import Switched

@@ -32,8 +32,9 @@ from guie_train.extraction import Batch, Extractor, extract, view_seeds
 from guie_train.feature_store import SHARD, Bad, FeatureStore, finite, state_of
 from guie_train.heads import TrainedHead
 from guie_train.planning.backbones import Frozen, powers_below
-from guie_train.planning.forecast import LIBRARIES, Forecast, NotKnown, Outlook, known
+from guie_train.planning.forecast import LIBRARIES, Forecast, Outlook
 from guie_train.planning.forecast import Features as StoredFeatures
+from guie_train.planning.known import NotKnown, known
 from guie_train.planning.meta import parameters
 from guie_train.planning.speeds import decoding, with_decoding
 from guie_train.stage import NOT_IN_KEY, Stage, Workspace

@@ -27,10 +27,11 @@ from guie_train.device import device_of
 from guie_train.feature_store import FeatureStore, usable
 from guie_train.fitting import Curve, Fit, Resident, Training, sampler_of, whole_batch
 from guie_train.heads import LOSS_PROVIDES, HeadWithLoss, TrainedHead, build_loss, head_inputs
-from guie_train.planning.forecast import Features, Forecast, Outlook, Trained, about, known
+from guie_train.planning.forecast import Features, Forecast, Outlook, Trained, about
+from guie_train.planning.known import known
 from guie_train.planning.meta import on_meta, parameters, state_bytes
 from guie_train.planning.training import Unsent, forecast_training
-from guie_train.processes import DataParallel
+from guie_train.processes import AveragedGradients
 from guie_train.retrieval import Pairs
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.selection import Selection, Selector, answerable_pairs, check_pairs
@@ -226,7 +227,7 @@ class FitHead(TrainsHead):
             example=lambda row: str(manifest.images()[rows[row]]),
             processes=processes,
             # where classes are divided, every process sees the whole batch
-            backward=DataParallel(processes) if processes.count > 1 and whole is None else whole_batch,
+            backward=AveragedGradients(processes) if processes.count > 1 and whole is None else whole_batch,
             whole=whole,
         )
 

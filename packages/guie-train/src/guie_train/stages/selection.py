@@ -19,7 +19,8 @@ from guie_core.files import atomic_write, sync_directory
 from guie_core.registry import build
 from guie_datasets import Manifest
 from guie_train.fitting import Curve, Fit
-from guie_train.planning.forecast import NotKnown, Outlook
+from guie_train.planning.forecast import Outlook
+from guie_train.planning.known import NotKnown
 from guie_train.retrieval import Pairs, evaluate
 from guie_train.retrieval.metrics import refused
 from guie_train.retrieval.protocols import Expected

@@ -13,7 +13,7 @@ from guie_train.processes.group import Processes
 
 
 @dataclass(frozen=True)
-class DataParallel:
+class AveragedGradients:
     """A `Backward` of a head and its loss: each process takes its part of the batch through the loss.
 
     The head, which costs little, sees the whole batch in every process, so that batch norm and dropout do what they do

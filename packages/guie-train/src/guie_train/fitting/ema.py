@@ -1,4 +1,4 @@
-"""The moving average of weights (EMA)."""
+"""EMA: the exponential moving average of weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 
-class Average:
+class EMA:
     """The exponential moving average of a model's weights, in a copy of the model; running statistics are the model's.
 
     Args:

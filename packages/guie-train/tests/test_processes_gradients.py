@@ -15,7 +15,7 @@ from guie_core.interrupt import Stop
 from guie_core.registry import build
 from guie_train.fitting import Fit, Resident, Training, whole_batch
 from guie_train.heads import HeadWithLoss
-from guie_train.processes import ALONE, DataParallel, Processes
+from guie_train.processes import ALONE, AveragedGradients, Processes
 
 InProcesses = Callable[[int, Callable[[Processes], Any]], list[Any]]
 HEADS = {
@@ -60,7 +60,7 @@ def test_gradients_are_those_of_the_whole_batch(head: str, loss: str, in_process
         return [p.grad for p in network.parameters() if p.grad is not None], float(value), buffers, torch.rand(3)
 
     expected, value, buffers, next_drawn = gradients(whole_batch)
-    found = in_processes(3, lambda processes: gradients(DataParallel(processes)))
+    found = in_processes(3, lambda processes: gradients(AveragedGradients(processes)))
     for mine, loss_value, state, drawn in found:
         assert len(mine) == len(expected)
         for one, other in zip(mine, expected, strict=True):
@@ -80,7 +80,7 @@ def train(folder: Path, processes: Processes, optimizer: dict[str, Any], stop: S
         seed=5,
         folder=folder,
         name="head",
-        backward=whole_batch if processes is ALONE else DataParallel(processes),
+        backward=whole_batch if processes is ALONE else AveragedGradients(processes),
         processes=processes,
     )
     fit.run(stop, lambda epoch: {"first": float(processes.first)})
@@ -127,7 +127,7 @@ def test_a_batch_too_small_to_be_shared(in_processes: InProcesses) -> None:
     def share(processes: Processes) -> Tensor:
         features, labels = data()
         network: nn.Module = model(HEADS["parallel"], LOSSES["ArcFace"])
-        return DataParallel(processes)(network, features[:2], labels[:2], torch.ones(()))
+        return AveragedGradients(processes)(network, features[:2], labels[:2], torch.ones(()))
 
     for error in in_processes(3, share):
         assert isinstance(error, GuieError)
