@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,32 @@ def test_an_image_that_was_mended_is_tried_again(table: Path, tmp_path: Path, wh
     expected = Workspace(tmp_path / "afresh", profile("cpu"), Stop()).get(view)
     hashes = manifest.column("hash")[view.rows(manifest)]
     np.testing.assert_array_equal(mended.read(hashes), expected.read(hashes))
+
+
+def test_a_bad_image_of_another_copy_of_the_data_builds_no_backbone(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies have files of other times, and the same bytes."""
+    copies = [tmp_path / "a" / "table.csv", tmp_path / "b" / "table.csv"]
+    views = []
+    for copy in copies:
+        shutil.copytree(table.parent, copy.parent)
+        view = stages(copy)["features train"]
+        assert isinstance(view, Features)
+        views.append(view)
+    manifest, _ = [Workspace(tmp_path, profile("cpu"), Stop()).get(view.manifest) for view in views]
+    name = Path(manifest.images()[int(views[0].rows(manifest)[0])].path).name
+    for number, copy in enumerate(copies):
+        path = copy.parent / name
+        path.write_bytes(path.read_bytes()[:-1000])
+        os.utime(path, ns=(number, number))
+    assert views[0].key == views[1].key
+    Workspace(tmp_path, profile("cpu"), Stop()).get(views[0])
+    with monkeypatch.context() as patched:
+        patched.setattr(Features, "network", lambda *_: pytest.fail("the backbone is built"))
+        for number in (1, 0, 1):
+            store = Workspace(tmp_path, profile("cpu"), Stop()).get(views[number])
+            assert [Path(bad.place).name for bad in store.bad] == [name]
 
 
 def test_features_that_are_made_again_leave_those_of_other_splits(table: Path, tmp_path: Path) -> None:

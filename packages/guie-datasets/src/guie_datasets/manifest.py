@@ -197,6 +197,11 @@ class Manifest:
             return chosen
         return numbers(chunk)
 
+    @property
+    def hashes(self) -> NDArray[np.uint8]:
+        """The column hash as it is stored, 16 bytes a row [N, 16]: half of what `column` gives, and made in no time."""
+        return fixed_bytes(self._chunk("hash"))
+
     def images(self) -> Sequence[ImageRef]:
         """Where the bytes of each image are; made one by one when asked for."""
         return _Images(self._chunk("path"), self.column("offset"), self.column("length"), self._chunk("compression"))
@@ -254,7 +259,7 @@ class Manifest:
         Where the files lie and how rows are split is not in it: moving the data or splitting anew leaves it the same.
         """
         whole = hashlib.blake2b(b"guie.manifest.1", digest_size=16)
-        whole.update(fixed_bytes(self._chunk("hash")).tobytes())
+        whole.update(self.hashes.tobytes())
         whole.update(self.column("label").astype("<i8").tobytes())
         for name in ("source", "category"):
             codes, values = self._codes(name)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from guie_datasets.manifest import Manifest, fixed_bytes
+from guie_datasets.manifest import Manifest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,7 +45,7 @@ def repeated(
 def first_of_each(manifest: Manifest) -> NDArray[np.intp]:
     """For each row [N] the first one with the same bytes, which is the row itself where there is none before it."""
     first = np.arange(len(manifest))
-    hashes = np.ascontiguousarray(fixed_bytes(manifest._chunk("hash")))
+    hashes = np.ascontiguousarray(manifest.hashes)
     rows, earlier, _ = repeated(hashes, np.zeros(len(manifest), np.int64))
     first[rows] = earlier
     return first

@@ -28,7 +28,7 @@ from guie_core.wording import plural
 from guie_datasets.checks import check_max_bad
 from guie_datasets.images.decoding import BadImage, decode
 from guie_datasets.images.reading import Reader, ordered_map
-from guie_datasets.manifest import Manifest, fixed_bytes
+from guie_datasets.manifest import Manifest
 from guie_datasets.quarantine import Finding
 
 if TYPE_CHECKING:
@@ -296,7 +296,7 @@ class Fingerprints:
 
 def contents(manifest: Manifest) -> NDArray[np.uint64]:
     """The hashes of the images' bytes, uint64 [N, 2]."""
-    return fixed_bytes(manifest._chunk("hash")).view("<u8")
+    return manifest.hashes.view("<u8")
 
 
 def distinct(words: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

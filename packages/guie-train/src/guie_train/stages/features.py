@@ -21,7 +21,7 @@ from guie_core.processors import processors
 from guie_core.registry import build, lookup
 from guie_core.signature import signature
 from guie_core.wording import plural, shown
-from guie_datasets import BadImage, ImageRef, Manifest
+from guie_datasets import BadImage, ImageRef, Manifest, read_images
 from guie_datasets.checks import enough_max_bad
 from guie_datasets.images.decoding import Method
 from guie_datasets.images.tensorflow import import_tensorflow
@@ -222,12 +222,13 @@ class Features(Stage[FeatureStore]):
         batch_size = workspace.profile.micro_batch("features", 64)
         ours = images.select(_share(images.hashes, batch_size, share, shares))
         if (folder / "store.json").exists():
-            store = FeatureStore(folder)
-            if not len(store.missing(ours.hashes, ours.path)) and not limit.passed(store):
-                return  # before the backbone is built, which takes its time
+            store = FeatureStore(folder)  # before the backbone is built, which takes its time
+            self._try_again(store, ours, workspace)
+            self._check_bad(store, workspace)
+            if not len(store.missing(ours.hashes, ours.path)):
+                return
         backbone = self.network(workspace)
         store = self.open(folder, backbone)
-        self._check_bad(store, workspace)
         ours = ours.select(store.missing(ours.hashes, ours.path))
         refs, hashes = ours.refs, ours.hashes
         gathered, left_out = _Gathered(store), limit.count(store)
@@ -268,6 +269,22 @@ class Features(Stage[FeatureStore]):
                     raise self._refusal(store, workspace)
                 if workspace.stop and done < len(refs):
                     raise Interrupted(f"{self.name}: {done:,} of {len(refs):,} images are done and kept")
+
+    def _try_again(self, store: FeatureStore, images: _Images, workspace: Workspace) -> None:
+        """Decode the images that are listed as bad and whose files have changed. Where that isn't because they were
+        mended, as in a copy of the data, they are listed as they are now."""
+        missing = images.select(store.missing(images.hashes, images.path))
+        changed = missing.select(np.flatnonzero(store.is_bad(missing.hashes)))
+        refs, bad = changed.refs, []
+        states = [state_of(ref.path) for ref in refs]
+
+        def on_bad(position: int, error: BadImage) -> None:
+            bad.append(Bad(changed.hashes[position].decode(), error.place, error.reason, states[position]))
+
+        target = self.view.get("size", store.about.get("image_size"))
+        for _ in read_images(refs, workers=workspace.profile.workers, method=self.decode, target=target, on_bad=on_bad):
+            pass
+        store.add_bad(bad)
 
     def _check_finite(self, batch: Batch, refs: Sequence[ImageRef]) -> None:
         fine = finite(batch.features, self.dtype)
@@ -365,14 +382,14 @@ class Features(Stage[FeatureStore]):
         manifest = outlook.manifest(self.manifest)
         if manifest is None:
             return None
-        images, view = manifest.images(), self.seen_by(backbone)
+        images, view = manifest.select(self.rows(manifest)).images(), self.seen_by(backbone)
         seeds = view_seeds(self.seed, self.arguments["views"])
 
         def see(image: NDArray[np.uint8]) -> list[Any]:
             return [view(torch.from_numpy(image), seed) for seed in seeds]
 
         target = getattr(view, "size", backbone.image_size)
-        return decoding([images[row] for row in self.rows(manifest)], see, method=self.decode, target=target)
+        return decoding(images, see, method=self.decode, target=target)
 
     def _before(self, outlook: Outlook) -> list[Features]:
         """The stages before this one that add to the same store, of the same manifest's images."""
