@@ -291,6 +291,10 @@ def test_features_that_are_made_again_are_made_of_all_images(table: Path, tmp_pa
 
     _, again = _chosen([*made.values()], None, name)
     assert sharing <= {each.name for each in again}
+    planned = make_plan([*made.values()], again, Workspace(tmp_path, profile("cpu"), Stop(), stages=[*made.values()]))
+    disk = [step.forecast.disk for step in planned.steps if step.name in sharing]
+    images = [48 + 1, 32, 32 if own else 0]  # the first takes over that of the other experiment
+    assert disk == [count * (stale.row_bytes + 36) for count in images]
     keys = frozenset(each.key for each in again)
     workspace = Workspace(tmp_path, profile("cpu"), Stop(), stages=[*made.values()], again=keys)
     for stage in made.values():

@@ -246,9 +246,10 @@ def show_plan(
     """
     folder = (work_dir or default_folder(experiment)).absolute()
     recipe = recipe_of(experiment)
-    stages, again = _chosen(recipe.stages(experiment.profile), stage, start)
+    every = recipe.stages(experiment.profile)
+    stages, again = _chosen(every, stage, start)
     with interruptible() as stop, _passing_line() as tell, _told_of(experiment):
-        workspace = Workspace(store_of(folder), experiment.profile, stop)
+        workspace = Workspace(store_of(folder), experiment.profile, stop, stages=every)
         plan = make_plan(stages, again, workspace, lambda name: tell(f"plan: {name}"))
     click.echo(f"{experiment.name} on {experiment.profile.name} -> {shown(folder)} (dry run: nothing is written)")
     click.echo(f"{experiment.profile.summary}\n\n{page(plan, store_of(folder))}")

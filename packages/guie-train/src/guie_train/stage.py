@@ -254,7 +254,7 @@ class Workspace:
 
     def look(self) -> Workspace:
         """The same store, for one process to look at by itself; what it sees there is no part of the run."""
-        return Workspace(self.store, self.profile, self.stop, wait=self.wait)
+        return Workspace(self.store, self.profile, self.stop, stages=self.stages, wait=self.wait)
 
     def folder(self, stage: Stage[Any]) -> Path:
         """Where the outputs of `stage` are, or will be."""

@@ -173,13 +173,17 @@ class Features(Stage[FeatureStore]):
             return
         store = FeatureStore(folder)
         if theirs.about == store.about:
-            sharing = [other for other in workspace.stages if isinstance(other, Features) and other.key == self.key]
-            ours = [
-                each._images(workspace).hashes
-                for each in (self, *sharing)
-                if known(partial(workspace.complete, each.manifest))  # else its images aren't in the store
-            ]
-            store.take_over(theirs, but=np.concatenate(ours))
+            store.take_over(theirs, but=self._hashes(workspace))
+
+    def _hashes(self, workspace: Workspace) -> NDArray[np.bytes_]:
+        """The hashes, each once, of all images that stages of this experiment have in the store."""
+        sharing = [other for other in workspace.stages if isinstance(other, Features) and other.key == self.key]
+        hashes = [
+            each._images(workspace).hashes
+            for each in (self, *sharing)
+            if known(partial(workspace.complete, each.manifest))  # else its images aren't in the store
+        ]
+        return np.unique(np.concatenate(hashes))
 
     def open(self, folder: Path, backbone: Backbone) -> FeatureStore:
         """The store in `folder` for what this stage computes with `backbone`, made if it isn't there."""
@@ -366,7 +370,11 @@ class Features(Stage[FeatureStore]):
             f"{backbone.name} on {batch} at once, in {self.compute}{done}",
             parameters=parameters(backbone)[0],
             trained=0,
-            disk=None if todo is None else todo * (views * dimension * np.dtype(self.dtype).itemsize + HASH),
+            disk=(
+                None
+                if todo is None
+                else (todo + self._copied(outlook)) * (views * dimension * np.dtype(self.dtype).itemsize + HASH)
+            ),
             device=traced.peak,
             host=LIBRARIES + (weights if on_gpu else 0) + held * 4 * math.prod(image),
             seconds=None if wanted is None else seconds,
@@ -436,6 +444,16 @@ class Features(Stage[FeatureStore]):
         whole = [other for other in before if other.shape == "any"]
         todo = sum(count for name, count in wanted.items() if not any(other.wants(name) for other in whole))
         return sum(wanted.values()), todo, False
+
+    def _copied(self, outlook: Outlook) -> int:
+        """How many images of other experiments are taken over where the store is made again, by the first stage."""
+        folder = outlook.workspace.folder(self)
+        if not outlook.again(self) or not (folder / "store.json").exists():
+            return 0
+        if outlook.once((self.slug, self.key), list)[0] is not self:
+            return 0
+        store, ours = FeatureStore(folder), self._hashes(outlook.workspace)
+        return len(store) - int((~store.is_bad(ours)).sum()) + len(store.missing(ours))
 
     def _lighter(self, frozen: Frozen, batch: int, image: tuple[int, ...], memory: float) -> Iterator[str]:
         profile = frozen.outlook.profile
