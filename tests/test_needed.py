@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from guie_core import GuieError
+from guie_core import GuieError, Interrupted
 from guie_core.experiment import Experiment
 from guie_core.interrupt import Stop
 from guie_core.profiles import profile
@@ -211,6 +211,40 @@ def test_an_image_that_was_mended_is_tried_again(table: Path, tmp_path: Path, wh
     expected = Workspace(tmp_path / "afresh", profile("cpu"), Stop()).get(view)
     hashes = manifest.column("hash")[view.rows(manifest)]
     np.testing.assert_array_equal(mended.read(hashes), expected.read(hashes))
+
+
+@pytest.mark.parametrize("name", ["head", "classifier"])
+def test_a_training_that_was_interrupted_begins_anew_with_an_image_that_was_mended(
+    table: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    made = stages(table)
+    first = Workspace(tmp_path, profile("cpu"), Stop())
+    manifest = first.get(made["split"])
+    row = int(np.flatnonzero(manifest.column("split") == "train")[0])
+    path = Path(manifest.images()[row].path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+    def ask(stage: str, _: object) -> None:
+        if stage == name:
+            first.stop.request()
+
+    first.on_epoch = ask
+    try:
+        with pytest.raises(Interrupted):
+            first.get(made[name])
+    finally:
+        path.write_bytes(whole)
+    found = Workspace(tmp_path, profile("cpu"), Stop()).get(made[name])
+    warning = f"{name}: the images that can be decoded are no longer those of the training that was interrupted; it "
+    warning += f"begins anew, with {CLASSES * IMAGES} images"
+    assert [each.getMessage() for each in caplog.records].count(warning) == 1
+    expected = Workspace(tmp_path / "afresh", profile("cpu"), Stop()).get(made[name])
+    assert sorted(each.name for each in found.folder.iterdir()) == sorted(
+        each.name for each in expected.folder.iterdir()
+    )
+    one, other = (load_file(each.folder / "last.safetensors") for each in (found, expected))
+    assert all(torch.equal(one[key], other[key]) for key in other)
 
 
 def test_a_bad_image_of_another_copy_of_the_data_builds_no_backbone(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -9,11 +11,37 @@ import torch
 from torch import nn
 
 from guie_core import GuieError
-from guie_core.files import atomic_write
+from guie_core.files import atomic_write, remove_directory
+from guie_core.wording import plural
+from guie_datasets import Manifest
 from guie_train.device import out_of_memory
 
 if TYPE_CHECKING:
     from guie_train.fitting.fit import Fit
+
+log = logging.getLogger(__name__)
+
+
+def keep_if_of(images: Manifest, folder: Path, name: str) -> None:
+    """Empty the folder of a training, with a warning, unless what it has was begun with the same images.
+
+    Those that can be decoded are others once one of them was mended. The numbers of their rows, in which the order of
+    an epoch is told, are then others as well.
+    """
+    path = folder / "images.json"
+    now = json.dumps({"images": len(images), "digest": images.digest}).encode()
+    if (folder / "state.pt").exists() and path.exists():
+        if path.read_bytes() == now:
+            return
+        log.warning(
+            "%s: the images that can be decoded are no longer those of the training that was interrupted; it begins "
+            "anew, with %s",
+            *(name, plural(len(images), "image")),
+        )
+        remove_directory(folder)
+        folder.mkdir()
+    with atomic_write(path) as file:
+        file.write(now)
 
 
 def state_of(fit: Fit) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from guie_core.registry import build
 from guie_datasets import Manifest
 from guie_train.device import device_of
 from guie_train.feature_store import FeatureStore, usable
-from guie_train.fitting import Curve, Fit, Resident, Training, sampler_of
+from guie_train.fitting import Curve, Fit, Resident, Training, keep_if_of, sampler_of
 from guie_train.planning.forecast import Features, Forecast, Outlook, Trained
 from guie_train.planning.meta import on_meta
 from guie_train.planning.training import forecast_training
@@ -147,6 +147,7 @@ class FitClassifier(Stage[TrainedClassifier]):
         """Write the weights of the last epoch, the curves, and the state from which an interrupted run goes on."""
         store = workspace.get(self.features)
         manifest, _ = usable(workspace.get(self.manifest), store)
+        keep_if_of(manifest, folder, self.name)
         from sklearn.model_selection import StratifiedKFold  # here: an experiment is checked a second sooner
 
         device = device_of(workspace.profile)

@@ -24,7 +24,7 @@ from guie_models.backbones import Backbone
 from guie_models.backbones.weights import fingerprint
 from guie_train.device import autocast, device_of
 from guie_train.feature_store import usable
-from guie_train.fitting import Fit, Training, sampler_of
+from guie_train.fitting import Fit, Training, keep_if_of, sampler_of
 from guie_train.fitting.images import Images, Seen
 from guie_train.fitting.micro_batches import MicroBatches
 from guie_train.heads import LOSS_PROVIDES, HeadWithLoss, TrainedHead, build_loss, head_inputs, sizes_of, with_sizes
@@ -238,6 +238,7 @@ class FineTune(TrainsHead):
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write the chosen weights, checkpoints, the curves, and the state from which an interrupted run goes on."""
         manifest, kept = usable(workspace.get(self.manifest), workspace.get(self.train), workspace.get(self.valid))
+        keep_if_of(manifest, folder, self.name)
         profile, training = workspace.profile, self.training
         device = device_of(profile)
         rows = np.flatnonzero(manifest.column("split") == TRAIN)

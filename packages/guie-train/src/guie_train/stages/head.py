@@ -25,7 +25,7 @@ from guie_datasets.splits import TRAIN
 from guie_models.optimizers import build_optimizer, elementwise
 from guie_train.device import device_of
 from guie_train.feature_store import FeatureStore, usable
-from guie_train.fitting import Curve, Fit, Resident, Training, sampler_of, whole_batch
+from guie_train.fitting import Curve, Fit, Resident, Training, keep_if_of, sampler_of, whole_batch
 from guie_train.heads import LOSS_PROVIDES, HeadWithLoss, TrainedHead, build_loss, head_inputs
 from guie_train.planning.forecast import Features, Forecast, Outlook, Trained, about
 from guie_train.planning.known import known
@@ -198,6 +198,7 @@ class FitHead(TrainsHead):
         """Write the chosen weights, checkpoints, the curves, and the state from which an interrupted run goes on."""
         train, valid = workspace.get(self.train), workspace.get(self.valid)
         manifest, kept = usable(workspace.get(self.manifest), train, valid)
+        workspace.processes.from_first(lambda: keep_if_of(manifest, folder, self.name))
         device = device_of(workspace.profile)
         split = manifest.column("split")
         rows = np.flatnonzero(split == TRAIN)
