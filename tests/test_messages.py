@@ -91,6 +91,17 @@ def test_a_margin_that_the_loss_refuses(guie_train: Run) -> None:
         ("recipe.views.train=dict(type='RandomSquareCrop', area=(2, 1))", "recipe.views.train: area of a view is"),
         ("recipe.classifier.split_seed=-1", "recipe.classifier.split_seed: seed is -1"),
         ("recipe.seed=-1", "recipe.seed: seed is -1; it is a whole number from 0 to"),
+        (
+            "recipe.views.train.size=100000",
+            "recipe.views.train: size of a view is 100,000; it is the side of the square",
+        ),
+        ("recipe.arcface.optimizer.rho=-1", "recipe.arcface.optimizer: SAM: rho is -1"),
+        ("recipe.arcface.optimizer.base.lr=-1", "recipe.arcface.optimizer.base: AdamW (guie-models 0.1.0) refused its"),
+        ("recipe.classifier.training.optimizer.lr=-1", "recipe.classifier.training.optimizer: AdamW ("),
+        (
+            "recipe.finetune=dict(training=dict(epochs=1, batch_size=8, optimizer=dict(type='AdamW', lr=.1, betas=(2, .9))))",
+            "recipe.finetune.training.optimizer: AdamW (",
+        ),
         ("recipe.max_bad=2", "recipe.max_bad: max_bad is 2.0; it is a share of the images, from 0 to 1"),
     ],
 )
@@ -133,6 +144,34 @@ def test_no_choice_is_made_by_what_is_reported_on(guie_train: Run, overrides: li
     code, message = guie_train("--dry-run", *(part for override in overrides for part in ("--set", override)))
     assert code == 2
     assert message.startswith(f"error: 1 problem in experiments/quickstart.py\n  {told}")
+
+
+VIEW = """
+from guie_core import Entry, hookimpl
+from guie_models.views import Squash
+
+class Large(Squash):
+    def __init__(self, size, mean, std):
+        if size < 448:
+            raise ValueError(f"size is {size}; it is 448 or more.")
+        super().__init__(size, mean, std)
+
+@hookimpl
+def guie_views():
+    return [Entry("Large", f"{__name__}:Large", "A view for large images")]
+"""
+
+
+def test_a_view_is_asked_for_the_size_of_its_backbone(guie_train: Run, tmp_path: Path) -> None:
+    plugin = tmp_path / "large.py"
+    plugin.write_text(VIEW)
+    options = ["--plugin", str(plugin), "--set", "recipe.views.train=dict(type='Large')", "--dry-run"]
+    backbone = "recipe.backbone=dict(type='timm/test_resnet', weights='none', image_size={})".format
+    code, message = guie_train(*options, "--set", backbone(448))
+    assert (code, message) == (0, "")
+    code, message = guie_train(*options, "--set", backbone(256))
+    assert code == 2
+    assert "recipe.views.train: Large (large.py) refused its arguments: size is 256; it is 448 or more." in message
 
 
 def test_the_nearest_name_of_a_metric_is_told(guie_train: Run) -> None:

@@ -199,7 +199,8 @@ def test_size_values() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(size=0), "size of a view is 0"),
+        (dict(size=0), "size of a view is 0; it is the side of the square in pixels, from 1 to 10,000"),
+        (dict(size=10_001), "size of a view is 10,001"),
         (dict(center_crop=0.0), "center_crop of a view is 0.0"),
         (dict(center_crop=1.2), "center_crop of a view is 1.2"),
         (dict(interpolation="nearest"), "'bicubic' or 'bilinear'"),

@@ -20,6 +20,8 @@ from guie_core import UsageError
 
 Interpolation = Literal["bicubic", "bilinear"]
 
+LARGEST = 10_000
+"""Pixels of a view's side: as many in all as the largest images that data sets take."""
 MANY_PIXELS = 2**22
 """An image that would be resized or padded to more than this, 50 MB in float32, is resized by matrices of weights
 instead, one axis at a time: the same but for rounding, without the large copy."""
@@ -45,8 +47,8 @@ def _channels(values: Sequence[float], name: str) -> Tensor:
 
 
 def _check(size: int, std: Sequence[float], interpolation: str) -> None:
-    if size < 1:
-        raise UsageError(f"size of a view is {size}; it is the side of the square in pixels, 1 or more.")
+    if not 1 <= size <= LARGEST:
+        raise UsageError(f"size of a view is {size:,}; it is the side of the square in pixels, from 1 to {LARGEST:,}.")
     if any(value <= 0 for value in std):
         raise UsageError(f"std of a view is {tuple(std)}; pixels are divided by it, so each value is above 0.")
     if interpolation not in ("bicubic", "bilinear"):

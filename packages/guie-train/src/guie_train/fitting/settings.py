@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from guie_core import Config, GuieError, Slot
+import torch
+from torch import nn
+
+from guie_core import Config, ExperimentError, GuieError, Slot
 from guie_core.registry import build
+from guie_models.optimizers import build_optimizer
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -79,13 +83,25 @@ class Training:
             raise ValueError(f"ema_decay is {self.ema_decay}; it is 0 (no average) to below 1, such as 0.999.")
         if self.decay is not None and not 0 < self.decay <= 1:
             raise ValueError(f"decay is {self.decay}; it is above 0 and up to 1.")
-        if (rate := _rate(self.optimizer)) is None:
+        rate = _rate(self.optimizer)
+        if rate is None or rate < 0:  # which the optimizer refuses
             return
         for name, used in {"lr_min": self.decay is None, "warmup_lr": self.warmup_epochs > 0}.items():
             if used and (value := getattr(self, name)) > rate:
                 raise ValueError(
                     f"{name} is {value:g}, above the optimizer's own lr, {rate:g}; lower it, such as to {rate / 10:g}."
                 )
+
+    def check(self, where: str) -> None:
+        """Raise ExperimentError, with keys below `where`, where the optimizer refuses its settings."""
+        key = f"{where}.optimizer"
+        try:
+            build_optimizer(self.optimizer, [nn.Parameter(torch.zeros(1, 1))], key)
+        except ExperimentError as error:  # one within another says where it is in that one
+            inner = [
+                each if each.where == key else replace(each, where=f"{key}.{each.where}") for each in error.problems
+            ]
+            raise ExperimentError(inner) from error
 
     def warn(self, where: str) -> None:
         """Warn of what makes little sense, though a first try of a recipe may want it; `where` is what the settings are

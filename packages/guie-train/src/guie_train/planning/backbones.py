@@ -32,7 +32,7 @@ class Frozen:
         """Built once for an outlook."""
 
         key = json.dumps(config, sort_keys=True, default=str)
-        return cls(config, outlook, outlook.once(("backbone", key), lambda: on_meta(lambda: _built(config))))
+        return cls(config, outlook, outlook.once(("backbone", key), lambda: on_meta(lambda: without_weights(config))))
 
     def traced(self, batch: int, dtype: str, shape: tuple[int, ...]) -> Traced:
         """A batch of images of [3, h, w] through it, its weights and arithmetic in `dtype`."""
@@ -50,7 +50,7 @@ class Frozen:
             return self.backbone
 
         def make() -> torch.nn.Module:
-            return ReducedPrecision(_built(self.config), getattr(torch, dtype))
+            return ReducedPrecision(without_weights(self.config), getattr(torch, dtype))
 
         return self.outlook.once((self.backbone, dtype), lambda: on_meta(make))
 
@@ -80,8 +80,8 @@ class Frozen:
                     yield Missing(what, "no such file or installed package: correct recipe.backbone.weights")
 
 
-def _built(config: Mapping[str, Any]) -> Backbone:
-    """Without weights, where it takes such."""
+def without_weights(config: Mapping[str, Any]) -> Backbone:
+    """The backbone of an experiment, without reading or fetching its weights, where it takes such."""
     plain = {name: value for name, value in config.items() if name != "weights"}
     built: Backbone = build("backbones", plain, where="recipe.backbone", weights="none")
     return built

@@ -17,6 +17,9 @@ from guie_datasets.splits import TRAIN
 from guie_train.device import compute_dtype
 from guie_train.fitting import Training
 from guie_train.heads import LOSS_PROVIDES, TrainedHead
+from guie_train.planning.backbones import without_weights
+from guie_train.planning.known import known
+from guie_train.planning.meta import on_meta
 from guie_train.report import Images, Report
 from guie_train.retrieval import Protocol
 from guie_train.retrieval.metrics import refused
@@ -41,11 +44,16 @@ class Views:
     valid: ViewConfig
     classifier: ViewConfig
 
-    def check(self) -> None:
-        """Raise ExperimentError if a view refuses its settings."""
+    def check(self, backbone: Config) -> None:
+        """Raise ExperimentError if a view refuses its settings, for a backbone of this configuration."""
+        pixels: dict[str, Any] = {"size": 224, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
         for name in ("train", "valid", "classifier"):
-            pixels: dict[str, Any] = {"size": 224, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-            build("views", getattr(self, name), where=f"recipe.views.{name}", **pixels)
+            view, where = getattr(self, name), f"recipe.views.{name}"
+            try:
+                build("views", view, where=where, **pixels)
+            except UsageError:  # perhaps for its size, which is the backbone's: that takes a second to tell
+                size = known(lambda: on_meta(lambda: without_weights(backbone)).image_size)
+                build("views", view, where=where, **pixels | ({} if size is None else {"size": size}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +200,15 @@ class ArcFaceThenClassifier:
             "recipe.classifier.split_seed": lambda: check_seed(self.classifier.split_seed if self.classifier else 0),
             "recipe.selection.protocol": lambda: _built(self.selection.protocol, "recipe.selection.protocol"),
             "recipe.evaluation.protocol": lambda: self.reported,
-            "recipe.views": self.views.check,
+            "recipe.views": lambda: self.views.check(self.backbone),
+            "recipe.arcface": lambda: self.arcface.check("recipe.arcface"),
         }
+        if self.finetune:
+            tuning = self.finetune.training
+            checks["recipe.finetune.training"] = lambda: tuning.check("recipe.finetune.training")
+        if self.classifier:
+            fitting = self.classifier.training
+            checks["recipe.classifier.training"] = lambda: fitting.check("recipe.classifier.training")
         for where, check in checks.items():
             try:
                 check()
