@@ -181,7 +181,9 @@ def test_images_that_splits_of_the_data_share_are_warned_of(
     splits = np.where(np.arange(rows) == 9, "test", np.where(np.arange(rows) == rows - 1, "select", ""))
     twice.with_column("label", labels).with_column("split", splits).write(images.parent / "photos.parquet")
     whole = Prepare(name="prepare", data=[{"type": "manifest", "path": str(images.parent / "photos.parquet")}])
-    done = run(tmp_path / "store", Split(name="split", manifest=whole, splits=[]))
+    stage = Split(name="split", manifest=whole, splits=[])
+    done = run(tmp_path / "store", stage)
+    assert stage.summary(done).endswith("; in two splits of the data: 1")
     assert sorted(done.column("split")[done.column("split") != "train"]) == ["select", "test"]
     (warning,) = [each.getMessage() for each in caplog.records if each.getMessage().startswith("split: ")]
     assert "share images, and keep them: 1 in 'select' and 'test'. " in warning

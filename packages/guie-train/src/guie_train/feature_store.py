@@ -271,10 +271,9 @@ class FeatureStore:
             bad = other.bad
         except GuieError:
             return
-        there = {image.hash for image in self.bad}.union(
-            *(known.astype("U32").tolist() for known in (but, self._lookup[0]))
-        )
-        self.add_bad(image for image in bad if image.hash not in there)
+        hashes = np.array([image.hash for image in bad], "S32")
+        there = np.isin(hashes, but) | np.isin(hashes, self._lookup[0]) | self.is_bad(hashes)
+        self.add_bad(image for image, known in zip(bad, there, strict=True) if not known)
 
     @contextmanager
     def _shard_with_room(self) -> Iterator[tuple[int, Path, NDArray[Any]]]:

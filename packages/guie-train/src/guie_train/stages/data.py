@@ -204,7 +204,7 @@ class Split(Stage[Manifest]):
                 listing(map(_told, shared), 5),
                 shown(workspace.folder(self) / "quarantine.csv"),
             )
-        if both := done.provenance.get("shared_by_splits", []):
+        if both := _shared(done):
             log.warning(
                 "%s: splits that the data have share images, and keep them: %s. What is measured on one of them was "
                 "seen in the other; guie data leaks %s shows them",
@@ -244,12 +244,20 @@ class Split(Stage[Manifest]):
         parts = [f"{name} {part.images:,} of {plural(part.classes, 'class')}" for name, part in splits.items()]
         left_out = sum(each["images"] for each in _left_out(output))
         aside = f"; left out as they are in another split: {left_out:,}, in quarantine.csv" if left_out else ""
-        return ", ".join(parts) + aside
+        shared = sum(each["images"] for each in _shared(output))
+        both = f"; in two splits of the data: {shared:,}" if shared else ""
+        return ", ".join(parts) + aside + both
 
 
 def _left_out(manifest: Manifest) -> list[dict[str, Any]]:
     """What was left out of its splits, as `split` counts it."""
     found: list[dict[str, Any]] = manifest.provenance.get("left_out_of_splits", [])
+    return found
+
+
+def _shared(manifest: Manifest) -> list[dict[str, Any]]:
+    """What splits of the data share, as `split` counts it."""
+    found: list[dict[str, Any]] = manifest.provenance.get("shared_by_splits", [])
     return found
 
 

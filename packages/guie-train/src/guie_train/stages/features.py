@@ -183,7 +183,7 @@ class Features(Stage[FeatureStore]):
             for each in (self, *sharing)
             if known(partial(workspace.complete, each.manifest))  # else its images aren't in the store
         ]
-        return np.unique(np.concatenate(hashes))
+        return np.unique(np.concatenate([np.empty(0, "S32"), *hashes]))
 
     def open(self, folder: Path, backbone: Backbone) -> FeatureStore:
         """The store in `folder` for what this stage computes with `backbone`, made if it isn't there."""
