@@ -99,7 +99,7 @@ def test_a_margin_that_the_loss_refuses(guie_train: Run) -> None:
         ("recipe.arcface.optimizer.base.lr=-1", "recipe.arcface.optimizer.base: AdamW (guie-models 0.1.0) refused its"),
         ("recipe.classifier.training.optimizer.lr=-1", "recipe.classifier.training.optimizer: AdamW ("),
         (
-            "recipe.finetune=dict(training=dict(epochs=1, batch_size=8, optimizer=dict(type='AdamW', lr=.1, betas=(2, .9))))",
+            "recipe.finetune=dict(training=dict(epochs=1, batch_size=8, optimizer=dict(type='AdamW', betas=(2, .9))))",
             "recipe.finetune.training.optimizer: AdamW (",
         ),
         ("recipe.max_bad=2", "recipe.max_bad: max_bad is 2.0; it is a share of the images, from 0 to 1"),

@@ -592,6 +592,22 @@ def test_a_run_that_ends_with_its_evaluation_is_listed_with_its_score(
     assert [f"{float(value):.3f}" for value in re.findall(r"1  (0\.\d{4})  ", guie("runs", "best")[1])] == [told]
 
 
+def test_a_report_has_no_components_that_no_image_has_a_part_in(guie: Callable[..., tuple[int, str, str]]) -> None:
+    """A few images span fewer dimensions than they have features: other directions would be drawn by rounding."""
+    _, *asked = sweep("--set", "recipe.arcface.epochs=1", "--set", "recipe.evaluation.pca=64", "--stage", "evaluate")
+    code, out, err = guie("guie-train", *asked)
+    assert code == 0, err
+    (images,) = re.findall(r"split .*train (\d+) of", out)
+    assert int(images) < 64
+    least = int(images) - 1
+    told = f"recipe.evaluation.pca: {images} training images span {least} dimensions at most, and the report has PCA-"
+    assert err.count(f"warning: evaluate: {told}{least} instead of PCA-64") == 1
+    scores = json.loads((FOLDER / "run.json").read_text())["records"]["scores"]
+    found = [(score["system"], score["dimension"]) for score in scores]
+    assert (f"PCA-{least}", least) in found
+    assert "PCA-64" not in dict(found)
+
+
 def test_scores_that_no_stage_tells_are_those_of_the_report(
     guie: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,7 +114,7 @@ class Evaluation:
     Args:
         protocol: which images ask and which answer; they are in its `split`, which nothing else uses.
         metrics: figures to report.
-        pca: dimensions of the untrained baseline; 0 leaves it out.
+        pca: dimensions of the untrained baseline, fewer where there are fewer training images; 0 leaves it out.
     """
 
     protocol: Annotated[Config, Slot("protocols")]

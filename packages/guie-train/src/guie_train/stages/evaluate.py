@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from guie_train.stage import Stage, Workspace
 from guie_train.stages.augmentation import Switched
 from guie_train.stages.classifier import TrainedClassifier
 from guie_train.stages.selection import answerable_pairs, check_pairs, expected_pairs
+
+log = logging.getLogger(__name__)
 
 FOUND = 200  # bytes that are kept of a query: its neighbours, and what it asks for
 RAW, TRAINED = "raw features", "trained"  # what all are compared with, and what is exported
@@ -60,10 +63,23 @@ class Evaluate(Stage[list[System]]):
     pca: int
 
     def check(self, workspace: Workspace) -> None:
-        """Raise GuieError if there is nothing to report on, or no such PCA."""
-        check_pairs(self.protocol, "recipe.evaluation.protocol", workspace.get(self.manifest), self.name)
+        """Raise GuieError if there is nothing to report on, or no such PCA; warn of one that few images don't span."""
+        manifest = workspace.get(self.manifest)
+        check_pairs(self.protocol, "recipe.evaluation.protocol", manifest, self.name)
         if (store := known(lambda: FeatureStore(workspace.folder(self.train)))) is not None:
             self._check_pca(store.dimension)
+        images = int((manifest.column("split") == TRAIN).sum())
+        if (most := self._components(images)) < self.pca:
+            log.warning(
+                "%s: recipe.evaluation.pca: %d training images span %d dimensions at most, and the report has PCA-%d "
+                "instead of PCA-%d. Lower it, or add data",
+                *(self.name, images, most, most, self.pca),
+            )
+
+    def _components(self, images: int) -> int:
+        """How many principal components so many images have: what is left of the space is the same for all of them, and
+        its directions would be drawn by rounding."""
+        return min(self.pca, max(images - 1, 0))
 
     def _check_pca(self, dimension: int) -> None:
         if self.pca > dimension:
@@ -119,9 +135,10 @@ class Evaluate(Stage[list[System]]):
             return lambda store, at: head(head_inputs(head, store, manifest, at))
 
         systems: dict[str, Embed] = {RAW: lambda store, at: torch.from_numpy(store.read(manifest.column("hash")[at]))}
-        if self.pca:
-            pca = PCA.fit(systems[RAW](train, np.flatnonzero(split == TRAIN)), self.pca)
-            systems[f"PCA-{self.pca}"] = lambda store, at: pca(systems[RAW](store, at))
+        fitted = np.flatnonzero(split == TRAIN)
+        if components := self._components(len(fitted)):
+            pca = PCA.fit(systems[RAW](train, fitted), components)
+            systems[f"PCA-{components}"] = lambda store, at: pca(systems[RAW](store, at))
         if self.untuned:
             systems[UNTUNED] = by(self.untuned)
         systems[TRAINED] = by(self.head)
