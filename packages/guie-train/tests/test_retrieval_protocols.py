@@ -109,7 +109,7 @@ def test_what_is_expected_of_splits_is_what_comes_of_them() -> None:
         FirstAgainstSecond(),
         FirstAgainstSecond(distractors=1),
         FirstAgainstSecond(max_index=30, max_queries=7),
-        FirstAgainstSecond(distractors=1000, distractor_splits=("valid", "nowhere")),
+        FirstAgainstSecond(distractors=1000, distractor_splits=("valid",)),
     ):
         pairs = protocol.pairs(frame["label"].to_numpy(), frame["split"].to_numpy())
         asked = np.union1d(pairs.queries, pairs.index)
@@ -123,6 +123,18 @@ def test_a_split_that_is_not_there_is_told_with_the_nearest_name() -> None:
         LeaveOneOut("tset").pairs(frame["label"], frame["split"])
     with pytest.raises(GuieError, match=told):
         FirstAgainstSecond("tset").expected(extents(frame))
+    splits = ("train", "tset")
+    with pytest.raises(GuieError, match=told):
+        FirstAgainstSecond(distractor_splits=splits).pairs(frame["label"], frame["split"])
+    with pytest.raises(GuieError, match=told):
+        FirstAgainstSecond(distractor_splits=splits).expected(extents(frame))
+
+
+def test_distractors_come_from_training_and_validation_as_far_as_there_are_such() -> None:
+    labels, splits = [7, 7, 1, 2, 3, 4], ["select"] * 2 + ["train"] * 2 + ["test"] * 2
+    assert FirstAgainstSecond().pairs(labels, splits).index.tolist() == [1, 2, 3]
+    splits[4:] = ["valid"] * 2
+    assert set(FirstAgainstSecond(distractors=4).pairs(labels, splits).index.tolist()) == {1, 2, 3, 4, 5}
 
 
 @pytest.mark.parametrize("setting", [{"distractors": -1}, {"max_index": 0}, {"max_queries": 0}])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol as Interface
 
@@ -13,6 +13,7 @@ from guie_core import GuieError
 from guie_core.wording import did_you_mean
 from guie_datasets import Extent
 from guie_datasets.checks import check_seed
+from guie_datasets.splits import TRAIN
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +84,8 @@ class FirstAgainstSecond:
         seed: of the draw.
         max_index: images in the index at most.
         max_queries: queries at most.
-        distractor_splits: where distractors come from. What is set aside for reporting has no place here: it would take
-            part in a choice.
+        distractor_splits: where distractors come from; None: from "train" and "valid", as far as there are such. What
+            is set aside for reporting has no place here: it would take part in a choice.
     """
 
     split: str = "select"
@@ -92,7 +93,7 @@ class FirstAgainstSecond:
     seed: int = 0
     max_index: int = 20_000
     max_queries: int = 5_000
-    distractor_splits: tuple[str, ...] = ("train", "valid")
+    distractor_splits: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, least in {"distractors": 0, "max_index": 1, "max_queries": 1}.items():
@@ -104,7 +105,8 @@ class FirstAgainstSecond:
         """Queries and index.
 
         Raises:
-            GuieError: no row has that split, or none of its classes has two images.
+            GuieError: no row has that split, or one that distractors are to come from; or none of its classes has two
+                images.
         """
         label, split = np.asarray(labels), np.asarray(splits)
         rows = _rows(split, self.split)
@@ -117,7 +119,8 @@ class FirstAgainstSecond:
         if not len(index):
             raise GuieError(f"no class of split {self.split!r} has two images, so no query can be answered")
 
-        others = np.flatnonzero(np.isin(split, self.distractor_splits) & ~np.isin(label, label[queries]))
+        distractors = self._distractor_splits(np.unique(split).tolist())
+        others = np.flatnonzero(np.isin(split, distractors) & ~np.isin(label, label[queries]))
         _, at = np.unique(label[others], return_index=True)
         others = others[np.sort(at)]  # the first image of each class, by row
         count = min(self.distractors * len(index), len(others))
@@ -132,10 +135,19 @@ class FirstAgainstSecond:
         Raises GuieError where there is no such split.
         """
         classes = _extent(splits, self.split).classes
-        others = sum(splits[name].classes for name in self.distractor_splits if name in splits)
+        others = sum(splits[name].classes for name in self._distractor_splits(splits))
         queries = min(classes, self.max_queries)
         index = min(classes + min(self.distractors * classes, others), self.max_index)
         return Expected(queries, index, queries + index)
+
+    def _distractor_splits(self, there: Collection[str]) -> list[str]:
+        """Where distractors come from, of the splits that are there. Raises GuieError where one that is named isn't."""
+        if self.distractor_splits is None:
+            return [name for name in (TRAIN, "valid") if name in there]
+        for name in self.distractor_splits:
+            if name not in there:
+                raise _no_split(name, there)
+        return list(self.distractor_splits)
 
 
 def _rows(splits: NDArray[np.str_], name: str) -> NDArray[np.int64]:
