@@ -200,6 +200,19 @@ def test_limits_that_no_export_keeps(guie_train: Run) -> None:
     assert "recipe.exports.0: min_cosine is 2; it is from -1 to 1." in message
 
 
+def test_exports_that_would_be_one_file(guie_train: Run) -> None:
+    exports = ["type='Onnx'", "type='TorchScript'", "type='Onnx', min_cosine=.99", "type='Onnx', precision='int8'"]
+    listed = ", ".join(f"dict({each})" for each in exports)
+    for options in ((), ("--dry-run",)):
+        code, message = guie_train("--set", f"recipe.exports=[{listed}]", *options)
+        assert code == 2
+        assert message.endswith(
+            "error: 1 problem in experiments/quickstart.py\n"
+            "  recipe.exports.2: it writes model.onnx, which recipe.exports.0 writes as well. Leave one of them out.\n"
+        )
+        assert "features" not in message
+
+
 def test_a_plan_of_more_classes_to_hold_out_than_there_are(guie_train: Run) -> None:
     code, message = guie_train("--set", "recipe.splits.0.classes=2000", "--dry-run")
     assert code == 1

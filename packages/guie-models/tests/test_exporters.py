@@ -357,7 +357,9 @@ def test_onnx_in_fewer_bits(
     whole = Onnx().export(embedder, tmp_path / "32", photos)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        report = Onnx(precision=precision).export(embedder, tmp_path, photos)
+        exporter = Onnx(precision=precision)
+        report = exporter.export(embedder, tmp_path, photos)
+        assert report.path.name == exporter.filename
     assert [path.name for path in tmp_path.glob("*.onnx")] == [f"model-{precision}.onnx"]
     assert report.bytes < share * whole.bytes
     assert report.min_cosine > cosine

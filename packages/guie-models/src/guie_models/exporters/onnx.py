@@ -60,6 +60,7 @@ class Onnx:
         if precision not in LIMITS:
             raise UsageError(f"ONNX: precision is {precision!r}; it is one of {', '.join(LIMITS)}.")
         self.precision = precision
+        self.filename = "model.onnx" if precision == "float32" else f"model-{precision}.onnx"
         given = {"max_difference": max_difference, "min_cosine": min_cosine, "min_agreement": min_agreement}
         self.limits = replace(LIMITS[precision], **{name: value for name, value in given.items() if value is not None})
         missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]

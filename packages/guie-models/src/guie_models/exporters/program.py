@@ -25,6 +25,8 @@ class Program:
     `images` before it gets its name; beyond the limits nothing is left and GuieError is raised.
     """
 
+    filename = "model.pt2"
+
     def __init__(self, max_difference: float = 1e-4, min_cosine: float = 0.9999) -> None:
         self.limits = Limits(max_difference, min_cosine)
 
@@ -39,7 +41,7 @@ class Program:
         with staged(Path(directory)) as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
-            path = folder / "model.pt2"
+            path = folder / self.filename
             try:
                 program = torch.export.export(Preprocessed(embedder.folded()).eval(), example, dynamic_shapes=shapes)
                 buffer = io.BytesIO()  # torch's own writing to a file ends the process when the disk is full

@@ -23,6 +23,8 @@ class Safetensors:
     model was trained on and under which licence.
     """
 
+    filename = "embedder.safetensors"
+
     def __init__(self, categories: Sequence[str] = (), about: str = "", max_difference: float = 1e-6) -> None:
         self.categories = tuple(categories)
         self.about = about
@@ -34,7 +36,7 @@ class Safetensors:
         embedder, raw = ready(embedder, images, "safetensors")
         expected = embedder.embed(raw)
         with staged(Path(directory)) as folder:
-            path = folder / "embedder.safetensors"
+            path = folder / self.filename
             save(embedder, path, self.categories)
             loaded = load(path)
             final = Path(directory) / path.name

@@ -23,6 +23,8 @@ class TorchScript:
     value, below `min_cosine` for any image, or with another top-5 nothing is left and GuieError is raised.
     """
 
+    filename = "saved_model.pt"
+
     def __init__(self, max_difference: float = 1e-4, min_cosine: float = 0.9999) -> None:
         self.limits = Limits(max_difference, min_cosine)
 
@@ -33,7 +35,7 @@ class TorchScript:
         batches = [image.to(torch.float32).unsqueeze(0) for image in raw]
         expected = torch.cat([embedder(image) for image in batches])
         with staged(Path(directory)) as folder, _quiet.torchscript():
-            path = folder / "saved_model.pt"
+            path = folder / self.filename
             try:
                 with open(path, "wb") as file:
                     torch.jit.save(embedder.script(), file)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import torch
 
-from guie_core import Config, Interrupted, Slot
+from guie_core import Config, ExperimentError, Interrupted, Problem, Slot
 from guie_core.files import atomic_write
 from guie_core.profiles import Profile
 from guie_core.progress import bar
@@ -30,6 +30,7 @@ from guie_train.stages.augmentation import Switched
 from guie_train.stages.classifier import TrainedClassifier
 from guie_train.stages.features import ViewConfig
 
+_ONE_FILE = "it writes {name}, which {other} writes as well. Leave one of them out."
 CODE = 180_000  # bytes of an exported file that are not weights
 ONNX = 0.2e9
 """Bytes of memory that a first export to ONNX takes besides weights, for onnx, onnxscript, onnxruntime and what torch's
@@ -75,11 +76,23 @@ class Export(Stage[list[ExportReport]]):
         return embedder.eval()
 
     def check(self, workspace: Workspace) -> None:
-        """Raise GuieError if an exporter refuses its settings, or lacks what it needs."""
+        """Raise GuieError if an exporter refuses its settings or lacks what it needs, or two write the same file."""
         self._exporters()
 
     def _exporters(self) -> list[Any]:
-        return [build("exporters", config, where=f"recipe.exports.{i}") for i, config in enumerate(self.exporters)]
+        built = {
+            f"recipe.exports.{i}": build("exporters", config, where=f"recipe.exports.{i}")
+            for i, config in enumerate(self.exporters)
+        }
+        first: dict[str, str] = {}  # by the file's name
+        problems = []
+        for where, exporter in built.items():
+            name = getattr(exporter, "filename", "")
+            if name and first.setdefault(name, where) != where:
+                problems.append(Problem(where, _ONE_FILE.format(name=name, other=first[name])))
+        if problems:
+            raise ExperimentError(problems)
+        return list(built.values())
 
     def forecast(self, outlook: Outlook) -> Forecast:
         """The embedder's weights, once in each format. In memory they are three times, the model, what is written of
@@ -125,10 +138,15 @@ class Export(Stage[list[ExportReport]]):
         read = read_images(refs, workers=workspace.profile.workers, on_bad=lambda index, error: None)
         images = [torch.from_numpy(image) for image in read if image is not None]
         embedder = self.embedder(workspace)
-        reports = []
+        reports: list[ExportReport] = []
         with bar(len(self.exporters), self.name, unit="format") as progress, caching_allocator():
             for i, exporter in enumerate(self._exporters()):
-                reports.append(exporter.export(embedder, folder, images))
+                report = exporter.export(embedder, folder, images)
+                for other, earlier in enumerate(reports):  # of exporters that don't say ahead what they write
+                    if earlier.path.name == report.path.name:
+                        told = _ONE_FILE.format(name=report.path.name, other=f"recipe.exports.{other}")
+                        raise ExperimentError([Problem(f"recipe.exports.{i}", told)])
+                reports.append(report)
                 progress.advance(1)
                 if workspace.stop and i + 1 < len(self.exporters):
                     raise Interrupted(f"{self.name}: {i + 1} of {len(self.exporters)} formats are written")
