@@ -14,6 +14,7 @@ more than the clock where a machine is shared (of a DataLoader's processes it is
 - "decoding alone" is guie's: photos to views, by as many workers; "model alone" the same batches, ready in memory.
   Extraction does both at once. On a GPU it can come near the slower of the two; on a CPU they share the cores, so that
   the sum of both is what can be had, and the last lines say how near to either extraction is.
+- "uncached" is the model without `guie_train.allocator`: C's library takes the memory of a batch from the system anew.
 - The cosine is that of features less the mean feature, which says what tells images apart; features of a random network
   are alike, and their plain cosine is nearly 1 whatever one does.
 """
@@ -41,6 +42,7 @@ from torch.utils.data import DataLoader, Dataset
 from guie_core import build
 from guie_datasets import ImageRef, read_images
 from guie_models.embedder import ReducedPrecision
+from guie_train.allocator import caching_allocator
 from guie_train.extraction import Extractor, features_of
 
 Way = Callable[[], Tensor]
@@ -127,8 +129,12 @@ def compare(model: str, paths: list[str], batch: int, rounds: int, workers: int)
         transform = lambda image: view(torch.from_numpy(image), 0)  # noqa: E731
         return torch.stack(list(read_images(refs, workers=workers, transform=transform))).mean((2, 3))
 
-    def alone(dtype: str) -> Tensor:
+    def uncached(dtype: str) -> Tensor:
         return torch.cat([extractors[dtype](part) for part in seen.split(batch)])
+
+    def alone(dtype: str) -> Tensor:
+        with caching_allocator():
+            return uncached(dtype)
 
     def autocast() -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
@@ -139,8 +145,10 @@ def compare(model: str, paths: list[str], batch: int, rounds: int, workers: int)
         "plain loop, float32": partial(loop, batch, 0),
         f"plain loop, float32, DataLoader of {workers} processes": partial(loop, batch, workers),
         "guie, decoding alone": decoding,
+        "guie, model alone, float32, uncached": partial(uncached, "float32"),
         "guie, model alone, float32": partial(alone, "float32"),
         "guie, model alone, bfloat16, by autocast": autocast,
+        "guie, model alone, bfloat16, uncached": partial(uncached, "bfloat16"),
         "guie, model alone, bfloat16": partial(alone, "bfloat16"),
         "guie, extraction, float32": partial(extraction, extractors["float32"], refs, view, workers),
         "guie, extraction, bfloat16": partial(extraction, extractors["bfloat16"], refs, view, workers),
