@@ -135,6 +135,11 @@ def test_what_would_be_refused_after_training_is_refused_before_anything(
             "recipe.selection.protocol.distractor_splits: 'test' is what recipe.evaluation.protocol.split reports on",
         ),
         (
+            # of which distractors are, unless others are named
+            ["recipe.selection.protocol=dict(type='FirstAgainstSecond')", "recipe.evaluation.protocol.split=valid"],
+            "recipe.selection.protocol.distractor_splits: 'valid' is what recipe.evaluation.protocol.split reports on",
+        ),
+        (
             ["recipe.evaluation.protocol.split=train"],
             "recipe.evaluation.protocol.split: 'train' is what is trained on",
         ),
@@ -144,6 +149,12 @@ def test_no_choice_is_made_by_what_is_reported_on(guie_train: Run, overrides: li
     code, message = guie_train("--dry-run", *(part for override in overrides for part in ("--set", override)))
     assert code == 2
     assert message.startswith(f"error: 1 problem in experiments/quickstart.py\n  {told}")
+
+
+def test_a_plan_needs_no_data_where_the_backbone_is_tuned(guie_train: Run) -> None:
+    tuning = "recipe.finetune=dict(training=dict(epochs=1, batch_size=8, optimizer=dict(type='AdamW', lr=1e-4)))"
+    data = "recipe.data=[dict(type='folder', root='nope')]"
+    assert guie_train("--dry-run", "--set", tuning, "--set", data)[0] == 0
 
 
 VIEW = """

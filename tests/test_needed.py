@@ -213,6 +213,28 @@ def test_an_image_that_was_mended_is_tried_again(table: Path, tmp_path: Path, wh
     np.testing.assert_array_equal(mended.read(hashes), expected.read(hashes))
 
 
+def test_a_training_that_was_interrupted_goes_on_where_an_image_that_it_does_not_see_was_mended(
+    table: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = stages(table)
+    first = Workspace(tmp_path, profile("cpu"), Stop())
+    manifest = first.get(made["split"])
+    path = Path(manifest.images()[int(np.flatnonzero(manifest.column("split") == "test")[0])].path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    first.on_epoch = lambda stage, _: first.stop.request()
+    try:
+        with pytest.raises(Interrupted):
+            first.get(made["head"])
+    finally:
+        path.write_bytes(whole)
+    found = Workspace(tmp_path, profile("cpu"), Stop()).get(made["head"])
+    assert not [each for each in caplog.records if "begins anew" in each.getMessage()]
+    expected = Workspace(tmp_path / "afresh", profile("cpu"), Stop()).get(made["head"])
+    one, other = (load_file(each.folder / "last.safetensors") for each in (found, expected))
+    assert all(torch.equal(one[key], other[key]) for key in other)
+
+
 @pytest.mark.parametrize("name", ["head", "classifier"])
 def test_a_training_that_was_interrupted_begins_anew_with_an_image_that_was_mended(
     table: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
@@ -237,7 +259,7 @@ def test_a_training_that_was_interrupted_begins_anew_with_an_image_that_was_mend
         path.write_bytes(whole)
     found = Workspace(tmp_path, profile("cpu"), Stop()).get(made[name])
     warning = f"{name}: the images that can be decoded are no longer those of the training that was interrupted; it "
-    warning += f"begins anew, with {CLASSES * IMAGES} images"
+    warning += f"begins anew, with {int((manifest.column('split') != 'test').sum())} images"
     assert [each.getMessage() for each in caplog.records].count(warning) == 1
     expected = Workspace(tmp_path / "afresh", profile("cpu"), Stop()).get(made[name])
     assert sorted(each.name for each in found.folder.iterdir()) == sorted(
@@ -336,6 +358,21 @@ def test_features_that_are_made_again_are_made_of_all_images(table: Path, tmp_pa
     after = FeatureStore(store.folder)
     np.testing.assert_array_equal(after.read(hashes), expected)
     np.testing.assert_array_equal(after.read(np.array([OTHER])), np.ones((1, after.dimension)))
+
+
+def test_features_that_are_made_again_leave_those_of_stages_that_are_not(table: Path, tmp_path: Path) -> None:
+    """As with --stage, which ends a run before they would have their turn."""
+    made = stages(table, *ONE_VIEW)
+    workspace = run(tmp_path, made)
+    hashes = np.unique(workspace.get(made["split"]).column("hash")).astype("U32")
+    expected = FeatureStore(workspace.folder(made["features valid"])).read(hashes)
+    chosen, again = _chosen([*made.values()], "features train", "features train")
+    keys = frozenset(each.key for each in again)
+    workspace = Workspace(tmp_path, profile("cpu"), Stop(), stages=chosen, again=keys)
+    for stage in chosen:
+        workspace.get(stage)
+    assert Workspace(tmp_path, profile("cpu"), Stop()).complete(made["features valid"])
+    np.testing.assert_array_equal(FeatureStore(workspace.folder(made["features valid"])).read(hashes), expected)
 
 
 def test_what_may_be_bad_is_counted_over_training_and_validation(table: Path, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def train(
     with joined(on_gpus=experiment.profile.device == "cuda") as processes, ExitStack() as held, _told_of(experiment):
         stop = held.enter_context(interruptible())
         workspace = Workspace(
-            store_of(folder), experiment.profile, stop, stages=every, fresh=fresh, processes=processes
+            store_of(folder), experiment.profile, stop, stages=stages, fresh=fresh, processes=processes
         )
         if not processes.first:
             processes.receive()
@@ -249,7 +249,7 @@ def show_plan(
     every = recipe.stages(experiment.profile)
     stages, again = _chosen(every, stage, start)
     with interruptible() as stop, _passing_line() as tell, _told_of(experiment):
-        workspace = Workspace(store_of(folder), experiment.profile, stop, stages=every)
+        workspace = Workspace(store_of(folder), experiment.profile, stop, stages=stages)
         plan = make_plan(stages, again, workspace, lambda name: tell(f"plan: {name}"))
     click.echo(f"{experiment.name} on {experiment.profile.name} -> {shown(folder)} (dry run: nothing is written)")
     click.echo(f"{experiment.profile.summary}\n\n{page(plan, store_of(folder))}")

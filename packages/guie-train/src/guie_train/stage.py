@@ -241,7 +241,7 @@ class Workspace:
     store: Path
     profile: Profile
     stop: Stop
-    stages: Sequence[Stage[Any]] = ()  # all of the experiment, of which several may add to the same outputs
+    stages: Sequence[Stage[Any]] = ()  # those that are made in turn, of which several may add to the same outputs
     again: frozenset[str] = frozenset()  # keys of the stages to run although their outputs are there
     fresh: bool = False  # what unfinished runs of a stage have left is not gone on from
     wait: bool = False  # for another process that makes the same outputs, instead of refusing

@@ -77,8 +77,10 @@ def build(
     number, count = _share(share)
     with interruptible() as stop:
         loaded = _Loaded.of(experiment, profile, overrides, work_dir, stop, wait=count > 1)
-        for stage in [loaded.stage(name) for name in names] or loaded.stages:
-            workspace = loaded.workspace
+        workspace = loaded.workspace
+        stages = [loaded.stage(name) for name in names] or loaded.stages
+        workspace.stages = stages
+        for stage in stages:
             for source in stage.inputs():
                 workspace.get(source)
             stage.check(workspace)

@@ -23,6 +23,7 @@ from guie_train.planning.meta import on_meta
 from guie_train.report import Images, Report
 from guie_train.retrieval import Protocol
 from guie_train.retrieval.metrics import refused
+from guie_train.retrieval.protocols import DISTRACTORS
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.augmentation import Switched
 from guie_train.stages.classifier import FitClassifier
@@ -45,7 +46,7 @@ class Views:
     classifier: ViewConfig
 
     def check(self, backbone: Config) -> None:
-        """Raise ExperimentError if a view refuses its settings, for a backbone of this configuration."""
+        """Raise ExperimentError if a view refuses its settings both at 224 pixels and at the size of this backbone."""
         pixels: dict[str, Any] = {"size": 224, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
         for name in ("train", "valid", "classifier"):
             view, where = getattr(self, name), f"recipe.views.{name}"
@@ -227,7 +228,8 @@ class ArcFaceThenClassifier:
             yield Problem(key, f"{TRAIN!r} is what is trained on, and a report is on what was not seen.", hint)
         chooses = _built(self.selection.protocol, "recipe.selection.protocol")
         for name in ("split", "distractor_splits"):
-            splits = getattr(chooses, name, None) or ()
+            splits = getattr(chooses, name, ())
+            splits = DISTRACTORS if splits is None else splits
             if reported in ((splits,) if isinstance(splits, str) else splits):
                 where, rule = f"recipe.selection.protocol.{name}", "what is reported on is not used for any choice"
                 yield Problem(where, f"{reported!r} is what {key} reports on, and {rule}.", hint)

@@ -15,6 +15,9 @@ from guie_datasets import Extent
 from guie_datasets.checks import check_seed
 from guie_datasets.splits import TRAIN
 
+DISTRACTORS = (TRAIN, "valid")
+"""Splits that distractors come from unless others are named."""
+
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
@@ -143,7 +146,7 @@ class FirstAgainstSecond:
     def _distractor_splits(self, there: Collection[str]) -> list[str]:
         """Where distractors come from, of the splits that are there. Raises GuieError where one that is named isn't."""
         if self.distractor_splits is None:
-            return [name for name in (TRAIN, "valid") if name in there]
+            return [name for name in DISTRACTORS if name in there]
         for name in self.distractor_splits:
             if name not in there:
                 raise _no_split(name, there)

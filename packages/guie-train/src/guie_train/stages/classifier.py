@@ -99,6 +99,11 @@ class FitClassifier(Stage[TrainedClassifier]):
         rest = manifest.column("category")[rows]
         categories, counts = np.unique(rest, return_counts=True)
         if len(categories) < 2:
+            if not len(rows):
+                raise GuieError(
+                    "recipe.classifier.data: all of its images are also in the split that is reported on, which "
+                    "nothing learns from; give it others"
+                )
             there = f"all have {str(categories[0])!r}" if categories.any() else "they have none"
             raise GuieError(
                 f"recipe.classifier: the images need two categories at least, and {there}; give the data sets a "
@@ -147,11 +152,11 @@ class FitClassifier(Stage[TrainedClassifier]):
         """Write the weights of the last epoch, the curves, and the state from which an interrupted run goes on."""
         store = workspace.get(self.features)
         manifest, _ = usable(workspace.get(self.manifest), store)
-        keep_if_of(manifest, folder, self.name)
         from sklearn.model_selection import StratifiedKFold  # here: an experiment is checked a second sooner
 
         device = device_of(workspace.profile)
         rows = self._rows(manifest, workspace)
+        keep_if_of(manifest.select(rows), folder, self.name)
         categories, labels = np.unique(manifest.column("category")[rows], return_inverse=True)
         folds = StratifiedKFold(self.folds, shuffle=True, random_state=self.split_seed)
         train, valid = next(folds.split(rows, labels))

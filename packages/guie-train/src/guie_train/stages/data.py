@@ -18,6 +18,7 @@ from guie_core.signature import signature
 from guie_core.spelling import spelled, told_as
 from guie_core.wording import listing, plural, shown
 from guie_datasets import Dataset, Extent, Manifest, apply_filters, prepare, split
+from guie_datasets.checks import enough_max_bad
 from guie_datasets.extent import united
 from guie_datasets.places import NotThere
 from guie_datasets.splits import TRAIN
@@ -64,14 +65,6 @@ class Prepare(Stage[Manifest]):
         for told in found.told:
             log.warning("%s: %s", self.name, spelled(told, self._keys()))
         apply_filters(manifest, filters).write(folder / "manifest.parquet")
-
-    def complete(self, folder: Path, workspace: Workspace) -> bool:
-        """Whether it was done, and no more images were left out as bad than may be now."""
-        if not super().complete(folder, workspace):
-            return False
-        found = self.load(folder).provenance["datasets"]
-        images, good = (sum(each[name] for each in found) for name in ("rows", "good"))
-        return bool(images - good <= self.max_bad * images)
 
     def fingerprint(self) -> str:
         """A digest of path, size and time of the files that the data sets read: changed data are prepared again.
@@ -161,8 +154,18 @@ class Prepare(Stage[Manifest]):
         return f"{text}\n{instead}".rstrip()
 
     def load(self, folder: Path) -> Manifest:
-        """The manifest; its `split` column is empty."""
-        return Manifest.read(folder / "manifest.parquet")
+        """The manifest; its `split` column is empty. Raises GuieError: more images were left out as bad, when more
+        were allowed to be, than may be now."""
+        manifest = Manifest.read(folder / "manifest.parquet")
+        found = manifest.provenance["datasets"]
+        images, good = (sum(each[name] for each in found) for name in ("rows", "good"))
+        if (bad := images - good) > self.max_bad * images:
+            raise GuieError(
+                f"{self.name}: {bad:,} of {plural(images, 'image')} are bad ({bad / images:.2%}), more than "
+                f"recipe.max_bad = {self.max_bad:.2%} allows. The list is in {folder / 'quarantine.csv'}. Mend or "
+                f"remove them, or raise recipe.max_bad to {enough_max_bad(bad, images):g}"
+            )
+        return manifest
 
     def summary(self, output: Manifest) -> str:
         """Images, classes, and how many were left out."""

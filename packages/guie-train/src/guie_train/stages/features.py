@@ -107,8 +107,14 @@ class Features(Stage[FeatureStore]):
         if self.tuned is None:
             del plain["tuned"]
         if not getattr(targets["view"], "random", False):
-            plain["seed"], plain["views"] = 0, 1  # of a view that draws nothing
+            plain["seed"] = 0  # of a view that draws nothing
+        plain["views"] = self._views
         return plain
+
+    @cached_property
+    def _views(self) -> int:
+        """How often each image is seen: once by a view that draws nothing."""
+        return self.views if getattr(lookup("views", self.view["type"]).load(), "random", False) else 1
 
     def fingerprint(self) -> str:
         """What the weights are, as far as it shows without loading them."""
@@ -199,8 +205,7 @@ class Features(Stage[FeatureStore]):
             "image_size": backbone.image_size,
             "dimension": backbone.features,
         }
-        views = self.arguments["views"]
-        return FeatureStore(folder, about | ({"views": views} if views > 1 else {}))
+        return FeatureStore(folder, about | ({"views": self._views} if self._views > 1 else {}))
 
     def network(self, workspace: Workspace) -> Backbone:
         """The backbone, tuned if it is to be."""
@@ -348,7 +353,7 @@ class Features(Stage[FeatureStore]):
         backbone, batch = frozen.backbone, outlook.profile.micro_batch("features", 64)
         dimension = backbone.features
         image = tuple(self.seen_by(backbone)(torch.zeros(3, 8, 8, dtype=torch.uint8), self.seed).shape)
-        views = self.arguments["views"]
+        views = self._views
         traced = frozen.traced(batch, self.compute, image)
         seconds, at_least, basis = frozen.time((todo or 0) * views, batch, self.compute, image)
         if seconds is not None and todo:
@@ -391,7 +396,7 @@ class Features(Stage[FeatureStore]):
         if manifest is None:
             return None
         images, view = manifest.select(self.rows(manifest)).images(), self.seen_by(backbone)
-        seeds = view_seeds(self.seed, self.arguments["views"])
+        seeds = view_seeds(self.seed, self._views)
 
         def see(image: NDArray[np.uint8]) -> list[Any]:
             return [view(torch.from_numpy(image), seed) for seed in seeds]
@@ -447,8 +452,10 @@ class Features(Stage[FeatureStore]):
 
     def _copied(self, outlook: Outlook) -> int:
         """How many images of other experiments are taken over where the store is made again, by the first stage."""
+        if not outlook.again(self):
+            return 0
         folder = outlook.workspace.folder(self)
-        if not outlook.again(self) or not (folder / "store.json").exists():
+        if not (folder / "store.json").exists():
             return 0
         if outlook.once((self.slug, self.key), list)[0] is not self:
             return 0

@@ -34,7 +34,7 @@ from guie_train.planning.meta import on_meta
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.features import ViewConfig
 from guie_train.stages.head import TrainsHead
-from guie_train.stages.selection import Selector
+from guie_train.stages.selection import Selector, looked_at
 
 SAVE_SECONDS = 600.0  # a state of ViT-H-14 has 7.6 GB: weights and two moments
 
@@ -238,7 +238,8 @@ class FineTune(TrainsHead):
     def run(self, folder: Path, workspace: Workspace) -> None:
         """Write the chosen weights, checkpoints, the curves, and the state from which an interrupted run goes on."""
         manifest, kept = usable(workspace.get(self.manifest), workspace.get(self.train), workspace.get(self.valid))
-        keep_if_of(manifest, folder, self.name)
+        pairs = self.pairs(workspace, kept)
+        keep_if_of(looked_at(manifest, pairs), folder, self.name)
         profile, training = workspace.profile, self.training
         device = device_of(profile)
         rows = np.flatnonzero(manifest.column("split") == TRAIN)
@@ -310,7 +311,7 @@ class FineTune(TrainsHead):
             fit,
             manifest,
             classes,
-            self.pairs(workspace, kept),
+            pairs,
             fit.evaluated.loss,
             selected,
             embed,

@@ -34,7 +34,7 @@ from guie_train.planning.training import Unsent, forecast_training
 from guie_train.processes import AveragedGradients
 from guie_train.retrieval import Pairs
 from guie_train.stage import Stage, Workspace
-from guie_train.stages.selection import Selection, Selector, answerable_pairs, check_pairs
+from guie_train.stages.selection import Selection, Selector, answerable_pairs, check_pairs, looked_at
 
 
 def _divides_classes(profile: Profile, processes: int) -> bool:
@@ -198,7 +198,8 @@ class FitHead(TrainsHead):
         """Write the chosen weights, checkpoints, the curves, and the state from which an interrupted run goes on."""
         train, valid = workspace.get(self.train), workspace.get(self.valid)
         manifest, kept = usable(workspace.get(self.manifest), train, valid)
-        workspace.processes.from_first(lambda: keep_if_of(manifest, folder, self.name))
+        pairs = self.pairs(workspace, kept)
+        workspace.processes.from_first(lambda: keep_if_of(looked_at(manifest, pairs), folder, self.name))
         device = device_of(workspace.profile)
         split = manifest.column("split")
         rows = np.flatnonzero(split == TRAIN)
@@ -236,7 +237,6 @@ class FitHead(TrainsHead):
             return head_inputs(head, valid, manifest, rows).to(device)
 
         trained: Any = fit.evaluated
-        pairs = self.pairs(workspace, kept)
         selector = Selector(self.selection, fit, manifest, classes, pairs, trained.loss, inputs, trained.head)
         curves = fit.run(workspace.stop, selector, self.selection.enough, self.selection.every)
         fit.write_checkpoint("last")

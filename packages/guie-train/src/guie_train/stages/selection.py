@@ -18,6 +18,7 @@ from guie_core import Config, ExperimentError, GuieError, Slot
 from guie_core.files import atomic_write, sync_directory
 from guie_core.registry import build
 from guie_datasets import Manifest
+from guie_datasets.splits import TRAIN
 from guie_train.fitting import Curve, Fit
 from guie_train.planning.forecast import Outlook
 from guie_train.planning.known import NotKnown
@@ -175,6 +176,13 @@ class Selector:
                 best = max(scored, key=lambda curve: sign * curve[name])
                 found[f"best-{name.replace(' ', '-')}"] = int(best["epoch"])
         return found
+
+
+def looked_at(manifest: Manifest, pairs: Pairs) -> Manifest:
+    """The images that a training depends on: those it learns from, validates on, and chooses a checkpoint by."""
+    rows = np.isin(manifest.column("split"), (TRAIN, "valid"))
+    rows[pairs.queries] = rows[pairs.index] = True
+    return manifest.select(rows)
 
 
 def _selected(epoch: int) -> str:
