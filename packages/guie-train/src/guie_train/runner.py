@@ -78,8 +78,7 @@ def train(
     """
     folder = (work_dir or default_folder(experiment)).absolute()
     recipe = recipe_of(experiment)
-    every = recipe.stages(experiment.profile)
-    stages, again = _chosen(every, stage, start)
+    stages, again = _chosen(recipe.stages(experiment.profile), stage, start)
     device_of(experiment.profile)  # before anything is done for it
     if (folder / SWEEP).exists():
         raise UsageError(f"{shown(folder)} is the folder of a sweep. Choose another with --work-dir.")
@@ -246,8 +245,7 @@ def show_plan(
     """
     folder = (work_dir or default_folder(experiment)).absolute()
     recipe = recipe_of(experiment)
-    every = recipe.stages(experiment.profile)
-    stages, again = _chosen(every, stage, start)
+    stages, again = _chosen(recipe.stages(experiment.profile), stage, start)
     with interruptible() as stop, _passing_line() as tell, _told_of(experiment):
         workspace = Workspace(store_of(folder), experiment.profile, stop, stages=stages)
         plan = make_plan(stages, again, workspace, lambda name: tell(f"plan: {name}"))
