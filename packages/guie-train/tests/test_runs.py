@@ -195,6 +195,12 @@ def test_help_of_sweep_imports_nothing_heavy() -> None:
 # --- show ---
 
 
+def test_show_of_a_run_that_is_running(capsys: pytest.CaptureFixture[str]) -> None:
+    run("a", status="running")
+    (started,) = [line for line in ok(capsys, "show", "a").splitlines() if line.startswith("  started")]
+    assert started == "  started     2026-03-01 10:00"
+
+
 def test_show(capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(
         "a",

@@ -41,7 +41,8 @@ class ExportReport:
     @property
     def speed(self) -> str:
         """The rate for people, "61 images/s"."""
-        return f"{self.images_per_second:,.0f} {'prepared ' * self.prepared}images/s"
+        rate = self.images_per_second
+        return f"{rate:,.{0 if rate >= 10 else 2}f} {'prepared ' * self.prepared}images/s"
 
     def __str__(self) -> str:
         return (

@@ -82,7 +82,9 @@ def show_lines(record: RunRecord, folder: Path) -> Iterator[str]:
         yield table([(line,) for line in str(error).splitlines()], width=1000)
     facts = [("experiment", f"{experiment['path']}, digest {experiment['digest']}")]
     facts += [("set", override) for override in experiment.get("overrides", [])]
-    times = f"{moment(record.started)}, took {duration(record.seconds)}"
+    times = moment(record.started)
+    if record.seconds:  # of executions that have ended
+        times += f", took {duration(record.seconds)}"
     if len(record.executions) > 1:
         times += (
             f" in {plural(len(record.executions), 'execution')}, the last on {moment(str(last.get('started', '')))}"
