@@ -19,11 +19,11 @@ _users = 0
 def caching_allocator() -> Iterator[None]:
     """Within, memory that is freed stays with the process for what is allocated next; then the system has it back.
 
-    Left to itself, glibc asks the system anew for each block of more than 32 MB, such as the activations of a batch on
-    the CPU, and the system clears all of its pages: with EfficientNet-lite0 that takes three quarters of the model's own
-    time (docs/benchmarks.md). The process holds as much as it has held at once, and what lies between blocks of other sizes.
-    So this is for loops that allocate the same again and again. May be nested, and used by several threads. Other C
-    libraries are left as they are.
+    Left to itself, glibc asks the system anew for each block of more than 32 MB, such as the activations of a batch
+    on the CPU, and the system clears all of its pages: with EfficientNet-lite0 that takes three quarters of the time
+    of the model itself (docs/benchmarks.md). The process holds as much as it has held at once, and what lies between
+    blocks of other sizes. So this is for loops that allocate the same again and again. May be nested, and used by
+    several threads. Other C libraries are left as they are.
     """
     global _users
     libc = ctypes.CDLL(None)
