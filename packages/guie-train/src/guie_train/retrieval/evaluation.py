@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = 1
+NEIGHBOURS = 5  # of each query that are kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +152,7 @@ def evaluate(
     categories: ArrayLike,
     pairs: Pairs,
     metrics: Sequence[str | Metric] = ("mP@5", "MRR@5"),
-    k: int = 5,
+    k: int = NEIGHBOURS,
     *,
     device: str | torch.device = "cpu",
 ) -> Evaluation:

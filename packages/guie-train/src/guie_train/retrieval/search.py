@@ -29,6 +29,7 @@ Matrix = NDArray[np.floating[Any]] | NDArray[np.integer[Any]] | Tensor
 UNIT = 2.0**-24  # rounding unit of float32
 BLOCK = 1 << 17  # candidates measured at once; 34 MB of float32 at E = 64
 HELD = 1 << 20  # measured candidates held before they are reduced to k a query
+CHUNK = 512  # queries at a time on a CPU
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,13 +119,12 @@ class _Gallery:
         rows, dimension = index.shape
         self.device = device
         self.rows = rows
-        # wide groups make the list of minima short, narrow ones the measuring of groups cheap
-        self.width = 1 << round(math.log2(min(max(math.sqrt(rows / k) / 4, 4), 32)))
+        self.width = _width(rows, k)
         self.groups = -(-rows // self.width)
         # 512 x 512 scores are 1 MB, the cache of a core
         wanted = tile or (512 if device.type == "cpu" else 65536)
         self.tile = max(wanted // self.width, 1)  # in groups
-        self.chunk = int(min(max((1 << 23) // self.groups, 32), 512 if device.type == "cpu" else 4096))
+        self.chunk = int(min(max((1 << 23) // self.groups, 32), CHUNK if device.type == "cpu" else 4096))
 
         # Centred and scaled to -1..1: what is rounded is small, and nothing overflows
         self.centre = index.mean(axis=0, dtype=np.float64)
@@ -321,6 +321,19 @@ def _masked(rank: NDArray[np.int64] | None, own: NDArray[np.int64], queries: int
 def _largest(values: NDArray[Any]) -> float:
     """The largest magnitude; not finite if one of the values isn't."""
     return max(float(values.max(initial=0)), -float(values.min(initial=0)))
+
+
+def thread_bytes(queries: int, rows: int, dimension: int, k: int) -> int:
+    """About how many bytes a thread of a `search` on the CPU holds, which answers so many queries of so many indexed
+    rows: the groups with the k nearest of a chunk of them, and differences in float64 beside the rows they are of."""
+    candidates = min(min(queries, CHUNK) * (k + 1) * _width(rows, k), BLOCK)
+    differences = min(candidates * dimension, BLOCK * 16)
+    return candidates * dimension * 4 + differences * (8 + 4 + 4)
+
+
+def _width(rows: int, k: int) -> int:
+    """Rows of the index in a group: wide ones make the list of minima short, narrow ones are soon measured."""
+    return 1 << round(math.log2(min(max(math.sqrt(rows / k) / 4, 4), 32)))
 
 
 def _blocks(values: NDArray[Any]) -> Iterator[slice]:

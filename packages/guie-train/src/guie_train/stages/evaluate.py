@@ -25,6 +25,8 @@ from guie_train.planning.known import known
 from guie_train.planning.training import READING
 from guie_train.report import System
 from guie_train.retrieval import Evaluation, Pairs, evaluate
+from guie_train.retrieval.evaluation import NEIGHBOURS
+from guie_train.retrieval.search import thread_bytes
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.augmentation import Switched
 from guie_train.stages.classifier import TrainedClassifier
@@ -101,6 +103,8 @@ class Evaluate(Stage[list[System]]):
         fitted = images.of(TRAIN).images if self.pca else 0
         number = "" if all(extent.exact for extent in images.splits.values()) else "about "
         searched = variants * (dimension * (1 + bool(self.untuned)) + self.pca)
+        threads = torch.get_num_threads()
+        searching = threads * thread_bytes(-(-asked.queries // threads), asked.index, dimension, NEIGHBOURS)
         seconds, basis = None, "seconds, on the CPU"
         if outlook.profile.device == "cpu":
             single, double = outlook.speed("float32"), outlook.speed("float64")
@@ -113,7 +117,7 @@ class Evaluate(Stage[list[System]]):
             does=f"{systems} systems on {number}{plural(asked.queries, 'query')} among {number}"
             f"{plural(asked.index, 'image')}",
             disk=systems * (asked.queries * (FOUND + 8 * len(self.metrics)) + 8 * asked.index),
-            host=LIBRARIES + max(fitted, 3 * asked.images) * dimension * 4 + READING * dimension * 4,
+            host=LIBRARIES + max(fitted, 3 * asked.images) * dimension * 4 + READING * dimension * 4 + searching,
             seconds=seconds,
             at_least=True,
             basis=basis,
