@@ -42,11 +42,10 @@ def guie_datasets():
     return []
 """
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
-# to torchrun, which hands it on; the step waits for that, however busy the machine is
+# to torchrun, which hands it on; the step waits for that, whichever thread the system gives it to
 CTRL_C = (
-    "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}); os.kill(os.getppid(), signal.SIGINT); "
-    "signal.sigwait({signal.SIGINT}); signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT}); "
-    "os.kill(os.getpid(), signal.SIGINT)"
+    "read, write = os.pipe(); os.set_blocking(write, False); signal.set_wakeup_fd(write); "
+    "os.kill(os.getppid(), signal.SIGINT); os.read(read, 1); signal.set_wakeup_fd(-1)"
 )
 
 
