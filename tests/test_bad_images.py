@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +63,10 @@ def damage(path: Path) -> None:
         decode(bytes(data))
 
 
-def run(tmp_path: Path, images: Path, *overrides: str, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+def run(tmp_path: Path, images: Path, *overrides: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     settings = [f"recipe.data=[dict(type='folder', root={str(images)!r})]", *SMALL, *overrides]
     command = [sys.executable, "-m", "guie_train", str(ROOT / "experiments" / "quickstart.py")]
-    command += ["--work-dir", str(tmp_path / "runs" / "small"), *(["--fresh"] if fresh else [])]
+    command += ["--work-dir", str(tmp_path / "runs" / "small"), *options]
     return subprocess.run(
         [*command, *(part for setting in settings for part in ("--set", setting))],
         capture_output=True,
@@ -72,6 +74,21 @@ def run(tmp_path: Path, images: Path, *overrides: str, fresh: bool = False) -> s
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
+
+
+def test_more_bad_images_than_may_be_now_are_refused_where_data_were_prepared_before(
+    tmp_path: Path, images: Path
+) -> None:
+    (images / "class 03" / "1.jpg").write_bytes(b"none")
+    assert run(tmp_path, images, "recipe.max_bad=0.2", options=["--stage", "split"]).returncode == 0
+    told = r"error: prepare: 1 of 96 images are bad \(1\.04%\), more than recipe\.max_bad = 0\.00% allows\."
+    for options in (["--dry-run"], ["--fresh"]):
+        refused = run(tmp_path, images, "recipe.max_bad=0", options=options)
+        assert refused.returncode == 1
+        assert re.search(told, refused.stderr), refused.stderr
+        assert "Mend or remove them, or raise recipe.max_bad to 0.011" in refused.stderr
+    again = run(tmp_path, images, "recipe.max_bad=0.2", options=["--fresh", "--stage", "split"])
+    assert re.search(r"prepare +reused", again.stdout)
 
 
 def test_a_run_with_bad_images_names_them_and_goes_on_without_them(tmp_path: Path, images: Path) -> None:
@@ -86,7 +103,7 @@ def test_a_run_with_bad_images_names_them_and_goes_on_without_them(tmp_path: Pat
     assert "raise recipe.max_bad" in refused.stderr
     assert "Traceback" not in refused.stderr
 
-    done = run(tmp_path, images, "recipe.max_bad=0.1", "recipe.features=dict(decode='scaled')", fresh=True)
+    done = run(tmp_path, images, "recipe.max_bad=0.1", "recipe.features=dict(decode='scaled')", options=["--fresh"])
     assert done.returncode == 0, done.stderr
     assert f"{len(bad)} that cannot be decoded are left out: bad.csv" in done.stdout
     stages = tmp_path / "runs" / "small" / "stages"

@@ -101,8 +101,8 @@ def test_how_much_may_be_bad_is_not_in_its_key(images: Path, tmp_path: Path) -> 
     assert len(run(tmp_path / "store", stage(0.2))) == 10
     workspace = Workspace(tmp_path / "store", profile("cpu"), Stop())
     with pytest.raises(GuieError, match=r"1 of 11 images are bad .* raise recipe\.max_bad to 0\.091"):
-        workspace.get(stage(0))
-    workspace.get(stage(0.1))
+        stage(0).check(workspace)
+    stage(0.1).check(workspace)
     assert workspace.records["prepare"].reused  # what was refused has touched nothing
 
 

@@ -254,9 +254,7 @@ def show_plan(
     to_do = {step.name for step in plan.to_do}
     if not any(each.cheap and each.name in to_do for each in stages):  # else it shows when those are done
         with _told_of(experiment):
-            for each in stages:
-                if each.name in to_do:
-                    each.check(workspace.look())
+            _check(stages, workspace.look())
     if experiment.profile.device == "cuda" and (refusal := plan.refusal(plan.memory, f"profile {plan.profile.name}")):
         raise GuieError(refusal)
 

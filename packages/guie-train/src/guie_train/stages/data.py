@@ -66,6 +66,18 @@ class Prepare(Stage[Manifest]):
             log.warning("%s: %s", self.name, spelled(told, self._keys()))
         apply_filters(manifest, filters).write(folder / "manifest.parquet")
 
+    def check(self, workspace: Workspace) -> None:
+        """Raise GuieError if more images were left out as bad, when more were allowed to be, than may be now."""
+        found = workspace.get(self).provenance["datasets"]
+        images, good = (sum(each[name] for each in found) for name in ("rows", "good"))
+        if (bad := images - good) > self.max_bad * images:
+            raise GuieError(
+                f"{self.name}: {bad:,} of {plural(images, 'image')} are bad ({bad / images:.2%}), more than "
+                f"recipe.max_bad = {self.max_bad:.2%} allows. The list is in "
+                f"{workspace.folder(self) / 'quarantine.csv'}. Mend or remove them, or raise recipe.max_bad to "
+                f"{enough_max_bad(bad, images):g}"
+            )
+
     def fingerprint(self) -> str:
         """A digest of path, size and time of the files that the data sets read: changed data are prepared again.
 
@@ -154,18 +166,8 @@ class Prepare(Stage[Manifest]):
         return f"{text}\n{instead}".rstrip()
 
     def load(self, folder: Path) -> Manifest:
-        """The manifest; its `split` column is empty. Raises GuieError: more images were left out as bad, when more
-        were allowed to be, than may be now."""
-        manifest = Manifest.read(folder / "manifest.parquet")
-        found = manifest.provenance["datasets"]
-        images, good = (sum(each[name] for each in found) for name in ("rows", "good"))
-        if (bad := images - good) > self.max_bad * images:
-            raise GuieError(
-                f"{self.name}: {bad:,} of {plural(images, 'image')} are bad ({bad / images:.2%}), more than "
-                f"recipe.max_bad = {self.max_bad:.2%} allows. The list is in {folder / 'quarantine.csv'}. Mend or "
-                f"remove them, or raise recipe.max_bad to {enough_max_bad(bad, images):g}"
-            )
-        return manifest
+        """The manifest; its `split` column is empty."""
+        return Manifest.read(folder / "manifest.parquet")
 
     def summary(self, output: Manifest) -> str:
         """Images, classes, and how many were left out."""
