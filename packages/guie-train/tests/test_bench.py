@@ -723,6 +723,21 @@ def test_parts_that_are_not_measured_again_are_lost_with_force_alone(
     assert not Path("bench.partial.json").exists()
 
 
+def test_a_file_of_a_newer_guie_is_not_replaced(
+    measured: list[tuple[str, dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert guie(capsys, "--profile", "cpu")[0] == 0
+    newer = json.dumps(json.loads(Path("bench.json").read_text()) | {"schema": 1000})
+    Path("bench.json").write_text(newer)
+    measured.clear()
+    code, _, err = guie(capsys, "--profile", "cpu")
+    assert code == 2
+    assert err.startswith("error: bench.json is of format 1000; this guie knows format ")
+    assert err.endswith("Choose another --output, or add --force to replace it\n")
+    assert (Path("bench.json").read_text(), measured) == (newer, [])
+    assert guie(capsys, "--profile", "cpu", "--force")[0] == 0
+
+
 def test_ctrl_c_ends_the_process_that_measures_and_writes_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "guie_core.cli", "bench", "--only", "search", "--seconds", "60"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}

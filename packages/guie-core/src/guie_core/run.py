@@ -209,8 +209,8 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+def _now(precision: str = "milliseconds") -> str:  # runs of less than a second are listed in the order of their starts
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec=precision)
 
 
 def acquire(path: Path) -> int:
@@ -245,7 +245,7 @@ def acquire(path: Path) -> int:
                 break
             os.close(lock)
         os.ftruncate(lock, 0)
-        os.pwrite(lock, f"process {os.getpid()} on {platform.node()} since {_now()}\n".encode(), 0)
+        os.pwrite(lock, f"process {os.getpid()} on {platform.node()} since {_now('seconds')}\n".encode(), 0)
     return lock
 
 

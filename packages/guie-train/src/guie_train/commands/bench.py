@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -147,13 +146,16 @@ def bench(
 
 
 def _check_kept(output: Path, parts: Collection[str]) -> None:
-    """Raise UsageError if the file `output` has parts that one with `parts` in its place would lack."""
+    """Raise UsageError if the file `output` has, or may have, parts that one with `parts` in its place would lack."""
     from guie_train.bench.results import Bench
 
-    lost: list[str] = []
-    with suppress(UsageError):  # it isn't there, or damaged: then nobody has anything of it
-        lost = [name for name in Bench.read(output).parts if name not in parts]
-    if lost:
+    if not output.exists():
+        return
+    try:
+        former = Bench.read(output)
+    except UsageError as error:  # a newer guie's, for one
+        raise UsageError(f"{error}\nChoose another --output, or add --force to replace it") from error
+    if lost := [name for name in former.parts if name not in parts]:
         raise UsageError(
             f"{shown(output)} has {listing(lost)}, which would be lost. Measure {'it' if len(lost) == 1 else 'them'} "
             "as well, choose another --output, or add --force"
