@@ -727,7 +727,7 @@ def test_a_file_of_a_newer_guie_is_not_replaced(
     measured: list[tuple[str, dict[str, Any]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert guie(capsys, "--profile", "cpu")[0] == 0
-    newer = json.dumps(json.loads(Path("bench.json").read_text()) | {"schema": 1000})
+    newer = json.dumps(json.loads(Path("bench.json").read_text()) | {"schema": 1000}, indent=1)
     Path("bench.json").write_text(newer)
     measured.clear()
     code, _, err = guie(capsys, "--profile", "cpu")
