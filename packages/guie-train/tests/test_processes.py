@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,17 @@ import torch
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # exported without saying so
 
 from guie_core import GuieError, Interrupted, UsageError
-from guie_train.processes import ALONE, ElsewhereError, Processes, check_apart, launched, one_voice, rendezvous_store
+from guie_train.processes import (
+    ALONE,
+    ElsewhereError,
+    Processes,
+    check_apart,
+    launched,
+    launching,
+    one_voice,
+    rendezvous_store,
+)
+from guie_train.processes.launching import TOLD
 
 InProcesses = Callable[[int, Callable[[Processes], Any]], list[Any]]
 
@@ -114,6 +126,51 @@ def test_what_all_find_is_told_once(error: GuieError, silent: bool) -> None:
     if silent:
         assert told.value.code == error.exit_code
     assert Processes(0, 2).agreed(error) is error
+
+
+@pytest.fixture
+def torchrun(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """The variables that torchrun sets, but for RANK, while its store is there."""
+    store = TCPStore("127.0.0.1", 0, is_master=True)
+    found = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    found |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    at_sigterm = signal.getsignal(signal.SIGTERM)
+    yield found
+    signal.signal(signal.SIGTERM, at_sigterm)
+    del store
+
+
+def test_nobody_ends_before_the_first_tells(torchrun: dict[str, str]) -> None:
+    """torchrun ends all as soon as one has ended, and what the first would have said was lost."""
+    ends: list[str] = []
+
+    def other() -> None:
+        def find() -> None:
+            found.set()
+            raise UsageError("no such option")
+
+        with pytest.raises(SystemExit), one_voice(torchrun | {"RANK": "1"}):
+            find()
+        told = rendezvous_store(Processes(1, 2), "env://", torchrun).check([TOLD])
+        ends.append("after it was told" if told else "before")
+
+    found = threading.Event()
+    thread = threading.Thread(target=other)
+    thread.start()
+    found.wait()
+    with pytest.raises(UsageError), one_voice(torchrun | {"RANK": "0"}):
+        raise UsageError("no such option")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # the message isn't printed yet
+    thread.join()
+    assert ends == ["after it was told"]
+
+
+def test_what_the_first_never_tells_another_does(torchrun: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "TELLING", timedelta(milliseconds=50))
+    with pytest.raises(UsageError, match="not on this machine"), one_voice(torchrun | {"RANK": "1"}):
+        raise UsageError("not on this machine")
 
 
 def test_processes_that_share_a_gpu_are_refused() -> None:

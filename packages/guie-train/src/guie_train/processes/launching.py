@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -20,6 +22,7 @@ from guie_core import GuieError, Interrupted, UsageError
 from guie_train.processes.group import ALONE, ElsewhereError, Processes
 
 PATIENCE = timedelta(days=14)  # the others wait while the first prepares data; gloo notices at once who has died
+TOLD, TELLING = "told", timedelta(minutes=1)  # what the first leaves in the store; how long the others wait for it
 STUCK = timedelta(minutes=10)  # NCCL, between GPUs, doesn't; what it sends belongs to a step, and takes no minute
 
 
@@ -89,13 +92,39 @@ def rendezvous_store(processes: Processes, address: str, environment: Mapping[st
 @contextmanager
 def one_voice(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
     """What all processes would say, such as that an option is wrong, or that they were stopped, the first says alone;
-    the others just exit. What one alone has found, such as an image that it can't read, it says itself."""
+    the others just exit. What one alone has found, such as an image that it can't read, it says itself.
+
+    torchrun ends all as soon as one has ended: the others exit once the first is about to speak, which nothing keeps
+    it from then. One that has waited for that in vain speaks itself: it may be the only one that finds a file missing.
+    """
     try:
         yield
     except (UsageError, ElsewhereError, Interrupted) as error:
+        store = _agent_store(environment)
         if int(environment.get("RANK") or environment.get("SLURM_PROCID") or 0) == 0:
+            if store is not None:
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                store.set(TOLD, "")
             raise
+        if store is not None:
+            try:
+                store.wait([TOLD], TELLING)
+            except dist.DistNetworkError:  # torchrun itself has ended
+                pass
+            except dist.DistStoreError:
+                raise error from None
         raise SystemExit(error.exit_code) from None
+
+
+def _agent_store(environment: Mapping[str, str]) -> Store | None:
+    """torchrun's own; None where something else has started the processes, which lets each of them end by itself."""
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    try:
+        return rendezvous_store(*launched(environment), environment)
+    except (RuntimeError, ValueError, UsageError):  # the error at hand says more
+        return None
 
 
 def launched(environment: Mapping[str, str]) -> tuple[Processes, str]:
