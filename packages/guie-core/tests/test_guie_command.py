@@ -232,7 +232,8 @@ def test_profiles_shown(toys: Any, capsys: pytest.CaptureFixture[str]) -> None:
         "  at once             512 in features, 16 in finetune\n"
         "  workers             8\n"
         "  checkpointing       yes\n"
-        "  processes divide    images\n",
+        "  processes divide    images\n"
+        "  CUDA graphs         yes\n",
         "",
     )
     _, out, _ = guie(capsys, "profiles", "show", "cpu", "--format", "json")

@@ -16,7 +16,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
 from guie_core import GuieError, UsageError
-from guie_models.optimizers import ASAM, SAM, build_optimizer, elementwise
+from guie_models.optimizers import ASAM, SAM, build_optimizer, elementwise, fuses
 
 ADAMW = dict(type="AdamW", lr=1e-2, weight_decay=0.1)
 
@@ -358,6 +358,24 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
         sam.step(whole.closure)
         again.step(resumed.closure)
     assert same(whole.weights(), resumed.weights())
+
+
+@pytest.mark.parametrize(
+    ("base", "fused"),
+    [
+        ({"type": "Adam"}, True),
+        (ADAMW, True),
+        (ADAMW | {"fused": True}, True),
+        (ADAMW | {"fused": False}, False),
+        (ADAMW | {"foreach": True}, False),
+        ({"type": "SGD", "lr": 0.1}, False),
+        ({"type": "SGD", "lr": 0.1, "fused": True}, True),
+    ],
+)
+def test_what_is_fused_on_a_gpu(base: dict[str, Any], fused: bool) -> None:
+    problem = Problem()
+    assert fuses(build_optimizer(base, problem.parameters())) == fused
+    assert fuses(build_optimizer({"type": "SAM", "base": base}, problem.parameters())) == fused
 
 
 @pytest.mark.parametrize("there", [False, True])

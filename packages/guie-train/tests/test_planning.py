@@ -10,22 +10,27 @@ from typing import ClassVar
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from guie_core import GuieError
 from guie_core.interrupt import Stop
 from guie_core.profiles import Profile, profile
 from guie_datasets import Extent, ImageRef
 from guie_datasets.extent import united
+from guie_models.losses import ArcFace
+from guie_train.fitting import Training
+from guie_train.heads import HeadWithLoss
 from guie_train.planning import plan as planning
 from guie_train.planning import speeds
 from guie_train.planning.backbones import Frozen, powers_below
 from guie_train.planning.forecast import Features as Stored
 from guie_train.planning.forecast import Forecast, Images, Missing, Outlook
 from guie_train.planning.known import NotKnown
-from guie_train.planning.meta import trace
+from guie_train.planning.meta import on_meta, trace
 from guie_train.planning.page import page
 from guie_train.planning.plan import Plan, Step, make_plan, obstacles
 from guie_train.planning.speeds import PEAKS, decoding, published, speed_of, with_decoding
+from guie_train.planning.training import forecast_training
 from guie_train.runner import _check_room
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.data import Prepare, Split
@@ -226,6 +231,32 @@ def test_a_gpu_without_published_figures_has_no_time(workspace) -> None:
     assert Outlook(workspace(made)).time(traced, 10, "float32")[0] > 0
     seconds, _, basis = Outlook(workspace(unknown)).time(traced, 10, "float32")
     assert (seconds, basis) == (None, "not known: nothing is published of the profile auto")
+
+
+@pytest.mark.parametrize(
+    ("changes", "processes", "optimizer", "graph"),
+    [
+        ({}, 1, {"type": "AdamW"}, True),
+        ({}, 1, {"type": "SAM", "base": {"type": "Adam"}}, True),
+        ({}, 1, {"type": "SGD", "lr": 0.1}, False),
+        ({}, 2, {"type": "AdamW"}, False),
+        ({"cuda_graphs": False}, 1, {"type": "AdamW"}, False),
+        ({"type": "cpu"}, 1, {"type": "AdamW"}, False),
+    ],
+)
+def test_a_step_that_is_a_cuda_graph_waits_for_no_launching(
+    workspace, changes: dict[str, object], processes: int, optimizer: dict[str, object], graph: bool
+) -> None:
+    device = {"type": "rtx3090-24g", **changes}
+    outlook = Outlook(workspace(profile(device)), processes=processes)
+    model = on_meta(lambda: HeadWithLoss(nn.Linear(64, 8), ArcFace(8, 20)))
+    training = Training(epochs=1_000, batch_size=10, optimizer=optimizer)
+    found = forecast_training(outlook, model, training, images=1_000, others=0, width=64, files=1)
+    assert ("a step is a CUDA graph: 0.5 us before each of its " in found.basis) == graph
+    assert ("if launching kernels is what limits" in found.basis) == (device["type"] != "cpu" and not graph)
+    if graph:
+        kernels = int(found.basis.rpartition("of its ")[2].removesuffix(" kernels"))
+        assert 100_000 * kernels * 0.5e-6 < found.seconds < 100_000 * kernels * 5e-6
 
 
 def test_published_speeds_are_of_this_network_this_size_and_16_bits() -> None:

@@ -38,6 +38,8 @@ class Profile:
     #: what several processes divide among them where a head is trained: the images of a batch, each process having all
     #: class centres; or the classes, whose centres, gradients and moments then need not fit into one GPU
     divide: Literal["images", "classes"] = "images"
+    #: where heads are trained on a GPU by one process, launch a step at once instead of kernel by kernel
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         if self.dtype == "bfloat16" and self.compute_capability and self.compute_capability < (8, 0):
@@ -68,6 +70,7 @@ class Profile:
             "workers": self.workers,
             "checkpointing": self.checkpointing,
             "divide": self.divide,
+            "cuda_graphs": self.cuda_graphs,
         }
 
     def __reduce__(self) -> tuple[Any, ...]:  # a MappingProxyType doesn't pickle

@@ -35,6 +35,9 @@ ELEMENTWISE: tuple[type[Optimizer], ...] = (
 )
 """Those of torch's optimisers that treat each number by itself."""
 
+FUSED = (torch.optim.Adam, torch.optim.AdamW)
+"""Those that are made in torch's fused form on a GPU."""
+
 NormOf = Callable[[list[Tensor]], Tensor]
 """The norm of the gradients of these parameters, a scalar."""
 
@@ -114,6 +117,11 @@ class SAM(Optimizer):
     def last_step_skipped(self) -> bool:
         """Whether the last step was left out."""
         return bool(self._last)
+
+    @property
+    def counters(self) -> list[Tensor]:
+        """What it counts on a device instead of in Python, each a scalar that steps change in place."""
+        return [value for value in (self._skipped, self._last) if isinstance(value, Tensor)]
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -265,8 +273,13 @@ class SAM(Optimizer):
         return left_out
 
     def _done(self, loss: Tensor, skipped: bool | Tensor) -> Tensor:
-        self._last = skipped
-        self._skipped = self._skipped + skipped
+        if not isinstance(skipped, Tensor):
+            self._last, self._skipped = skipped, self._skipped + skipped
+            return loss
+        if not (isinstance(self._skipped, Tensor) and isinstance(self._last, Tensor)):
+            self._skipped, self._last = torch.full_like(skipped, int(self._skipped), dtype=torch.int64), skipped.clone()
+        self._skipped += skipped  # in place, for a step that is a CUDA graph
+        self._last.copy_(skipped)
         return loss
 
 
@@ -332,12 +345,20 @@ def build_optimizer(
     ]
     tensors = [tensor for group in groups for tensor in (group["params"] if isinstance(group, dict) else [group])]
     if tensors and all(isinstance(tensor, Tensor) and tensor.is_cuda for tensor in tensors) and "type" in config:
-        fuses = load("optimizers", config["type"]) in (torch.optim.Adam, torch.optim.AdamW)
-        if fuses and not config.keys() & set(IMPLEMENTATION):
+        fused = any(load("optimizers", config["type"]) is each for each in FUSED)
+        if fused and not config.keys() & set(IMPLEMENTATION):
             config = {**config, "fused": True}
     built: Optimizer = build("optimizers", config, where=where, params=groups)
     built.register_load_state_dict_pre_hook(_keep_implementation)
     return built
+
+
+def fuses(optimizer: Optimizer) -> bool:
+    """Whether `optimizer`, or the base of its SAM, is fused, or would be where `build_optimizer` makes it on a GPU."""
+    base = getattr(optimizer, "base", optimizer)
+    if type(base) in FUSED and not any(group.get(name) for group in base.param_groups for name in IMPLEMENTATION):
+        return all(group["fused"] is None for group in base.param_groups)
+    return all(group.get("fused") for group in base.param_groups)
 
 
 def elementwise(optimizer: Optimizer) -> bool:

@@ -59,4 +59,5 @@ def _rows(found: Profile) -> list[tuple[str, str]]:
         ("workers", str(found.workers)),
         ("checkpointing", "yes" if found.checkpointing else "no"),
         ("processes divide", found.divide),
+        ("CUDA graphs", "-" if found.device == "cpu" else "yes" if found.cuda_graphs else "no"),
     ]

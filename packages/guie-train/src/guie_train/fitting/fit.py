@@ -16,7 +16,7 @@ from guie_core.interrupt import Stop
 from guie_core.progress import bar
 from guie_models.optimizers import build_optimizer
 from guie_train.fitting.ema import EMA
-from guie_train.fitting.examples import Examples
+from guie_train.fitting.examples import Examples, Resident
 from guie_train.fitting.failures import Losses, no_step_made, not_finite
 from guie_train.fitting.schedule import Schedule
 from guie_train.fitting.settings import Training
@@ -61,6 +61,8 @@ class Fit:
             them, on the CPU in the first process, and as shapes (meta device) in the others. The optimizer has to treat
             each number by itself (`guie_models.optimizers.elementwise`). What is on disk is whole, so that any
             number of processes can go on from it.
+        cuda_graphs: whether a GPU gets each step as one graph, where it can be one (`CapturedStep`): one process, whose
+            features are on the device.
 
     Attributes:
         steps: in an epoch.
@@ -91,6 +93,7 @@ class Fit:
         save_seconds: float = SAVE_SECONDS,
         processes: Processes = ALONE,
         whole: nn.Module | None = None,
+        cuda_graphs: bool = True,
     ) -> None:
         self.model = model
         self.examples = examples
@@ -113,6 +116,14 @@ class Fit:
         self.train_step = TrainStep(
             model, self.optimizer, training, backward, device, float16=float16, shards=self.shards, name=name
         )
+        if (
+            cuda_graphs
+            and device.type == "cuda"
+            and processes.count == 1
+            and backward is whole_batch
+            and isinstance(examples, Resident)
+        ):
+            self.train_step.capture()
         self.epoch = 0  # the one that is running or comes next
         self.step = 0  # steps done of it
         self.losses = Losses(device)  # of those steps

@@ -24,17 +24,18 @@ class LossScale:
 
     def update(self, finite: Tensor) -> None:
         """After a pass: whether all of its gradients were finite, a scalar on the same device."""
-        self.passes = torch.where(finite, self.passes + 1, 0)
-        grown = self.passes == self.interval
+        passes = torch.where(finite, self.passes + 1, 0)
+        grown = passes == self.interval
         factor = torch.where(finite, torch.where(grown, self.growth, 1.0), self.backoff)
         value = self.value * factor
-        self.value = torch.where(value.isfinite(), value, self.value)
-        self.passes = torch.where(grown, 0, self.passes)
+        # in place, so that a step that is a CUDA graph finds them where they were
+        self.value.copy_(torch.where(value.isfinite(), value, self.value))
+        self.passes.copy_(torch.where(grown, 0, passes))
 
     def reset(self) -> None:
         """As at first."""
-        self.value = torch.full_like(self.value, self.first)
-        self.passes = torch.zeros_like(self.passes)
+        self.value.fill_(self.first)
+        self.passes.zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` takes."""
@@ -42,4 +43,5 @@ class LossScale:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on as the scale that gave `state` would."""
-        self.value, self.passes = (state[name].to(self.value.device) for name in ("value", "passes"))
+        self.value.copy_(state["value"])
+        self.passes.copy_(state["passes"])

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from guie_core import UsageError
 from guie_models.optimizers import SAM
+from guie_train.fitting.graph import CapturedStep, Step, capturable
 from guie_train.fitting.scaling import LossScale
 from guie_train.fitting.settings import Training
 from guie_train.processes import Shards
@@ -67,24 +68,22 @@ class TrainStep:
         self._one = torch.ones((), device=device)
         # on a GPU, torch's fused optimisers leave a step out by themselves, so that nobody waits to see whether to
         self._unseen = device.type == "cuda" and getattr(optimizer, "_step_supports_amp_scaling", False)
+        self._step: Step = self._launched
+
+    def capture(self) -> None:
+        """Take steps as a CUDA graph from now on, where they can be one: batches of tensors of one shape."""
+        base = getattr(self.optimizer, "base", self.optimizer)
+        if capturable(self.model) and getattr(base, "_step_supports_amp_scaling", False):
+            others = [self.scale.value, self.scale.passes, self.left_out]
+            self._step = CapturedStep(self._launched, self.model, self.optimizer, others, self.name)
 
     def take(self, inputs: Any, labels: Tensor) -> Tensor:
         """One step on this batch; its loss, a scalar.
 
         Raises UsageError where the loss gives sparse gradients, which the optimiser doesn't take.
         """
-        limit = torch.full_like(self._one, self.training.max_norm)
         try:
-            if isinstance(self.optimizer, SAM):  # it clips, and looks at norms, by itself
-                norm_of = None if self.shards is None else self.shards.norm
-                loss: Tensor = self.optimizer.step(
-                    lambda: self._gradients_of(inputs, labels, limit), max_norm=limit, norm_of=norm_of
-                )
-                assert self.optimizer.norm is not None
-                self.norm = self.optimizer.norm
-            else:
-                # torch's types ask for a loss that is a float
-                loss = cast(Any, self.optimizer).step(lambda: self._clipped(inputs, labels, limit))
+            loss, self.norm = self._step(inputs, labels)
         except (RuntimeError, UsageError) as error:  # torch's optimisers, guie's
             if any(p.grad is not None and p.grad.is_sparse for p in self.model.parameters()):
                 raise UsageError(
@@ -93,6 +92,21 @@ class TrainStep:
                 ) from error
             raise
         return loss
+
+    def _launched(self, inputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The step, kernel by kernel; its loss, and the norm of its gradients."""
+        limit = torch.full_like(self._one, self.training.max_norm)
+        if isinstance(self.optimizer, SAM):  # it clips, and looks at norms, by itself
+            norm_of = None if self.shards is None else self.shards.norm
+            loss = self.optimizer.step(
+                lambda: self._gradients_of(inputs, labels, limit), max_norm=limit, norm_of=norm_of
+            )
+            assert self.optimizer.norm is not None
+            return loss, self.optimizer.norm
+        norms: list[Tensor] = []
+        # torch's types ask for a loss that is a float
+        loss = cast(Any, self.optimizer).step(lambda: self._clipped(inputs, labels, limit, norms))
+        return loss, norms[-1]
 
     def skipped(self) -> int:
         """How many steps were left out, by whomever. A GPU is waited for."""
@@ -112,13 +126,15 @@ class TrainStep:
             self.scale.update(self._one > 0)  # none overflows in float32
         return loss
 
-    def _clipped(self, inputs: Any, labels: Tensor, limit: Tensor) -> Tensor:
-        """As `_gradients_of`, within the limit; where they aren't finite, the optimiser is to leave the step out."""
+    def _clipped(self, inputs: Any, labels: Tensor, limit: Tensor, norms: list[Tensor]) -> Tensor:
+        """As `_gradients_of`, within the limit, with their norm, which joins `norms`; where they aren't finite, the
+        optimiser is to leave the step out."""
         loss = self._gradients_of(inputs, labels, limit)
-        self.norm = self._norm()
-        torch._foreach_mul_(self._gradients(), (limit / (self.norm + 1e-6)).clamp(max=1.0))
+        norm = self._norm()
+        norms.append(norm)
+        torch._foreach_mul_(self._gradients(), (limit / (norm + 1e-6)).clamp(max=1.0))
         if self.float16:
-            left_out = ~self.norm.isfinite()
+            left_out = ~norm.isfinite()
             self.left_out += left_out
             if self._unseen:  # what torch.amp.GradScaler tells it
                 optimizer = cast(Any, self.optimizer)

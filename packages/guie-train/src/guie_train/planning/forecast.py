@@ -23,6 +23,9 @@ LIBRARIES = 0.92e9
 imports the recipe and builds timm/test_resnet, of which 340 MB are pages of files that processes share."""
 LAUNCH = 5e-6
 """Seconds to launch a kernel on a GPU: of this order on any machine."""
+IN_GRAPH = 0.5e-6
+"""Seconds that a kernel of a CUDA graph takes besides its work: on a V100, 3.4 us for kernels of 2.9 us (NVIDIA,
+"Getting Started with CUDA Graphs")."""
 
 
 @dataclass(frozen=True)
@@ -169,15 +172,21 @@ class Outlook:
         """How fast the profile's device computes in `dtype`."""
         return speed_of(self.profile, dtype)
 
-    def time(self, traced: Traced, times: int, dtype: str) -> tuple[float | None, bool, str]:
+    def time(
+        self, traced: Traced, times: int, dtype: str, *, cuda_graph: bool = False
+    ) -> tuple[float | None, bool, str]:
         """Seconds of repeating `traced` so often, whether that is the least, and what it rests on.
 
         Of a GPU two limits are known, its arithmetic with its memory, and the launching of kernels: the larger counts.
+        Where it gets them as one `cuda_graph`, it waits a little before each, and for no launching.
         """
         speed = self.speed(dtype)
         if speed.operations is None:
             return None, False, speed.basis
         least = times * traced.seconds(speed.operations, speed.bandwidth)
+        if cuda_graph:
+            between = f"{IN_GRAPH * 1e6:.1g} us before each of its {traced.kernels:,} kernels"
+            return least + times * traced.kernels * IN_GRAPH, True, f"{speed.basis}; a step is a CUDA graph: {between}"
         launching = times * traced.kernels * LAUNCH if self.profile.device == "cuda" else 0.0
         if launching > least:
             # torch's fused optimisers and compiled passes are counted as what they are made of

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from guie_models.optimizers import build_optimizer
+from guie_models.optimizers import build_optimizer, fuses
 from guie_train.feature_store import SHARD
 from guie_train.fitting import Training
+from guie_train.fitting.graph import capturable
 from guie_train.planning.forecast import LIBRARIES, Forecast, Outlook
 from guie_train.planning.meta import on_meta, parameters, state_bytes, step, trace
 from guie_train.processes import Processes
@@ -48,19 +49,23 @@ def forecast_training(
         for value in state.values()
         if isinstance(value, torch.Tensor)
     )
+    on_gpu = outlook.profile.device == "cuda"
+    graph = on_gpu and outlook.profile.cuda_graphs and outlook.processes == 1 and capturable(model) and fuses(optimizer)
+    seconds, at_least, basis = outlook.time(traced, training.epochs * steps, "float32", cuda_graph=graph)
     average = checkpoint if training.ema_decay else 0
     kept = training.epochs // training.keep_every if training.keep_every else 0
     resident = (images + others) * width * 4 + images * 8
+    # a graph has memory of its own, and is compared with a step: the states before and after, by either
+    compared = traced.peak + 3 * (checkpoint + moments) if graph else 0
     working, reading = traced.peak + average, READING * width * 4
-    seconds, at_least, basis = outlook.time(traced, training.epochs * steps, "float32")
     return Forecast(
         does=f"{training.epochs:,} epochs of {steps:,} steps of {training.batch_size}",
         parameters=total,
         trained=trained,
         disk=(kept + files + 1) * checkpoint + average + moments + 2 * CURVE * training.epochs,  # 1: state.pt
-        device=resident + working,
+        device=resident + working + compared,
         # on a GPU they are read, and then moved; elsewhere training begins when what reading took is free again
-        host=LIBRARIES + (resident + reading if outlook.profile.device == "cuda" else max(0, reading - working)),
+        host=LIBRARIES + (resident + reading if on_gpu else max(0, reading - working)),
         seconds=seconds,
         at_least=at_least,
         basis=basis,

@@ -178,6 +178,7 @@ class FitClassifier(Stage[TrainedClassifier]):
             name=self.name,
             on_epoch=partial(workspace.on_epoch, self.name),
             sampler=sampler_of(self.training, manifest.select(rows[train]), labels[train], self.seed),
+            cuda_graphs=workspace.profile.cuda_graphs,
         )
 
         def accuracy(epoch: int) -> Curve:

@@ -231,6 +231,7 @@ class FitHead(TrainsHead):
             # where classes are divided, every process sees the whole batch
             backward=AveragedGradients(processes) if processes.count > 1 and whole is None else whole_batch,
             whole=whole,
+            cuda_graphs=workspace.profile.cuda_graphs,
         )
 
         def inputs(rows: NDArray[np.int64]) -> Tensor:
