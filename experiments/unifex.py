@@ -14,7 +14,7 @@ nobody has run it at full size with guie yet:
     features       2 h 48 min     6 h 04 min     4 h 47 min     22.4 GB, on the A100 43 GB
       in 16 bits   1 h 41 min                                   12.1 GB; --set recipe.features.compute=profile, at the
                                                                 published 81 images/s
-    head           37 s           38 s           21 s           2.4 GB; each step a CUDA graph
+    head           37 s           38 s           21 s           2.6 GB; each step a CUDA graph
     export         minutes        minutes        minutes        6.1 GB of the machine's, on its CPU
 
 Disk: 5 GB in all, and 1.7 GB of weights to fetch.
