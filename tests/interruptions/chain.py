@@ -79,7 +79,7 @@ class Chain:
         done = self.run(work_dir)
         assert done.code == 0, done.err
         assert learnt(work_dir) == self.learnt
-        assert leftovers(work_dir) == []
+        assert not (left := leftovers(work_dir)), left
 
 
 def draw(folder: Path) -> None:
