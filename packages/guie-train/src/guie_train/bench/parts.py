@@ -159,13 +159,15 @@ def _head(task: Task) -> Part:
         ).to(device)
         features = torch.randn(sizes.rows, sizes.features, device=device)
         labels = torch.randint(sizes.classes, (sizes.rows,), device=device)
-        fit = Fit(model, Resident(features, labels), training, seed=0, folder=Path(folder), name="head")
+        examples, graphs = Resident(features, labels), task.profile.cuda_graphs
+        fit = Fit(model, examples, training, seed=0, folder=Path(folder), name="head", cuda_graphs=graphs)
         meter = Meter(task.seconds, warm=2)
         with suppress(Interrupted):
             fit.run(_Enough(fit, meter, device))
     work = {"head": HEAD, "loss": LOSS, "optimizer": training.optimizer, "batch": training.batch_size}
     work |= {"features": sizes.features, "classes": sizes.classes, "rows": sizes.rows}
-    return Part("step", meter.rate, found.memory, work, {"device": device.type, "dtype": "float32"} | _threads(device))
+    settings = {"device": device.type, "dtype": "float32"} | ({"CUDA graphs": graphs} if device.type == "cuda" else {})
+    return Part("step", meter.rate, found.memory, work, settings | _threads(device))
 
 
 def _search(task: Task) -> Part:
