@@ -3,7 +3,10 @@ memory, as a GPU does with kernels: numbers that Python has computed stay as the
 
 from __future__ import annotations
 
-import logging
+import gc
+import math
+import re
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,11 +23,10 @@ from guie_core.interrupt import Stop
 from guie_models import optimizers
 from guie_models.losses import ArcFace, ScheduledMargin
 from guie_train.fitting import Curve, Fit, Resident, Training, graph
-from guie_train.fitting.graph import COMPARED, WARM, CapturedStep
+from guie_train.fitting.graph import COMPARED, WARM, CapturedStep, CudaGraph
 from guie_train.fitting.schedule import Schedule
 from guie_train.heads import HeadWithLoss
 
-CPU = torch.device("cpu")
 ADAMW = {"type": "AdamW", "lr": 1e-2, "fused": True}
 SGD = {"type": "SGD", "lr": 1e-2, "momentum": 0.9, "fused": True}
 SAM = {"type": "SAM", "rho": 0.05, "base": ADAMW}
@@ -58,12 +60,12 @@ class Graph:
 
     def __init__(self, function: Callable[[], object], step: CapturedStep) -> None:
         self.replays = 0
-        before = step._state(CPU)
+        before = step._state()
         try:
             with Recording() as recording:
                 function()
         finally:
-            step._set(before, CPU)
+            step._set(before)
         self.calls = recording.calls
 
     @torch.no_grad()
@@ -103,7 +105,7 @@ def fit(folder: Path, spoiled: Callable[[Tensor], Tensor] | None = None, **chang
     folder.mkdir(exist_ok=True)
     generator = torch.Generator().manual_seed(0)
     features, labels = torch.randn(200, 6, generator=generator), torch.randint(0, CLASSES, (200,), generator=generator)
-    settings = {"epochs": 4, "batch_size": 32, "optimizer": SAM, "lr_per": "step", "max_norm": 5.0, **changes}
+    settings = {"epochs": 2, "batch_size": 32, "optimizer": SAM, "lr_per": "step", "max_norm": 5.0, **changes}
     training = Training(**settings)
     return Fit(model_of(spoiled), Resident(features, labels), training, seed=5, folder=folder, name="head")
 
@@ -124,8 +126,8 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fit], CapturedStep]:
 
     def capture(fitted: Fit) -> CapturedStep:
         fitted.train_step.capture()
-        step = fitted.train_step._step
-        assert isinstance(step, CapturedStep)
+        step = fitted.train_step._captured
+        assert step is not None
         monkeypatch.setattr(graph, "CudaGraph", lambda function: Graph(function, step))
         return step
 
@@ -157,7 +159,7 @@ def test_a_graph_does_what_the_steps_do(tmp_path: Path, captured: Capture, optim
     assert curves_of(graphed) == curves_of(plain)
     check_same(graphed, plain)
     assert isinstance(step._graph, Graph)
-    assert step._graph.replays == 4 * 6 - WARM
+    assert step._graph.replays == 2 * 6 - WARM + COMPARED
     assert float(graphed.train_step.norm) == float(plain.train_step.norm)
     assert float(graphed.train_step.scale.passes) == float(plain.train_step.scale.passes)
     assert graphed.train_step.skipped() == plain.train_step.skipped() == 0
@@ -183,17 +185,34 @@ def test_steps_that_overflow_are_left_out_and_counted_by_a_graph(tmp_path: Path,
 def test_an_interrupted_fit_goes_on_with_a_graph(
     tmp_path: Path, captured: Capture, stop_after: Callable[[int], Stop]
 ) -> None:
-    plain = fit(tmp_path / "plain")
+    plain = fit(tmp_path / "plain", epochs=4)
     wanted = curves_of(plain)
-    for steps in (2, 6, 7):  # before a graph, with one, and after an epoch
-        fitted = fit(tmp_path / "parts")
-        captured(fitted)
+    for steps, is_graph in ((2, False), (6, True), (7, True)):  # after the third, the tenth and the eighteenth step
+        fitted = fit(tmp_path / "parts", epochs=4)
+        step = captured(fitted)
         with pytest.raises(Interrupted):
             fitted.run(stop_after(steps))
-    rest = fit(tmp_path / "parts")
-    captured(rest)
+        assert (step._graph is not None) == is_graph
+    rest = fit(tmp_path / "parts", epochs=4)
+    assert captured(rest)._graph is None
     assert curves_of(rest) == wanted
     check_same(rest, plain)
+
+
+def test_a_fit_is_let_go_of(tmp_path: Path, captured: Capture) -> None:
+    """At once, with all that a graph holds: the next stage needs the memory."""
+    fitted = fit(tmp_path)
+    step = captured(fitted)
+    curves_of(fitted)
+    assert isinstance(step._graph, Graph)
+    held = [weakref.ref(each) for each in (fitted.model, fitted.optimizer, fitted.train_step, step._graph)]
+    graph.CudaGraph = CudaGraph  # what stands for it knows the step
+    gc.disable()
+    try:
+        del fitted, step
+        assert [each() for each in held] == [None] * 4
+    finally:
+        gc.enable()
 
 
 class Counting:
@@ -218,75 +237,166 @@ def refusing(device: torch.device) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(
-    ("spoiled", "waits_refused", "told"),
-    [
-        (waiting, refusing, "it waits for the GPU (called a synchronizing CUDA operation)"),
-        (waiting, nullcontext, "torch refuses it (called a synchronizing CUDA operation)"),
-    ],
-)
+def refusal(caplog: pytest.LogCaptureFixture) -> str:
+    """Why a step is no graph, of the one warning."""
+    (record,) = caplog.records
+    told = re.fullmatch(
+        r"head: a step can't be a CUDA graph: (.*)\. Its kernels are launched one by one, which takes longer; "
+        r"profile\.cuda_graphs=False doesn't try",
+        record.getMessage(),
+    )
+    assert told
+    return told[1]
+
+
+@pytest.mark.parametrize("waits_refused", [refusing, nullcontext])
 def test_what_waits_is_told_and_goes_on_step_by_step(
     tmp_path: Path,
     captured: Capture,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    spoiled: Callable[[Tensor], Tensor],
     waits_refused: Any,
+) -> None:
+    """Found by the step before the capture; or, if not there, by the capture."""
+    monkeypatch.setattr(graph, "waits_refused", waits_refused)
+    plain, graphed = fit(tmp_path / "plain", waiting), fit(tmp_path / "graphed", waiting)
+    step = captured(graphed)
+    assert curves_of(graphed) == curves_of(plain)
+    check_same(graphed, plain)
+    assert step._taken == (WARM if waits_refused is refusing else WARM + 1)
+    assert refusal(caplog) == "it waits for the GPU (called a synchronizing CUDA operation)"
+
+
+class Moved(Graph):
+    """A replay of which something is not as the step's."""
+
+    disturb: Callable[[CapturedStep], None]
+
+    def __init__(self, function: Callable[[], object], step: CapturedStep) -> None:
+        super().__init__(function, step)
+        self.step = weakref.ref(step)
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        super().replay()
+        step = self.step()
+        assert step is not None
+        type(self).disturb(step)
+
+
+def not_a_number(step: CapturedStep) -> None:
+    for parameter in step.model.parameters():
+        parameter.fill_(math.nan)
+
+
+def statistics(step: CapturedStep) -> None:
+    step.model.head.net[1].running_var.mul_(3)  # type: ignore[union-attr, index]
+
+
+def moments(step: CapturedStep) -> None:
+    for state in step.optimizer.state.values():
+        state["exp_avg"].mul_(1.5)
+
+
+def draws(step: CapturedStep) -> None:
+    torch.rand(1)
+
+
+@pytest.mark.parametrize(
+    ("disturb", "told"),
+    [
+        (not_a_number, r"parameters move by .*, and end nan apart"),
+        (statistics, r"its state move by .*, and end .* apart"),
+        (moments, r"its state move by .*, and end .* apart"),
+        (draws, r"other random numbers are drawn"),
+    ],
+)
+def test_a_graph_that_does_something_else_is_noticed(
+    tmp_path: Path,
+    captured: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    disturb: Callable[[CapturedStep], None],
     told: str,
 ) -> None:
-    monkeypatch.setattr(graph, "waits_refused", waits_refused)
-    plain, graphed = fit(tmp_path / "plain", spoiled), fit(tmp_path / "graphed", spoiled)
+    plain, graphed = fit(tmp_path / "plain"), fit(tmp_path / "graphed")
     step = captured(graphed)
-    with caplog.at_level(logging.WARNING):
-        assert curves_of(graphed) == curves_of(plain)
+    monkeypatch.setattr(graph, "CudaGraph", lambda function: Moved(function, step))
+    monkeypatch.setattr(Moved, "disturb", staticmethod(disturb), raising=False)
+    assert curves_of(graphed) == curves_of(plain)
     check_same(graphed, plain)
-    assert step._graph is None
-    assert [record.getMessage() for record in caplog.records] == [
-        f"head: a step can't be a CUDA graph: {told}. Its kernels are launched one by one, which takes longer; "
-        "profile.cuda_graphs=False doesn't try"
-    ]
+    assert re.fullmatch(f"it would not do the same: {told}", refusal(caplog))
 
 
 @pytest.mark.parametrize("optimizer", [SAM, ADAMW, SGD], ids=lambda optimizer: optimizer["type"])
+@pytest.mark.parametrize("lr_per", ["step", "epoch"])
 def test_rates_that_stand_still_are_noticed(
     tmp_path: Path,
     captured: Capture,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     optimizer: Any,
+    lr_per: str,
 ) -> None:
-    monkeypatch.setattr(CapturedStep, "_with_rates", lambda step: nullcontext())
-    plain, graphed = fit(tmp_path / "plain", optimizer=optimizer), fit(tmp_path / "graphed", optimizer=optimizer)
+    monkeypatch.setattr(CapturedStep, "_with_rates", lambda step, **more: nullcontext())
+    changes = {"optimizer": optimizer, "lr_per": lr_per}
+    plain, graphed = fit(tmp_path / "plain", **changes), fit(tmp_path / "graphed", **changes)
     step = captured(graphed)
-    with caplog.at_level(logging.WARNING):
-        assert curves_of(graphed) == curves_of(plain)
+    assert curves_of(graphed) == curves_of(plain)
     check_same(graphed, plain)
-    assert step._graph is None
-    assert "it would not do the same: the parameters move by " in caplog.text
+    assert step._taken <= WARM + COMPARED
+    assert "it would not do the same: " in refusal(caplog)
 
 
 def test_what_python_counts_is_noticed(tmp_path: Path, captured: Capture, caplog: pytest.LogCaptureFixture) -> None:
     graphed = fit(tmp_path, Counting())
     step = captured(graphed)
-    with caplog.at_level(logging.WARNING):
-        curves_of(graphed)
+    curves_of(graphed)
     assert step._graph is None
-    assert "it would not do the same: a number is " in caplog.text
+    assert "it would not do the same: a number is " in refusal(caplog)
+
+
+@pytest.mark.parametrize("call", range(5))
+def test_without_memory_for_a_graph_steps_go_on(
+    tmp_path: Path, captured: Capture, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: int
+) -> None:
+    """For one of the states that are held meanwhile, or for the capture."""
+    plain, graphed = fit(tmp_path / "plain"), fit(tmp_path / "graphed")
+    step = captured(graphed)
+    calls, state = iter(range(100)), CapturedStep._state
+
+    def full(step: CapturedStep) -> graph.State:
+        if next(calls) == call:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return state(step)
+
+    monkeypatch.setattr(CapturedStep, "_state", full)
+    assert curves_of(graphed) == curves_of(plain)
+    check_same(graphed, plain)
+    assert step._graph is None
+    assert refusal(caplog) == "there is no memory for it"
 
 
 def test_only_what_is_known_to_launch_the_same_is_captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for changes, is_captured in (
-        ({}, True),
-        ({"optimizer": {"type": "AdamW", "lr": 1e-2}}, False),  # its state is not on the device
-        ({"optimizer": {"type": "SAM", "base": {"type": "SGD", "lr": 1e-2}}}, False),
-    ):
+    def is_captured(**changes: Any) -> bool:
         fitted = fit(tmp_path, **changes)
         fitted.train_step.capture()
-        assert isinstance(fitted.train_step._step, CapturedStep) == is_captured, changes
-    monkeypatch.setattr(Head, "capturable", False)  # a plugin's, that says nothing
-    fitted = fit(tmp_path)
-    fitted.train_step.capture()
-    assert not isinstance(fitted.train_step._step, CapturedStep)
+        return fitted.train_step._captured is not None
+
+    assert is_captured()
+    assert is_captured(optimizer={"type": "AdamW", "lr": 1e-2})  # which is fused on a GPU
+    assert not is_captured(optimizer={"type": "SAM", "base": {"type": "SGD", "lr": 1e-2}})
+    assert not is_captured(optimizer={**SAM, "infinite": "stale"})  # it looks at norms
+    monkeypatch.setattr(ArcFace, "capturable", False)
+    assert not is_captured()
+    monkeypatch.undo()
+    monkeypatch.delattr(Head, "capturable")  # a plugin's, that says nothing
+    assert not is_captured()
+
+
+def test_a_loss_that_looks_at_labels_is_not_captured() -> None:
+    assert ArcFace(8, 4).capturable
+    assert not ArcFace(8, 4, check_labels=True).capturable
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -315,9 +425,9 @@ def test_a_graph_on_a_gpu(
             )
         )
     plain, graphed = fits
-    step = graphed.train_step._step
-    assert isinstance(step, CapturedStep)
-    assert not isinstance(plain.train_step._step, CapturedStep)
+    step = graphed.train_step._captured
+    assert step is not None
+    assert plain.train_step._captured is None
     for one, other in zip(curves_of(graphed), curves_of(plain), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
     assert step._graph is not None, caplog.text

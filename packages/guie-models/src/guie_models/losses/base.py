@@ -190,6 +190,11 @@ class MarginLoss(nn.Module):
         batch can be computed apart: it depends on no other image, and nothing is drawn at random."""
         return self.softmax.sample == 1.0
 
+    @property
+    def capturable(self) -> bool:
+        """Whether a step with it can be a CUDA graph, in which nobody waits for the GPU, as a look at labels does."""
+        return not self.check_labels
+
     def margins(self, embedding: Tensor, labels: Tensor) -> tuple[float | Tensor, float | Tensor]:
         """What is added to the target's angle, and what is then subtracted from its cosine: numbers, or [B]."""
         return self.margin_of(labels), 0.0
@@ -321,7 +326,7 @@ def sample_classes(labels: Tensor, classes: int, part: float) -> tuple[Tensor, T
     """The classes of `labels` and random others, up to part * classes in all and sorted, and the labels' places among
     them (Partial FC). The draw is that of torch's generator of their device, as dropout's masks."""
     order = torch.rand(classes, device=labels.device)
-    order[labels] = 2.0  # ahead of all others
+    order.index_fill_(0, labels, 2.0)  # ahead of all others; a number that is put by [labels] waits for a GPU
     count = max(int(part * classes), min(len(labels), classes))  # all labels, were they different
     chosen = order.topk(count).indices.sort().values
     return chosen, torch.searchsorted(chosen, labels)

@@ -206,6 +206,8 @@ def _fused(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return compiled(*arguments, **keywords)
         except TorchDynamoException as error:  # before anything has run
+            if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+                raise  # it may well be compiled outside of a CUDA graph
             failed = True
             reason = str(error).partition("\n")[0]
             log.warning("torch.compile failed for a pass of the loss, which goes on uncompiled, slower: %s", reason)

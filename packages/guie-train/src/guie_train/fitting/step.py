@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from guie_core import UsageError
 from guie_models.optimizers import SAM
-from guie_train.fitting.graph import CapturedStep, Step, capturable
+from guie_train.fitting.graph import CapturedStep, capturable
 from guie_train.fitting.scaling import LossScale
 from guie_train.fitting.settings import Training
 from guie_train.processes import Shards
@@ -68,14 +68,13 @@ class TrainStep:
         self._one = torch.ones((), device=device)
         # on a GPU, torch's fused optimisers leave a step out by themselves, so that nobody waits to see whether to
         self._unseen = device.type == "cuda" and getattr(optimizer, "_step_supports_amp_scaling", False)
-        self._step: Step = self._launched
+        self._captured: CapturedStep | None = None
 
     def capture(self) -> None:
         """Take steps as a CUDA graph from now on, where they can be one: batches of tensors of one shape."""
-        base = getattr(self.optimizer, "base", self.optimizer)
-        if capturable(self.model) and getattr(base, "_step_supports_amp_scaling", False):
+        if capturable(self.model, self.optimizer):
             others = [self.scale.value, self.scale.passes, self.left_out]
-            self._step = CapturedStep(self._launched, self.model, self.optimizer, others, self.name)
+            self._captured = CapturedStep(self.model, self.optimizer, others, self.name)
 
     def take(self, inputs: Any, labels: Tensor) -> Tensor:
         """One step on this batch; its loss, a scalar.
@@ -83,7 +82,10 @@ class TrainStep:
         Raises UsageError where the loss gives sparse gradients, which the optimiser doesn't take.
         """
         try:
-            loss, self.norm = self._step(inputs, labels)
+            if self._captured is None:
+                loss, self.norm = self._launched(inputs, labels)
+            else:
+                loss, self.norm = self._captured.take(self._launched, inputs, labels)
         except (RuntimeError, UsageError) as error:  # torch's optimisers, guie's
             if any(p.grad is not None and p.grad.is_sparse for p in self.model.parameters()):
                 raise UsageError(

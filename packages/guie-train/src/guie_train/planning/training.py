@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from guie_models.optimizers import build_optimizer, fuses
+from guie_models.optimizers import build_optimizer
 from guie_train.feature_store import SHARD
 from guie_train.fitting import Training
 from guie_train.fitting.graph import capturable
@@ -50,7 +50,7 @@ def forecast_training(
         if isinstance(value, torch.Tensor)
     )
     on_gpu = outlook.profile.device == "cuda"
-    graph = on_gpu and outlook.profile.cuda_graphs and outlook.processes == 1 and capturable(model) and fuses(optimizer)
+    graph = on_gpu and outlook.profile.cuda_graphs and outlook.processes == 1 and capturable(model, optimizer)
     seconds, at_least, basis = outlook.time(traced, training.epochs * steps, "float32", cuda_graph=graph)
     average = checkpoint if training.ema_decay else 0
     kept = training.epochs // training.keep_every if training.keep_every else 0
