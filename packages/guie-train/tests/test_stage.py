@@ -169,6 +169,22 @@ def test_a_store_that_is_made_again_stays_until_the_new_one_is_whole(tmp_path: P
     assert workspace(tmp_path).complete(stage)
 
 
+def test_what_a_killed_run_left_in_a_store_that_is_whole_is_taken_away(tmp_path: Path) -> None:
+    """It was writing stage.json, which another stage of the same store had written before."""
+    stage = Store(name="store", value=7)
+    workspace(tmp_path).get(stage)
+    folder = workspace(tmp_path).folder(stage)
+    left = folder / ".stage.json.ab12cd34.tmp"
+    left.touch()
+    with open(folder.with_name(f".{stage.key}.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # somebody is writing it
+        assert workspace(tmp_path).get(stage) == 7
+        assert left.exists()
+    assert workspace(tmp_path).get(stage) == 7
+    assert sorted(path.name for path in folder.iterdir()) == ["number", "stage.json"]
+    assert RUNS == ["store"]
+
+
 def test_again_means_a_stage_and_what_depends_on_it() -> None:
     stage = three()
     stages = [stage.one, *stage.others.values(), stage]

@@ -291,6 +291,8 @@ class Workspace:
         if self.processes.count > 1:  # else whether it is complete would be a question among many at once
             self._get_inputs(stage)
         reused = self.processes.from_first(lambda: self._reusable(stage))
+        if reused and stage.incremental:
+            self.processes.from_first(lambda: self._tidy(folder))
         if not reused:
             self._get_inputs(stage)  # first, so that their time isn't counted as this stage's
             if self.processes.any(bool(self.stop)):
@@ -312,6 +314,13 @@ class Workspace:
 
     def _reusable(self, stage: Stage[Any]) -> bool:
         return not self._again(stage) and self.complete(stage)
+
+    def _tidy(self, folder: Path) -> None:
+        """Take away what a killed run has left in outputs that others had completed, unless somebody is at work there:
+        that run goes on elsewhere, since they are whole."""
+        if any(folder.glob(".*.tmp")):
+            with suppress(OSError, GuieError), self._lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                sweep(folder)
 
     def _again(self, stage: Stage[Any]) -> bool:
         return stage.key in self.again and stage.key not in self._made
