@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -98,7 +98,9 @@ def test_what_is_there_is_told_with_its_size_and_asks_for_nothing(workspace, tmp
     assert make_plan([silent, after], [silent], workspace("cpu")).steps[0].state == "again"
     space.get(after)
     done = make_plan([silent, after], [], workspace("cpu"))
-    assert "All is done" in page(done, tmp_path)
+    assert "All is done: the same command without --dry-run reuses it." in page(done, tmp_path)
+    elsewhere = replace(done, profile=profile("rtx3090-24g"))  # which starts with looking for it
+    assert "without --dry-run reuses it on a machine with a GPU." in page(elsewhere, tmp_path)
 
 
 def test_what_an_unfinished_run_has_left_is_told(workspace) -> None:

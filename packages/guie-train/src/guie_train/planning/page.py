@@ -82,7 +82,8 @@ def _size(count: float | None) -> str:
 def _sums(plan: Plan, folder: Path) -> Iterator[str]:
     steps = plan.to_do
     if not steps:
-        yield "All is done: the same command without --dry-run reuses it."
+        where = " on a machine with a GPU" if plan.profile.device == "cuda" else ""
+        yield f"All is done: the same command without --dry-run reuses it{where}."
         return
     yield "In all"
     more = " at least" if any(step.disk is None for step in steps) else ""
