@@ -581,6 +581,22 @@ def test_folders_that_no_sweep_can_have(guie: Callable[..., tuple[int, str, str]
     assert f"runs/sweep is in use by process {os.getpid()} " in err
 
 
+def test_a_run_or_sweep_within_another_is_refused(guie: Callable[..., tuple[int, str, str]]) -> None:
+    """It would be listed nowhere, and go with the other one."""
+    run = ("guie-train", "experiments/own_images.py", "--profile", "cpu", "--work-dir")
+    for folder, file in ((FOLDER, "sweep.json"), (Path("runs/small"), "run.json")):
+        folder.mkdir(parents=True)
+        for name in (file, "run.lock"):
+            (folder / name).touch()
+    for inner, around in (("runs/sweep/margin=0.3", FOLDER), ("runs/small/a/b", Path("runs/small"))):
+        for dry in ([], ["--dry-run"]):
+            code, _, err = guie(*run, inner, *dry)
+            assert (code, err.startswith(f"error: {inner} lies in {around}, which is the folder of a ")) == (2, True)
+        code, _, err = guie(*(inner if part == str(FOLDER) else part for part in sweep(*GRID)))
+        assert (code, err.startswith(f"error: {inner} lies in {around}, which is the folder of a")) == (2, True)
+        assert not Path(inner).exists()
+
+
 def test_a_run_that_ends_with_its_evaluation_is_listed_with_its_score(
     guie: Callable[..., tuple[int, str, str]]
 ) -> None:

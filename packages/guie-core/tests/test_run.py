@@ -131,6 +131,22 @@ def test_folder_that_is_no_run_is_left_alone(experiment: Experiment) -> None:
     Run.open("empty", experiment).close()
 
 
+def test_no_run_lies_in_another(experiment: Experiment) -> None:
+    Run.open("runs/toy", experiment).close()
+    for inner in ("runs/toy/inner", "runs/toy/deeper/inner"):
+        for fresh in (False, True):
+            with pytest.raises(UsageError) as error:
+                Run.open(inner, experiment, fresh=fresh)
+            assert str(error.value) == (
+                f"{inner} lies in runs/toy, which is the folder of a run: it would be listed nowhere, and removed with "
+                "that run.\nNothing was changed. Choose a folder outside with --work-dir."
+            )
+    assert sorted(os.listdir("runs/toy")) == ["run.json", "run.lock", "run.log"]
+    Run.open("runs/toy/../beside", experiment).close()
+    Path("run.json").touch()  # of something else
+    Run.open("runs/toy", experiment).close()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

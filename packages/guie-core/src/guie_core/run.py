@@ -66,10 +66,11 @@ class Run:
 
         Raises:
             UsageError: the directory holds a run of another experiment (the message tells every key that differs),
-                or something that is no run; or another process is using it.
+                or something that is no run; or it lies in the folder of another run; or another process is using it.
             GuieError: it cannot be written.
         """
         path = Path(path)
+        refuse_within_run(path)
         if path.exists() and not path.is_dir():
             raise UsageError(f"{shown(path)} is a file; a run needs a folder. Choose another with --work-dir.")
         if path.is_dir() and not (path / RECORD).exists() and not (path / LOCK).exists() and any(path.iterdir()):
@@ -213,6 +214,16 @@ def _now(precision: str = "milliseconds") -> str:  # runs of less than a second 
     return datetime.datetime.now(datetime.UTC).isoformat(timespec=precision)
 
 
+def refuse_within_run(path: Path) -> None:
+    """Raise UsageError if `path` lies in the folder of a run: nobody would find it there, and it would go with that."""
+    for around in path.resolve().parents:
+        if (around / RECORD).exists() and (around / LOCK).exists():
+            raise UsageError(
+                f"{shown(path)} lies in {shown(around)}, which is the folder of a run: it would be listed nowhere, and "
+                "removed with that run.\nNothing was changed. Choose a folder outside with --work-dir."
+            )
+
+
 def acquire(path: Path) -> int:
     """Lock the directory of a run against other processes until the descriptor is closed.
 
@@ -330,4 +341,4 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-__all__ = ["Run", "acquire", "git_state", "versions"]
+__all__ = ["Run", "acquire", "git_state", "refuse_within_run", "versions"]

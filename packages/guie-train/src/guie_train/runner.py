@@ -24,7 +24,7 @@ from guie_core.experiment import Experiment
 from guie_core.files import digest, replace_link
 from guie_core.interrupt import interruptible
 from guie_core.processors import processors
-from guie_core.run import Run, versions
+from guie_core.run import Run, refuse_within_run, versions
 from guie_core.wording import did_you_mean, shown, size
 from guie_datasets import Manifest
 from guie_train.device import device_of, free_memory
@@ -34,7 +34,7 @@ from guie_train.planning.plan import full_disk, make_plan, states_of
 from guie_train.processes import joined
 from guie_train.recipes import recipe_of
 from guie_train.report import Report, StageLine, render
-from guie_train.runs.outputs import LINKS, SWEEP, store_of
+from guie_train.runs.outputs import LINKS, SWEEP, is_point, store_of, sweep_around
 from guie_train.stage import Stage, StageRecord, Workspace, blaming
 from guie_train.trackers import Tracking
 
@@ -72,7 +72,8 @@ def train(
         command: what goes on where this was interrupted, if that isn't `guie-train` with the same experiment.
 
     Raises:
-        UsageError: no stage has that name, or the folder holds a run of another experiment.
+        UsageError: no stage has that name, or the folder holds a run of another experiment, or lies in that of another
+            run or of a sweep.
         Interrupted: after Ctrl-C; the same call goes on from there.
         GuieError: what the stages raise.
     """
@@ -80,8 +81,7 @@ def train(
     recipe = recipe_of(experiment)
     stages, again = _chosen(recipe.stages(experiment.profile), stage, start)
     device_of(experiment.profile)  # before anything is done for it
-    if (folder / SWEEP).exists():
-        raise UsageError(f"{shown(folder)} is the folder of a sweep. Choose another with --work-dir.")
+    _check_place(folder, experiment)
     begin = time.monotonic()
     options = [("--work-dir", work_dir), ("--stage", stage)]
     go_on = command or [*_command(experiment), *(str(part) for each in options if each[1] for part in each)]
@@ -166,6 +166,20 @@ def check(experiment: Experiment, *, work_dir: Path, stage: str | None = None, c
         _check(stages, workspace)
 
 
+def _check_place(folder: Path, experiment: Experiment) -> None:
+    """Raise UsageError if `folder` is that of a sweep, or lies in that of a run, or of a sweep whose point it isn't."""
+    if (folder / SWEEP).exists():
+        raise UsageError(f"{shown(folder)} is the folder of a sweep. Choose another with --work-dir.")
+    refuse_within_run(folder)
+    if (sweep := sweep_around(folder)) is None:
+        return
+    if folder.resolve().parent != sweep or not is_point(folder, experiment):
+        raise UsageError(
+            f"{shown(folder)} lies in {shown(sweep)}, which is the folder of a sweep, and is no point of it: it would "
+            "be removed with that sweep.\nNothing was changed. Choose a folder outside with --work-dir."
+        )
+
+
 def _keys(stages: list[Stage[Any]]) -> frozenset[str]:
     return frozenset(each.key for each in stages)
 
@@ -240,10 +254,12 @@ def show_plan(
     Neither data nor weights nor a GPU are needed.
 
     Raises:
-        UsageError: no stage has that name, or components refuse their settings.
+        UsageError: no stage has that name, components refuse their settings, or `train` would refuse the folder for
+            where it lies.
         GuieError: a stage does not fit into the memory of the profile's GPU.
     """
     folder = (work_dir or default_folder(experiment)).absolute()
+    _check_place(folder, experiment)
     recipe = recipe_of(experiment)
     stages, again = _chosen(recipe.stages(experiment.profile), stage, start)
     with interruptible() as stop, _passing_line() as tell, _told_of(experiment):

@@ -8,12 +8,15 @@ import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guie_core import UsageError
 from guie_core.files import explain_os_errors, meant_for, remove_directory
 from guie_core.record import RunRecord, find_runs, run_folders
 from guie_core.run import acquire
+
+if TYPE_CHECKING:
+    from guie_core.experiment import Experiment
 
 STORE = "store"
 LINKS = "stages"  # in a run's folder: links to its outputs, by the stages' names
@@ -26,6 +29,21 @@ def store_of(run: Path) -> Path:
     """Where the outputs of a run's stages are: `store/` beside its folder, or beside its sweep's folder."""
     beside = run.parent
     return (beside.parent if (beside / SWEEP).exists() else beside) / STORE
+
+
+def sweep_around(folder: Path) -> Path | None:
+    """The folder of the sweep that `folder` lies in, at whatever depth; None where there is none."""
+    return next((around for around in folder.resolve().parents if (around / SWEEP).exists()), None)
+
+
+def name_of_point(values: str, experiment: Experiment) -> str:
+    """The name of the folder of a sweep's point, whose `values` are in words that a path can have."""
+    return f"{values}-{experiment.digest[:6]}"
+
+
+def is_point(folder: Path, experiment: Experiment) -> bool:
+    """Whether a folder in a sweep's is that of the point which `experiment` is."""
+    return folder.name.endswith(name_of_point("", experiment))
 
 
 @dataclass(frozen=True)

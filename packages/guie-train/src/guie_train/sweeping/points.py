@@ -12,6 +12,7 @@ from pathlib import Path
 from guie_core import Experiment, ExperimentError, Problem
 from guie_core.wording import shown
 from guie_train.recipes import recipe_of
+from guie_train.runs.outputs import name_of_point
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Point:
     def folder(self) -> str:
         """Name of its run's folder: readable, and another one whenever the experiment is."""
         readable = re.sub(r"[^\w.+=,-]+", "_", self.words.replace(", ", ","))[:80]
-        return f"{readable}-{self.experiment.digest[:6]}"
+        return name_of_point(readable, self.experiment)
 
 
 def labels(keys: Iterable[str]) -> list[str]:

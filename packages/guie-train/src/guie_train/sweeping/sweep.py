@@ -21,13 +21,13 @@ from guie_core import ExperimentError, GuieError, Interrupted, UsageError
 from guie_core.files import atomic_write, explain_os_errors
 from guie_core.interrupt import Stop, interruptible
 from guie_core.record import RECORD, RunRecord
-from guie_core.run import acquire
+from guie_core.run import acquire, refuse_within_run
 from guie_core.tables import table
 from guie_core.wording import listing, plural, shown
 from guie_train.device import OutOfMemory
 from guie_train.recipes import recipe_of
 from guie_train.runner import check, train
-from guie_train.runs.outputs import SWEEP
+from guie_train.runs.outputs import SWEEP, sweep_around
 from guie_train.runs.scores import NOT_COMPARABLE, data_of, same_data, selected
 from guie_train.stage import blamed
 
@@ -169,6 +169,12 @@ class Sweep:
         """The folder, made if need be, for this process alone."""
         if (self.folder / RECORD).exists():
             raise UsageError(f"{shown(self.folder)} is a run; choose another folder for the sweep with --work-dir.")
+        refuse_within_run(self.folder)
+        if (around := sweep_around(self.folder)) is not None:
+            raise UsageError(
+                f"{shown(self.folder)} lies in {shown(around)}, which is the folder of another sweep: it would be "
+                "removed with that.\nNothing was changed. Choose a folder outside with --work-dir."
+            )
         if self.folder.is_dir() and not (self.folder / SWEEP).exists():
             strange = sorted(path.name for path in self.folder.iterdir() if path.name != "run.lock")
             if strange:
