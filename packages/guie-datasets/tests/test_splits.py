@@ -6,6 +6,7 @@ import csv
 import itertools
 import re
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -369,7 +370,7 @@ def test_an_image_is_in_one_split_only(tmp_path: Path) -> None:
     labels = done.column("label")
     assert sorted(set(labels.tolist())) == list(range(len(set(labels.tolist()))))
     with open(tmp_path / "left out.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+        rows = [row for row in csv.DictReader(file) if row["kind"] != "conflict"]
     assert len(rows) == len(whole) - len(done)
     at = {f"{number}.jpg": number for number in range(len(whole))}
     for row in rows:
@@ -401,6 +402,45 @@ def test_whatever_is_repeated(made: list[tuple[int, int]], own: bool) -> None:
     assert set().union(*found) == set(whole.column("hash").tolist())  # none is lost altogether
     gone = len(whole) - len(done)
     assert gone == sum(each["images"] for each in done.provenance.get("left_out_of_splits", ()))
+
+
+@pytest.mark.parametrize("left_out", [False, True])
+def test_images_of_one_split_under_several_labels_are_counted(left_out: bool, tmp_path: Path) -> None:
+    """Whether others are left out or not, and however often one is there under the same label."""
+    splits = ["test"] * 6 + ["select", "query", "index", "index", *["train"] * 3]
+    images = [0, 0, 0, 1, 1, 2, 3 if left_out else 4, 5, 5, 5, 3, 3, 6]
+    labels = [0, 1, 2, 1, 1, 1, 0, 0, 0, 1, 0, 1, 0]
+    sources = ["cars", "cars", "photos", "photos", "photos", "cars", *["photos"] * 7]
+    whole = make(labels, splits, images=images, sources=sources)
+    done = split(whole, [], quarantine=tmp_path / "table.csv")
+    assert len(done) == (11 if left_out else 13)
+    expected = [
+        {"images": 1, "split": "test", "sources": ["cars", "photos"]},
+        {"images": 1, "split": "query and index", "sources": ["photos"]},
+        {"images": 1, "split": "train", "sources": ["photos"]},
+    ][: 2 if left_out else 3]
+    assert done.provenance["several_labels"] == expected
+    with open(tmp_path / "table.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["kind"] == "conflict"]
+    kept = [0, 1, 2, 7, 8, 9] if left_out else [0, 1, 2, 7, 8, 9, 10, 11]
+    assert [row["place"] for row in rows] == [f"{number}.jpg" for number in kept]
+    told = "the same image as 2.jpg, which is in split 'test' as well, under the label 2"
+    assert rows[0]["reason"] == told
+    assert rows[1]["reason"] == rows[2]["reason"] == told.replace("2.jpg", "0.jpg").replace("label 2", "label 0")
+    assert rows[3]["reason"] == "the same image as 9.jpg, which is in split 'index' as well, under the label 1"
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 3)] * 2, st.integers(0, 12)), max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_whatever_has_several_labels(made: list[tuple[int, int, int]]) -> None:
+    names = ["train", "train", "test", "select"]
+    label, image = [each[1] for each in made] + [0], [each[2] for each in made] + [99]
+    done = split(make(label, [names[each[0]] for each in made] + ["train"], images=image), [])
+    labels: dict[tuple[str, bytes], set[int]] = {}
+    for where, what, its in zip(*map(done.column, ("split", "hash", "label")), strict=True):
+        labels.setdefault((where, what), set()).add(its)
+    counted = {each["split"]: each["images"] for each in done.provenance.get("several_labels", [])}
+    assert counted == Counter(where for (where, _), its in labels.items() if len(its) > 1)
 
 
 def test_splits_of_the_data_keep_their_images() -> None:

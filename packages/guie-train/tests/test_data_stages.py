@@ -158,7 +158,11 @@ def test_no_image_is_in_two_splits_and_what_is_left_out_is_told(
     left_out = 20 - len(done)
     assert left_out
     line = stage.summary(done)
-    assert line.endswith(f"; left out as they are in another split: {left_out}, in quarantine.csv")
+    both = len(done) - len(set(digests))
+    assert line.endswith(
+        f"; left out as they are in another split: {left_out}, in quarantine.csv"
+        f"; in one split under several labels: {both}, in quarantine.csv"
+    )
     warning = next(each.getMessage() for each in caplog.records if each.getMessage().startswith("split: "))
     assert warning.startswith("split: data sets share images, which are left out where another split has them: ")
     told = re.findall(r"(\d) of '(cars|images)' from 'train', in 'test' as '(cars|images)'", warning)
@@ -167,7 +171,31 @@ def test_no_image_is_in_two_splits_and_what_is_left_out_is_told(
     folder = Workspace(tmp_path / "store", profile("cpu"), Stop()).folder(stage)
     assert f"listed in {folder / 'quarantine.csv'}" in warning
     with open(folder / "quarantine.csv", newline="") as file:
-        assert len(list(csv.DictReader(file))) == left_out
+        assert sum(row["kind"] == "left out" for row in csv.DictReader(file)) == left_out
+
+
+def test_images_of_one_split_under_several_labels_are_warned_of(
+    twice: list[Config], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepare, splits = Prepare(name="prepare", data=twice), [{"type": "HoldOutClasses", "classes": 4}]
+    for seed in range(20):  # until two classes with the same images are set aside together
+        caplog.clear()
+        stage = Split(name="split", manifest=prepare, splits=[{**splits[0], "seed": seed}])
+        done = run(tmp_path / "store", stage)
+        test = done.select(done.column("split") == "test")
+        if several := len(test) - len(set(test.column("hash").tolist())):
+            break
+    assert several
+    (warning,) = [each.getMessage() for each in caplog.records if "several labels" in each.getMessage()]
+    assert f"{several} in 'test', of 'cars' and 'images'" in warning
+    assert "each counts as a wrong answer to the other. Where two data sets show the same things, make one " in warning
+    assert "; in one split under several labels: " in stage.summary(done)
+    filters: list[Config] = [dict(type="DropSources", sources=["images"])]
+    assert repr(filters[0]["sources"]) in warning
+    alone = replace(stage, manifest=replace(prepare, filters=filters), splits=[dict(splits[0], classes=2)])
+    caplog.clear()
+    assert "several_labels" not in run(tmp_path / "store", alone).provenance
+    assert "several labels" not in caplog.text
 
 
 def test_images_that_splits_of_the_data_share_are_warned_of(

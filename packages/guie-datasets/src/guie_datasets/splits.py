@@ -24,7 +24,7 @@ from guie_datasets.checks import check_seed
 from guie_datasets.extent import Extent
 from guie_datasets.filters import share_of
 from guie_datasets.manifest import Manifest
-from guie_datasets.quarantine import Finding, Quarantine
+from guie_datasets.quarantine import Finding, Kind, Quarantine
 from guie_datasets.repeats import first_of_each
 
 if TYPE_CHECKING:
@@ -67,8 +67,10 @@ def split(
     last. Which rows a split chooses doesn't depend on that. Labels are then 0..C-1 over what is kept, in the order that
     they had. The provenance counts what is left out, as `left_out_of_splits`, and the table of findings at the path
     `quarantine` (CSV) names it. Splits that the data have, other than "train", come first and keep all theirs; how many
-    images two of them share is counted as `shared_by_splits`, but for "query" and "index", which may. Images that are
-    nearly the same are for `guie data leaks` to find.
+    images two of them share is counted as `shared_by_splits`, but for "query" and "index", which may.
+
+    What is kept in one split under several labels, each of which is wrong by the others, is in that table as well, as
+    "conflict", and counted as `several_labels`. Images that are nearly the same are for `guie data leaks` to find.
 
     settings: of each split, how the user gives its settings, for messages; see `guie_core.spelling`.
 
@@ -134,16 +136,32 @@ def _without_same_images(
     twin = twin[first]
     kept = rank == rank[twin]
     left_out = np.flatnonzero(~kept)
-    source = manifest.column("source")
+    source, label = manifest.column("source"), manifest.column("label")
     about: dict[str, Any] = {}
     if shared := _shared(first[rank == 0], split[rank == 0]):
         about["shared_by_splits"] = shared
+    several, against, new = _several_labels(np.flatnonzero(kept), first, split, label)
+    if len(several):
+        pairs = np.sort(np.stack([source[several[new]], source[against[new]]]), axis=0)
+        counted = Counter(zip(_asked_together(split[several[new]]).tolist(), *pairs.tolist(), strict=True))
+        about["several_labels"] = [
+            {"images": count, "split": name, "sources": sorted({one, other})}
+            for (name, one, other), count in counted.most_common()
+        ]
     if quarantine is not None:
-        place, label, name_of = manifest.images(), manifest.column("label"), manifest.column("name")
+        place, name_of = manifest.images(), manifest.column("name")
         found = Quarantine(images=len(manifest))
+
+        def add(kind: Kind, row: int, reason: str) -> None:
+            found.add(Finding(kind, str(place[row]), reason, source[row], int(label[row]), name=name_of[row]))
+
         for row, other in zip(left_out.tolist(), twin[left_out].tolist(), strict=True):
-            reason = f"the same image as {place[other]}, which is in split {str(split[other])!r}"
-            found.add(Finding("left out", str(place[row]), reason, source[row], int(label[row]), name=name_of[row]))
+            add("left out", row, f"the same image as {place[other]}, which is in split {str(split[other])!r}")
+        by_row = np.argsort(several)
+        for row, other in zip(several[by_row].tolist(), against[by_row].tolist(), strict=True):
+            its = str(name_of[other]) or int(label[other])
+            what = f"the same image as {place[other]}, which is in split {str(split[other])!r} as well"
+            add("conflict", row, f"{what}, under the label {its!r}")
         found.write(quarantine)
     if not len(left_out):
         return manifest.with_provenance({**manifest.provenance, **about})
@@ -167,6 +185,30 @@ def _without_same_images(
     chosen = manifest.select(kept)
     labels = np.unique(chosen.column("label"), return_inverse=True)[1]
     return chosen.with_column("label", labels).with_provenance({**manifest.provenance, **about})
+
+
+def _several_labels(
+    rows: NDArray[np.intp], image: NDArray[np.intp], split: NDArray[Any], label: NDArray[np.int64]
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
+    """Those of `rows` whose image, by number, is in the same split under another label; for each a row where it is; and
+    whether it is the first of its image and split."""
+    rows = rows[np.bincount(image[rows], minlength=1)[image[rows]] > 1]  # of millions few are
+    codes = np.unique(_asked_together(split[rows]), return_inverse=True)[1]
+    order = np.lexsort((rows, label[rows], codes, image[rows]))
+    rows, codes = rows[order], codes[order]
+    new = np.ones(len(rows), bool)
+    new[1:] = (image[rows[1:]] != image[rows[:-1]]) | (codes[1:] != codes[:-1])
+    starts = np.flatnonzero(new)
+    sizes = np.diff([*starts, len(rows)])
+    least, most = np.repeat(rows[starts], sizes), np.repeat(rows[starts + sizes - 1], sizes)
+    other = np.where(label[rows] == label[least], most, least)
+    several = label[least] != label[most]
+    return rows[several], other[several], new[several]
+
+
+def _asked_together(split: NDArray[Any]) -> NDArray[Any]:
+    """Names of splits, with one for the two of which one asks and the other answers."""
+    return np.where(np.isin(split, ("query", "index")), "query and index", split)
 
 
 def _shared(image: NDArray[np.intp], split: NDArray[Any]) -> list[dict[str, Any]]:

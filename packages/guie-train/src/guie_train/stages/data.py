@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -217,6 +217,15 @@ class Split(Stage[Manifest]):
                 listing((f"{each['images']:,} in {' and '.join(map(repr, each['splits']))}" for each in both), 5),
                 shown(workspace.folder(self) / "manifest.parquet"),
             )
+        if several := _several_labels(done):
+            log.warning(
+                "%s: images are in one split under several labels, byte for byte: %s; listed in %s. In training they "
+                "contradict each other, and in scores each counts as a wrong answer to the other. %s",
+                self.name,
+                listing(map(_contradicting, several), 5),
+                shown(workspace.folder(self) / "quarantine.csv"),
+                _remedy(several),
+            )
         done.write(folder / "manifest.parquet")
 
     def forecast(self, outlook: Outlook) -> Forecast:
@@ -251,7 +260,9 @@ class Split(Stage[Manifest]):
         aside = f"; left out as they are in another split: {left_out:,}, in quarantine.csv" if left_out else ""
         shared = sum(each["images"] for each in _shared(output))
         both = f"; in two splits of the data: {shared:,}" if shared else ""
-        return ", ".join(parts) + aside + both
+        several = sum(each["images"] for each in _several_labels(output))
+        labels = f"; in one split under several labels: {several:,}, in quarantine.csv" if several else ""
+        return ", ".join(parts) + aside + both + labels
 
 
 def _left_out(manifest: Manifest) -> list[dict[str, Any]]:
@@ -264,6 +275,32 @@ def _shared(manifest: Manifest) -> list[dict[str, Any]]:
     """What splits of the data share, as `split` counts it."""
     found: list[dict[str, Any]] = manifest.provenance.get("shared_by_splits", [])
     return found
+
+
+def _several_labels(manifest: Manifest) -> list[dict[str, Any]]:
+    """What is in one split under several labels, as `split` counts it."""
+    found: list[dict[str, Any]] = manifest.provenance.get("several_labels", [])
+    return found
+
+
+def _contradicting(several: Mapping[str, Any]) -> str:
+    """ "12 in 'test', of 'cars' and 'photos'"."""
+    return f"{several['images']:,} in {several['split']!r}, of {' and '.join(map(repr, several['sources']))}"
+
+
+def _remedy(several: Iterable[Mapping[str, Any]]) -> str:
+    """What to do about images that are there under several labels."""
+    pairs = [each["sources"] for each in several]
+    remedies = []
+    if between := next((pair for pair in pairs if len(pair) > 1), None):
+        remedies.append(
+            "Where two data sets show the same things, make one table of them, with one label for each thing, or leave "
+            f"one of them out: remove it from recipe.data, or add dict(type='DropSources', sources=[{between[1]!r}]) "
+            "to recipe.filters"
+        )
+    if within := next((pair[0] for pair in pairs if len(pair) == 1), None):
+        remedies.append(f"Within {within!r}, keep each image in the class that it shows")
+    return ". ".join(remedies)
 
 
 def _told(left_out: Mapping[str, Any]) -> str:
