@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from guie_core import GuieError, UsageError
-from guie_datasets import HoldOutClasses, Manifest, Split, StratifiedImages, UnseenClasses, split
+from guie_datasets import Extent, HoldOutClasses, Manifest, Split, StratifiedImages, UnseenClasses, split
 
 NAMES = ["landmarks", "products10k", "food101", "sketches"]
 
@@ -223,10 +223,15 @@ def test_too_little_to_split(one: Split, message: str) -> None:
 def test_one_class_is_never_set_aside(one: Split) -> None:
     with pytest.raises(GuieError) as caught:
         split(make([0, 0, 0]), [one])
-    assert str(caught.value) == (
-        f"split {one.name!r}: one class is left, and it is needed to train on. Add classes, or let the splits before "
-        "this one, in recipe.splits, take fewer"
+    told = (
+        f"split {one.name!r}: one class is left, and it is needed to train on: there must be two at least. Add classes, "
+        "or let the splits before this one, in recipe.splits, take fewer"
     )
+    assert str(caught.value) == told
+    if isinstance(one, HoldOutClasses):  # in a plan as well
+        with pytest.raises(GuieError) as caught:
+            one.expected(Extent(3, 1, exact=True))
+        assert str(caught.value) == told
 
 
 @pytest.mark.parametrize(

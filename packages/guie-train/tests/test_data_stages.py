@@ -6,6 +6,7 @@ import csv
 import hashlib
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,7 @@ from guie_core import Config, GuieError
 from guie_core.interrupt import Stop
 from guie_core.profiles import profile
 from guie_datasets import ClassFolders, Manifest, prepare
+from guie_train.planning.forecast import Outlook
 from guie_train.stage import Stage, Workspace
 from guie_train.stages.data import Prepare, Split
 from guie_train.stages.selection import check_pairs
@@ -53,6 +55,15 @@ def test_filters_in_order(images: Path) -> None:
     assert stage.summary(manifest) == "8 images of 3 classes; filters left out 2; quarantine.csv: 1 repeated"
     stage, manifest = made(images)
     assert stage.summary(manifest) == "10 images of 4 classes; quarantine.csv: 1 repeated"
+
+
+def test_one_image_of_one_class(images: Path) -> None:
+    for label in range(1, 4):
+        shutil.rmtree(images / f"class{label}")
+    stage, manifest = made(images)
+    assert stage.summary(manifest) == "1 image of 1 class"
+    does = stage.forecast(cast(Outlook, None)).does
+    assert does == "1 image of 1 class, each read once, hashed and measured"
 
 
 def test_scores_of_a_single_class_are_warned_of(images: Path, caplog: pytest.LogCaptureFixture) -> None:

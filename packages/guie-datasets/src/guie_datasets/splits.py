@@ -97,7 +97,9 @@ def split(
             assigned[_chosen(each, manifest, assigned)] = each.name
     assigned[assigned == ""] = TRAIN
     if not np.any(assigned == TRAIN):
-        why = f"the data have the splits {given}" if given else f"of {len(manifest):,} images, all are set aside"
+        why = (
+            f"the data have the splits {given}" if given else f"of {plural(len(manifest), 'image')}, all are set aside"
+        )
         raise GuieError(f"nothing is left to train on: {why}{' and the rest is set aside' * bool(given and names)}")
     return _without_same_images(manifest.with_column("split", assigned), [*names, TRAIN], quarantine)
 
@@ -245,7 +247,6 @@ class HoldOutClasses(Split):
     def choose(self, manifest: Manifest) -> NDArray[np.intp]:
         labels = manifest.column("label")
         there = np.unique(labels)
-        _check_two(self.name, len(there))
         held_out = np.random.default_rng(self.seed).permutation(there)[: self._count(len(there))]
         return np.flatnonzero(np.isin(labels, held_out))
 
@@ -257,6 +258,7 @@ class HoldOutClasses(Split):
         return free.share(classes / free.classes, of_classes=True) if 0 < classes < free.classes else None
 
     def _count(self, there: int) -> int:
+        _check_two(self.name, there)
         classes = share_of(self.classes, there, f"split {self.name!r}")
         if not 0 < classes < there:
             raise GuieError(
@@ -354,8 +356,8 @@ def _check_two(name: str, classes: int) -> None:
     if classes < 2:
         there = "one class is left, and it" if classes else "no class is left, and one"
         raise GuieError(
-            f"split {name!r}: {there} is needed to train on. Add classes, or let the splits before this one, in "
-            "recipe.splits, take fewer"
+            f"split {name!r}: {there} is needed to train on: there must be two at least. Add classes, or let the splits "
+            "before this one, in recipe.splits, take fewer"
         )
 
 

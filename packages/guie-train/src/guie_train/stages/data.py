@@ -119,7 +119,7 @@ class Prepare(Stage[Manifest]):
         if extent is None:
             return Forecast(basis="how many images there are is known when it is done", missing=missing)
         return Forecast(
-            does=f"{about(extent)} images of {extent.classes:,} classes, each read once, hashed and measured",
+            does=f"{_of(extent)}, each read once, hashed and measured",
             disk=ROW * extent.images,
             host=LIBRARIES + 100 * extent.images,
             basis="by your disk",
@@ -129,7 +129,7 @@ class Prepare(Stage[Manifest]):
 
     def _missing(self, dataset: Dataset, number: int, what: str, extent: Extent | None) -> Iterator[Missing]:
         """What keeps a data set from being read, if anything."""
-        what += f", {about(extent)} images of {extent.classes:,} classes" if extent else ""
+        what += f", {_of(extent)}" if extent else ""
         try:
             with told_as(self._keys(number)):
                 next(iter(dataset.sources()), None)
@@ -176,7 +176,7 @@ class Prepare(Stage[Manifest]):
         aside = f"; quarantine.csv: {findings}" if findings else ""
         left_out = sum(done["left_out"] for done in output.provenance.get("filters", ()))
         filtered = f"; filters left out {left_out:,}" if left_out else ""
-        return f"{len(output):,} images of {classes:,} classes{filtered}{aside}"
+        return f"{plural(len(output), 'image')} of {plural(classes, 'class')}{filtered}{aside}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,6 +263,11 @@ class Split(Stage[Manifest]):
         several = sum(each["images"] for each in _several_labels(output))
         labels = f"; in one split under several labels: {several:,}, in quarantine.csv" if several else ""
         return ", ".join(parts) + aside + both + labels
+
+
+def _of(extent: Extent) -> str:
+    """ "about 141,900 images of 9,691 classes"."""
+    return f"{'' if extent.exact else 'about '}{plural(extent.images, 'image')} of {plural(extent.classes, 'class')}"
 
 
 def _left_out(manifest: Manifest) -> list[dict[str, Any]]:
