@@ -224,6 +224,22 @@ def test_exports_that_would_be_one_file(guie_train: Run) -> None:
         assert "features" not in message
 
 
+def test_no_data_set_at_all(guie_train: Run) -> None:
+    code, message = guie_train("--set", "recipe.data=[]", "--dry-run")
+    assert code == 2
+    assert message == (
+        "error: 1 problem in experiments/quickstart.py\n"
+        "  recipe.data: it is empty; it names the data sets to train on.\n"
+        '  For example: recipe.data=[dict(type="folder", root="pictures")], where pictures/ has a folder for each class.\n'
+    )
+
+
+def test_all_data_sets_left_out(guie_train: Run) -> None:
+    code, message = guie_train("--set", "recipe.without=['emoji']", "--dry-run")
+    assert code == 2
+    assert "recipe.without: it leaves out every data set there is in recipe.data." in message
+
+
 def test_a_plan_of_more_classes_to_hold_out_than_there_are(guie_train: Run) -> None:
     code, message = guie_train("--set", "recipe.splits.0.classes=2000", "--dry-run")
     assert code == 1

@@ -224,8 +224,8 @@ def test_one_class_is_never_set_aside(one: Split) -> None:
     with pytest.raises(GuieError) as caught:
         split(make([0, 0, 0]), [one])
     told = (
-        f"split {one.name!r}: one class is left, and it is needed to train on: there must be two at least. Add classes, "
-        "or let the splits before this one, in recipe.splits, take fewer"
+        f"split {one.name!r}: one class is left, and it is needed to train on: there must be two at least. Add "
+        "classes, or let the splits before this one, in recipe.splits, take fewer"
     )
     assert str(caught.value) == told
     if isinstance(one, HoldOutClasses):  # in a plan as well

@@ -356,8 +356,8 @@ def _check_two(name: str, classes: int) -> None:
     if classes < 2:
         there = "one class is left, and it" if classes else "no class is left, and one"
         raise GuieError(
-            f"split {name!r}: {there} is needed to train on: there must be two at least. Add classes, or let the splits "
-            "before this one, in recipe.splits, take fewer"
+            f"split {name!r}: {there} is needed to train on: there must be two at least. Add classes, or let the "
+            "splits before this one, in recipe.splits, take fewer"
         )
 
 
