@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -28,6 +29,7 @@ from guie_emoji import Emoji
 from guie_train import runner
 from guie_train.cli import train
 from guie_train.stage import Stage
+from guie_train.stages.data import Prepare
 from guie_train.stages.evaluate import Evaluate
 from guie_train.stages.features import Features
 from guie_train.stages.head import FitHead
@@ -506,6 +508,41 @@ def test_want_of_memory_is_of_the_values(
     assert code == 1
     assert err.count("error: the same as above") == 2
     assert err.splitlines()[-1] == "error: 3 of 3 points failed, all by the same error; --retry tries them again."
+
+
+@pytest.mark.parametrize(  # in the work of one point, and in the checks before the first
+    ("number", "stage"), [(errno.ENOSPC, FitHead), (errno.EDQUOT, Prepare), (errno.EROFS, FitHead)]
+)
+def test_a_full_disk_is_of_no_point(
+    number: int,
+    stage: type[Stage[Any]],
+    guie: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = []
+
+    def full(self: Stage[Any], *_: Any) -> None:
+        tried.append(self)
+        raise OSError(number, os.strerror(number))
+
+    grid = ["--grid", "recipe.loss.margin=0.3,0.4", "--set", "recipe.arcface.epochs=1"]
+    asked = ["--suggest", "recipe.loss.margin=0.2..0.6", "--trials", "2", "--set", "recipe.arcface.epochs=1"]
+    for arguments in (grid, asked):
+        with monkeypatch.context() as patched:
+            patched.setattr(stage, "run", full)
+            code, out, err = guie(*sweep(*arguments))
+        assert (code, len(tried)) == (1, 1)
+        assert re.fullmatch(
+            r"error: (The disk is full|Your disk quota is used up|The disk is read-only): .*, or choose \S*.*folder.* "
+            r"\(--work-dir\), and run the same command again\.\n",
+            err[err.index("error: ") :],
+            re.DOTALL,
+        )
+        code, out, err = guie(*sweep(*arguments))
+        assert (code, len(table(out))) == (0, 2), err
+        assert "failed" not in out + err
+        shutil.rmtree("runs")
+        tried.clear()
 
 
 def test_points_that_are_equal_are_told(guie: Callable[..., tuple[int, str, str]]) -> None:

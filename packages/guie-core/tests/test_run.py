@@ -1,6 +1,7 @@
 # ruff: noqa: PT012 -- what is tested is the end of the block
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -259,6 +260,22 @@ def full_disk() -> Iterator[Callable[[], None]]:
     yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, former[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, former)
     signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_that_ended_a_run_is_recorded_as_that(experiment: Experiment) -> None:
+    def fail() -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise GuieError("no room") from error
+
+    with pytest.raises(GuieError), Run.open("runs/toy", experiment):
+        fail()
+    with pytest.raises(GuieError), Run.open("runs/toy", experiment):
+        raise GuieError("no data")
+    full, other = read()["executions"]
+    assert (full["status"], full["error"], full["errno"]) == ("failed", "no room", "ENOSPC")
+    assert "errno" not in other
 
 
 @pytest.mark.parametrize("error", [GuieError("no data"), Interrupted("stopped after epoch 3")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,31 @@ def test_a_damaged_study(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"not a database" * 100)
     with pytest.raises(GuieError, match=r"study\.db cannot be used \(file is not a database\); remove it"):
         Study(tmp_path, SPACE, 0, "digest")
+
+
+def test_a_study_that_the_disk_takes_nothing_more_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = sqlite3.connect
+
+    def full(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        made = connect(*args, **kwargs)
+        made.execute("PRAGMA max_page_count = 1")  # no more than it has
+        return made
+
+    study = Study(tmp_path, SPACE, 0, "digest")
+    study.add(study.suggest(), 0.5)
+    monkeypatch.setattr(sqlite3, "connect", full)
+    study = Study(tmp_path, SPACE, 0, "digest")
+
+    def fill() -> None:
+        for _ in range(50):
+            study.add(study.suggest(), 0.5)
+
+    with pytest.raises(GuieError, match=r"study\.db could not be written \(database or disk is full\)\.\nNothing that"):
+        fill()
+    monkeypatch.undo()
+    before = study.count
+    study.add(study.suggest(), 0.5)
+    assert study.count == before + 1
 
 
 def test_without_optuna(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import json
 import logging
@@ -37,6 +38,19 @@ _RELEVANT = frozenset(
     {"mmengine", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "open-clip-torch", "pandas", "pillow", "pluggy"}
     | {"pyarrow", "safetensors", "scikit-learn", "timm", "torch", "torchvision"}
 )
+
+
+_OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+
+
+def of_the_disk(error: BaseException | None) -> OSError | None:
+    """What the disk said, where an error comes of it that it is full or read-only: whatever else is tried there would
+    fail as well, and goes on once that is mended."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            return error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
 
 
 class Run:
@@ -170,6 +184,8 @@ class Run:
                 assert kind is not None
                 shown_error.exc_info = (kind, error, traceback)
                 self._handler.handle(shown_error)
+            if (said := of_the_disk(error)) is not None:
+                self._execution["errno"] = errno.errorcode[said.errno or 0]
             self.close("failed", str(error) if isinstance(error, GuieError) else f"{type(error).__name__}: {error}")
 
     def _write(self) -> None:
@@ -341,4 +357,4 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-__all__ = ["Run", "acquire", "git_state", "refuse_within_run", "versions"]
+__all__ = ["Run", "acquire", "git_state", "of_the_disk", "refuse_within_run", "versions"]

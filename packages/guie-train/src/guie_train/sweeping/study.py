@@ -105,6 +105,14 @@ def _number(text: str) -> float | int | None:
     return value if type(value) in (int, float) and np.isfinite(value) else None
 
 
+def _reason(error: Exception) -> str:
+    """What SQLite says, in its own words."""
+    found: BaseException = error
+    while not isinstance(found, sqlite3.Error) and (deeper := getattr(found, "orig", None) or found.__cause__):
+        found = deeper
+    return str(found).partition("\n")[0]
+
+
 @dataclass(frozen=True)
 class Trial:
     """A point that was tried, and what it scored; None: it failed."""
@@ -140,7 +148,7 @@ class Study:
         self._seed = seed
         self._suggestions = {each.key: each for each in suggestions}
         self._space = {each.key: each.distribution() for each in suggestions}
-        path = folder.absolute() / FILE
+        self._path = path = folder.absolute() / FILE
         folder.mkdir(parents=True, exist_ok=True)
         asked = [asdict(each) | {"choices": list(each.choices)} for each in suggestions]
         about: dict[str, Any] = {"suggest": asked, "seed": seed, "experiment": experiment}
@@ -156,8 +164,9 @@ class Study:
                 if key not in known:
                     self._study.set_user_attr(key, value)
         except SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", error)).partition("\n")[0]
-            raise GuieError(f"{shown(path)} cannot be used ({reason}); remove it to begin the sweep anew") from None
+            raise GuieError(
+                f"{shown(path)} cannot be used ({_reason(error)}); remove it to begin the sweep anew"
+            ) from None
         differ = [key for key, value in about.items() if known.get(key, value) != value]
         if differ:
             what = {"suggest": "other --suggest", "seed": "another --seed", "experiment": "another experiment"}
@@ -193,13 +202,21 @@ class Study:
 
     def add(self, params: Mapping[str, Any], score: float | None, *, again: bool = False) -> None:
         """Keep what came out; `score` None: it failed. `again`: it had been tried before, and failed."""
+        from optuna.exceptions import StorageInternalError
+        from sqlalchemy.exc import SQLAlchemyError
+
         state = self._optuna.trial.TrialState
-        self._study.add_trial(
-            self._optuna.trial.create_trial(
-                state=state.FAIL if score is None else state.COMPLETE,
-                params=dict(params),
-                distributions=self._space,
-                value=score,
-                user_attrs={"again": True} if again else {},
-            )
+        trial = self._optuna.trial.create_trial(
+            state=state.FAIL if score is None else state.COMPLETE,
+            params=dict(params),
+            distributions=self._space,
+            value=score,
+            user_attrs={"again": True} if again else {},
         )
+        try:
+            self._study.add_trial(trial)
+        except (StorageInternalError, SQLAlchemyError) as error:
+            raise GuieError(
+                f"{shown(self._path)} could not be written ({_reason(error)}).\n"
+                "Nothing that was complete is lost. Run the same command again when that is mended."
+            ) from error

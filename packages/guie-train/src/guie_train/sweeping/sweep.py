@@ -18,10 +18,10 @@ from typing import Any
 import click
 
 from guie_core import ExperimentError, GuieError, Interrupted, UsageError
-from guie_core.files import atomic_write, explain_os_errors
+from guie_core.files import atomic_write, explain, explain_os_errors
 from guie_core.interrupt import Stop, interruptible
 from guie_core.record import RECORD, RunRecord
-from guie_core.run import acquire, refuse_within_run
+from guie_core.run import acquire, of_the_disk, refuse_within_run
 from guie_core.tables import table
 from guie_core.wording import listing, plural, shown
 from guie_train.device import OutOfMemory
@@ -94,6 +94,7 @@ class Sweep:
         Raises:
             UsageError: the folder is something else, or in use.
             Interrupted: after Ctrl-C; the same call goes on from there.
+            GuieError: the disk is full or read-only; so it does then.
         """
         outcomes: dict[int, Outcome] = {}
         every = {number: (point, f"point {number}/{len(points)}") for number, point in enumerate(points, 1)}
@@ -202,6 +203,7 @@ class Sweep:
         except Interrupted:
             raise
         except Exception as error:
+            _end_if_of_the_disk(error)
             place = ""
             if not isinstance(error, GuieError):  # there is no run whose log could keep it
                 place = f"\nWhere it came from is in {shown(self._keep(error, f'{which}: {point.words}'))}"
@@ -227,6 +229,7 @@ class Sweep:
         except Interrupted:
             raise
         except Exception as error:  # of one point; where it came from is in its run.log
+            _end_if_of_the_disk(error)
             return self._failed(point, error)
         return self._outcome(point, RunRecord.read(folder))
 
@@ -269,7 +272,8 @@ class Sweep:
             return None
         record = RunRecord.read(folder)
         if record.status == "failed":
-            return None if self.retry else Outcome(point, error=str(record.last.get("error", "")))
+            again = self.retry or "errno" in record.last  # of the disk
+            return None if again else Outcome(point, error=str(record.last.get("error", "")))
         done = {stage["name"] for stage in record.records.get("stages", ())}
         wanted = [stage.name for stage in _stages(point)]
         last = self._last(point)
@@ -283,6 +287,12 @@ class Sweep:
 
     def _last(self, point: Point) -> str | None:
         return None if self.full else selecting(point)
+
+
+def _end_if_of_the_disk(error: Exception) -> None:
+    """Raise GuieError if an error of one point would be that of all others, since the disk takes nothing any more."""
+    if (said := of_the_disk(error)) is not None:
+        raise error if isinstance(error, GuieError) else GuieError(explain(said)) from error
 
 
 def _stages(point: Point) -> list[Any]:
