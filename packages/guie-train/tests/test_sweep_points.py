@@ -211,15 +211,16 @@ def test_a_study_that_the_disk_takes_nothing_more_of(tmp_path: Path, monkeypatch
     study = Study(tmp_path, SPACE, 0, "digest")
     study.add(study.suggest(), 0.5)
     monkeypatch.setattr(sqlite3, "connect", full)
-    study = Study(tmp_path, SPACE, 0, "digest")
+    small = Study(tmp_path, SPACE, 0, "digest")
 
     def fill() -> None:
         for _ in range(50):
-            study.add(study.suggest(), 0.5)
+            small.add(small.suggest(), 0.5)
 
     with pytest.raises(GuieError, match=r"study\.db could not be written \(database or disk is full\)\.\nNothing that"):
         fill()
     monkeypatch.undo()
+    study = Study(tmp_path, SPACE, 0, "digest")
     before = study.count
     study.add(study.suggest(), 0.5)
     assert study.count == before + 1
