@@ -1,14 +1,18 @@
-"""Where a run goes."""
+"""Where a run goes, and which stages it takes."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
+from guie_core import UsageError
 from guie_core.experiment import Experiment
 from guie_core.profiles import CPU
-from guie_train.runner import default_folder
+from guie_train.runner import _chosen, default_folder
+from guie_train.stage import Stage, Workspace
 
 
 @pytest.mark.parametrize(
@@ -23,3 +27,32 @@ from guie_train.runner import default_folder
 def test_variants_lie_beside_each_other(overrides: tuple[str, ...], name: str) -> None:
     experiment = Experiment(Path("photos.py"), "photos", "", {}, CPU, overrides, {}, "0123abcdef")
     assert default_folder(experiment) == Path("runs") / name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nothing(Stage[None]):
+    """Makes nothing of nothing, or of what another has made."""
+
+    slug: ClassVar[str] = "nothing"
+    source: Stage[Any] | None = None
+
+    def run(self, folder: Path, workspace: Workspace) -> None:
+        """Do nothing."""
+
+    def load(self, folder: Path) -> None:
+        """Read nothing."""
+
+
+def test_the_stages_that_are_run_again() -> None:
+    split = Nothing(name="split")
+    head = Nothing(name="head", source=split)
+    stages: list[Stage[Any]] = [split, head, Nothing(name="evaluate", source=head)]
+    assert _chosen(stages, None, "head") == (stages, stages[1:])
+    assert _chosen(stages, "head", "head")[0] == stages[:2]
+    for last, start in (("head", "evaluate"), ("split", "head")):
+        with pytest.raises(UsageError) as error:
+            _chosen(stages, last, start)
+        assert str(error.value) == (
+            f"--from {start!r} comes after --stage {last!r}, so that nothing would be run again.\n"
+            f"Begin with {last!r} or a stage before it, or stop after {start!r} or later."
+        )

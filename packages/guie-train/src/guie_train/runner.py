@@ -72,8 +72,8 @@ def train(
         command: what goes on where this was interrupted, if that isn't `guie-train` with the same experiment.
 
     Raises:
-        UsageError: no stage has that name, or the folder holds a run of another experiment, or lies in that of another
-            run or of a sweep.
+        UsageError: no stage has that name, `start` comes after `stage`, or the folder holds a run of another experiment,
+            or lies in that of another run or of a sweep.
         Interrupted: after Ctrl-C; the same call goes on from there.
         GuieError: what the stages raise.
     """
@@ -321,11 +321,18 @@ def _chosen(stages: list[Stage[Any]], last: str | None, start: str | None) -> tu
 
     Features are found by the image's content, so they are computed again only if `start` names them, or others that
     share their store, or the fine-tuning of their backbone is run again.
+
+    Raises UsageError: there is no such stage, or `start` comes after `last`.
     """
     chosen = stages if last is None else stages[: _position(stages, last) + 1]
     again: list[Stage[Any]] = []
     if start is not None:
         again.append(stages[_position(stages, start)])
+        if again[0] not in chosen:
+            raise UsageError(
+                f"--from {start!r} comes after --stage {last!r}, so that nothing would be run again.\n"
+                f"Begin with {last!r} or a stage before it, or stop after {start!r} or later."
+            )
         for each in stages:
             if any(source in again for source in each.inputs(keyed=True)):
                 again.append(each)
