@@ -230,7 +230,7 @@ def test_no_data_set_at_all(guie_train: Run) -> None:
     assert message == (
         "error: 1 problem in experiments/quickstart.py\n"
         "  recipe.data: it is empty; it names the data sets to train on.\n"
-        '  For example: recipe.data=[dict(type="folder", root="pictures")], where pictures/ has a folder for each class.\n'
+        '  For example: recipe.data=[dict(type="folder", root="pictures")], a folder of class folders.\n'
     )
 
 

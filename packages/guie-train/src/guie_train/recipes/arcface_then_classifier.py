@@ -186,7 +186,7 @@ class ArcFaceThenClassifier:
     def __post_init__(self) -> None:
         there = [config["type"] for config in self.data]
         if not there:
-            hint = 'For example: recipe.data=[dict(type="folder", root="pictures")], where pictures/ has a folder for each class.'
+            hint = 'For example: recipe.data=[dict(type="folder", root="pictures")], a folder of class folders.'
             raise ExperimentError([Problem("recipe.data", "it is empty; it names the data sets to train on.", hint)])
         problems = [
             Problem("recipe.without", f"there is no data set {name!r} in recipe.data.{did_you_mean(name, there)}")
