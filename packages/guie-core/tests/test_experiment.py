@@ -5,6 +5,7 @@ import copy
 import json
 import logging
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -45,6 +46,18 @@ def test_experiment_is_loaded_with_its_base(toys: Any, experiments: Path) -> Non
     assert json.loads(json.dumps(found.resolved)) == found.resolved
     assert type(found.recipe) is dict
     assert type(found.recipe["arcface"]) is dict
+
+
+@pytest.mark.parametrize("text", ["[2021] photos", "{a", "'90s", "photos (1"])
+def test_text_that_is_no_python(toys: Any, experiments: Path, text: str) -> None:
+    """Brackets within a name are no mistake; one that is open at its start is."""
+    path, values = write(experiments, HEAD), [f"recipe.weights={text}"]
+    if text == "{a":
+        with pytest.raises(ExperimentError, match="was never closed"):
+            Experiment.load(path, values, profile="cpu")
+        values = [f'recipe.weights="{text}"']
+    with pytest.raises(ExperimentError, match=re.escape(f"got the text {text!r}")):
+        Experiment.load(path, values, profile="cpu")
 
 
 def test_another_type_starts_from_its_own_defaults(toys: Any, experiments: Path) -> None:
@@ -184,6 +197,13 @@ def test_all_mistakes_at_once(toys: Any, experiments: Path) -> None:
         ("recipe.head=Linear", "recipe.head: expects dict(type=...) of kind heads, got the text 'Linear'.\n"
          "  Write dict(type='Linear')."),
         ("recipe=3", "recipe: expects dict(type=...) of kind recipes, got the number 3."),
+        ("recipe.head=dict(type='Linear'", "recipe.head: --set: dict(type='Linear' is not Python: '(' was never closed.\n"
+         "  Close the bracket; what is meant as text goes into quotes."),
+        ("recipe.head=dict(type='Linear' x=1)", "recipe.head: --set: dict(type='Linear' x=1) is not Python: invalid "
+         "syntax. Perhaps you forgot a comma?\n"
+         "  Mend it; what is meant as text goes into quotes."),
+        ("recipe.weights=[1, 2", "recipe.weights: --set: [1, 2 is not Python: '[' was never closed.\n"
+         "  Close the bracket; what is meant as text goes into quotes."),
     ],
 )  # fmt: skip
 def test_override_that_does_not_fit(toys: Any, experiments: Path, override: str, problem: str) -> None:
@@ -194,6 +214,10 @@ def test_override_that_does_not_fit(toys: Any, experiments: Path, override: str,
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
+        (
+            "recipe = dict(a=1 b=2)\n",
+            "experiments/5th_place.py:1: invalid syntax. Perhaps you forgot a comma?\n  recipe = dict(a=1 b=2)",
+        ),
         ("recipe = dict(\n", "experiments/5th_place.py:1: '(' was never closed.\n  recipe = dict("),
         ("profile = 'cpu'\n", 'it names no recipe.\n  Write recipe = dict(type="...", ...).'),
         (
@@ -285,6 +309,10 @@ def test_file_that_is_not_there(toys: Any, experiments: Path) -> None:
     write(experiments, HEAD)
     for path, text in {
         "experiments/5th_plaec.py": "there is no experiment experiments/5th_plaec.py. Did you mean '5th_place.py'?",
+        "experiments/nope.py": "there is no experiment experiments/nope.py. There are 5th_place.py.",
+        "experiments/5th_place": "there is no experiment experiments/5th_place. Did you mean '5th_place.py'?",
+        "5th_place": "there is no experiment 5th_place. Did you mean 'experiments/5th_place.py'?",
+        "nope": "there is no experiment nope. There are experiments/5th_place.py.",
         "nowhere/x.py": "there is no experiment nowhere/x.py.",
         "experiments": "experiments is a folder; name one of its experiments: 5th_place.py.",
     }.items():

@@ -71,6 +71,7 @@ def test_settings_can_be_changed() -> None:
         ({"type": "cpu", "batch": {"features": 0}}, "profile: batch.features must be positive"),
         ({"type": "cpu", "dtype": "float16"}, "profile: float16 is for GPUs: use float32 or bfloat16 on the CPU"),
         ({"type": 3}, "profile: expects the name of a profile, got the number 3."),
+        ("gpu", "profile: 'gpu' is not among the profiles."),  # which "cpu" isn't like
         ("v100", "profile: 'v100' is not among the profiles. Did you mean v100-32g (guie-core 0.1.0)?"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from guie_core.wording import duration, plural
+from guie_core.wording import duration, ended, nearest, plural
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,26 @@ def test_plural(count: int, noun: str, text: str) -> None:
 )
 def test_durations_are_told_in_what_people_plan_by(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("a fault", "a fault."), ("a fault. ", "a fault."), ("a comma?", "a comma?"), (OSError("a fault.."), "a fault.")],
+)
+def test_what_others_say_ends_once(text: object, sentence: str) -> None:
+    assert ended(text) == sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "candidates", "near"),
+    [
+        ("gpu", ["cpu", "auto"], []),
+        ("cpux", ["cpu"], ["cpu"]),
+        ("CPU", ["cpu"], ["cpu"]),
+        ("cup", ["cpu"], ["cpu"]),
+        ("", ["a"], []),
+        ("fats", ["fast"], ["fast"]),
+    ],
+)
+def test_only_what_is_alike_is_near(name: str, candidates: list[str], near: list[str]) -> None:
+    assert nearest(name, candidates) == near

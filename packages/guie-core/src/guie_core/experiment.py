@@ -40,7 +40,7 @@ from .registry import check
 from .signature import Config as Config
 from .signature import Slot as Slot
 from .signature import described
-from .wording import did_you_mean, listing, shown
+from .wording import did_you_mean, ended, listing, nearest, shown
 
 KEYS = ("recipe", "profile")
 
@@ -143,9 +143,7 @@ def _read(path: Path, source: str) -> tuple[str, dict[str, Any]]:
     if path.is_dir():
         raise UsageError(f"{source} is a folder; name one of its experiments: {_beside(path)}.")
     if not path.is_file():
-        folder = path.parent
-        near = did_you_mean(path.name, [p.name for p in folder.glob("*.py")]) if folder.is_dir() else ""
-        raise UsageError(f"there is no experiment {source}.{near}")
+        raise UsageError(f"there is no experiment {source}.{_instead(path)}")
     if path.suffix != ".py":
         raise UsageError(f"{source} is not an experiment: an experiment is a Python file (.py).")
     tree = _parse(path, source)
@@ -169,12 +167,24 @@ def _beside(folder: Path) -> str:
     return listing(sorted(path.name for path in folder.glob("*.py")))
 
 
+def _instead(path: Path) -> str:
+    """What there is instead of an experiment that isn't there, with a leading space; an ending ".py" may be left out,
+    and the folder "experiments" as well."""
+    folder, name = path.parent, path.name.removesuffix(".py")
+    own, below = (sorted(place.glob("*.py")) for place in (folder, folder / "experiments"))
+    there = {each.stem: shown(each) for each in below} | {each.stem: each.name for each in own}
+    if near := nearest(name, there, 1):
+        return f" Did you mean {there[near[0]]!r}?"
+    listed = [shown(each) for each in below] if folder == Path() else [each.name for each in own]
+    return f" There are {listing(listed)}." if listed else ""
+
+
 def _parse(path: Path, source: str) -> ast.Module:
     try:
         return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     except SyntaxError as error:
         text = f"\n{error.text.strip()}" if error.text else ""
-        raise ExperimentError([Problem(f"{shown(path)}:{error.lineno}", f"{error.msg}.{text}")], source) from None
+        raise ExperimentError([Problem(f"{shown(path)}:{error.lineno}", f"{ended(error.msg)}{text}")], source) from None
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ExperimentError([Problem("", f"{shown(path)} cannot be read: {error}")], source) from None
 
@@ -370,9 +380,11 @@ def apply_override(values: dict[str, Any], override: str, problems: list[Problem
     if path[0] == "profile" and len(path) > 1 and not isinstance(values.get("profile"), dict):
         values["profile"] = {"type": values.get("profile", "auto")}
     try:
+        _check_finished(text.strip())
         value = _plain(_literal(text), key, problems)
     except ValueError as error:
-        problems.append(Problem(key, f"--set: {error}"))
+        message, _, hint = str(error).partition("\n")
+        problems.append(Problem(key, f"--set: {message}", hint))
         return
     place: Any = values
     for depth, name in enumerate(path[:-1]):
@@ -425,6 +437,20 @@ def _index(place: list[Any], name: str, where: str, problems: list[Problem]) -> 
     there = f"its elements are 0 to {len(place) - 1}" if place else "it is empty"
     problems.append(Problem(where, f"--set: {holder} is a list and has no {name!r}: {there}."))
     return None
+
+
+def _check_finished(text: str) -> None:
+    """Raise ValueError for what was meant to be Python, but breaks off: it would become text, which nobody meant."""
+    try:
+        ast.parse(text, mode="eval")
+    except SyntaxError as error:
+        reason = error.msg.partition(" (")[0]
+        open_bracket = "was never closed" in reason
+        if text.startswith("dict(") or (text.startswith(("[", "{", "(")) and open_bracket):
+            hint = f"{'Close the bracket' if open_bracket else 'Mend it'}; what is meant as text goes into quotes."
+            raise ValueError(f"{text} is not Python: {ended(reason)}\n{hint}") from None
+    except ValueError:
+        pass
 
 
 def _literal(text: str) -> Any:

@@ -13,8 +13,10 @@ def nearest(name: str, candidates: Iterable[str], count: int = 3) -> list[str]:
     folded: dict[str, str] = {}
     for candidate in candidates:
         folded.setdefault(candidate.casefold(), candidate)
-    found = difflib.get_close_matches(name.casefold(), folded, n=count, cutoff=0.6)
-    return [folded[match] for match in found]
+    name = name.casefold()
+    if len(name) <= 3:  # "gpu" is no slip of "cpu", whatever letters they share
+        folded = {each: candidate for each, candidate in folded.items() if each[:1] == name[:1]}
+    return [folded[match] for match in difflib.get_close_matches(name, folded, n=count, cutoff=0.6)]
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
@@ -29,6 +31,12 @@ def listing(names: Iterable[str], limit: int = 12) -> str:
     if len(names) > limit:
         return f"{', '.join(names[:limit])} and {len(names) - limit} more"
     return ", ".join(names) or "nothing"
+
+
+def ended(text: object) -> str:
+    """What somebody else says, as a sentence with one full stop at its end, or its own question mark."""
+    whole = str(text).rstrip()
+    return whole if whole.endswith(("?", "!")) else f"{whole.rstrip('.')}."
 
 
 def plural(count: int, noun: str) -> str:
