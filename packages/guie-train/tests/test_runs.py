@@ -348,6 +348,26 @@ def test_compare_runs_that_did_not_come_so_far(capsys: pytest.CaptureFixture[str
     assert "                         B         C     C - B\n  trained  mP@5     0.5000    0.6250   +0.1250\n" in out
 
 
+def test_compare_runs_without_a_report(capsys: pytest.CaptureFixture[str]) -> None:
+    """As points of a sweep are."""
+    for minute, value in enumerate((0.4, 0.5)):
+        run("ab"[minute], minute=minute, records={"selected": {"metric": "mP@5", "value": value, "epoch": 3}})
+    assert ok(capsys, "compare", "a", "b").endswith(
+        "\n\nselection\n"
+        "                           A         B     B - A\n"
+        "  checkpoint  mP@5    0.4000    0.5000   +0.1000\n"
+    )
+    found = json.loads(ok(capsys, "compare", "a", "b", "--format", "json"))
+    assert found["selection"] == [{"system": "checkpoint", "metric": "mP@5", "values": [0.4, 0.5]}]
+    run("c", minute=3, records={"selected": {"metric": "mP@5", "value": 0.4, "epoch": 2}, "scores": SCORES})
+    out = ok(capsys, "compare", "a", "c")
+    assert out.endswith("\nselection\n  the same in both: checkpoint\n\nscores: only B has any\n")
+    run("d", minute=4, records={"selected": {"metric": "mP@5", "value": 0.3, "epoch": 2}, "scores": SCORES})
+    assert "selection" not in ok(capsys, "compare", "c", "d")
+    run("e", minute=5)
+    assert ok(capsys, "compare", "a", "e").endswith("\nselection: only A has any\n")
+
+
 # --- best ---
 
 

@@ -72,8 +72,8 @@ def train(
         command: what goes on where this was interrupted, if that isn't `guie-train` with the same experiment.
 
     Raises:
-        UsageError: no stage has that name, `start` comes after `stage`, or the folder holds a run of another experiment,
-            or lies in that of another run or of a sweep.
+        UsageError: no stage has that name, `start` comes after `stage`, the folder holds a run of another experiment,
+            or it lies in that of another run or of a sweep.
         Interrupted: after Ctrl-C; the same call goes on from there.
         GuieError: what the stages raise.
     """

@@ -101,7 +101,8 @@ def compare(names: tuple[str, ...], folder: Path, style: str) -> None:
     """Say what differs between two runs or more.
 
     Settings, profile, versions, plugins, git state, machine, data, stages and scores are compared. Stages have the same
-    outputs if they have the same key. Scores stand beside their difference from the first run's.
+    outputs if they have the same key. Scores stand beside their difference from the first run's. Where a run has not
+    come to its report, as points of sweeps, those by which checkpoints were chosen are shown as well.
     """
     if len(names) < 2:
         raise UsageError("it takes two runs or more to compare.")

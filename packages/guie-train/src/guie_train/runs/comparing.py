@@ -9,7 +9,7 @@ from typing import Any
 from guie_core.experiment import differences
 from guie_core.record import RunRecord
 
-from .scores import data_of, scores
+from .scores import data_of, scores, selected
 
 ABSENT = "-"
 
@@ -40,7 +40,8 @@ class Comparison:
     shared: list[str]  # stages whose outputs are the same in all runs
     own: list[str]  # stages that all have, and not all with the same outputs
     lacking: dict[str, list[bool]]  # stages that not all have, and which do
-    scores: list[ScoreLine]
+    scores: list[ScoreLine]  # reported
+    selection: list[ScoreLine]  # by which checkpoints were chosen, unless all runs have come to their report
 
 
 def compare(records: Sequence[RunRecord]) -> Comparison:
@@ -68,6 +69,7 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
         own=[name for name in everywhere if name not in shared],
         lacking={name: [name in each for each in keys] for name in names if name not in everywhere},
         scores=_scores(records),
+        selection=[] if all(map(scores, records)) else _selection(records),
     )
 
 
@@ -117,3 +119,9 @@ def _scores(records: Sequence[RunRecord]) -> list[ScoreLine]:
     ]
     lines = dict.fromkeys(line for each in found for line in each)
     return [ScoreLine(system, metric, tuple(each.get((system, metric)) for each in found)) for system, metric in lines]
+
+
+def _selection(records: Sequence[RunRecord]) -> list[ScoreLine]:
+    found = [{choice.metric: choice.value} if (choice := selected(record)) else {} for record in records]
+    metrics = dict.fromkeys(metric for each in found for metric in each)
+    return [ScoreLine("checkpoint", metric, tuple(each.get(metric) for each in found)) for metric in metrics]

@@ -205,19 +205,20 @@ def comparison_lines(found: Comparison, records: Sequence[RunRecord], names: Seq
     if stages:
         yield "\nstages"
         yield table(stages, wrap=1)
-    yield from _score_lines(found.scores, letters)
+    yield from _score_lines("selection", found.selection, letters)
+    yield from _score_lines("scores", found.scores, letters)
 
 
-def _score_lines(lines: Sequence[ScoreLine], letters: Sequence[str]) -> Iterator[str]:
+def _score_lines(heading: str, lines: Sequence[ScoreLine], letters: Sequence[str]) -> Iterator[str]:
     """Scores of the runs that have any, and differences from the first of them."""
     which = [n for n in range(len(letters)) if any(line.values[n] is not None for line in lines)]
     if not which:
         return
     first, *others = (letters[n] for n in which)
     if not others:
-        yield f"\nscores: only {first} has any"
+        yield f"\n{heading}: only {first} has any"
         return
-    yield "\nscores"
+    yield f"\n{heading}"
     by_system: dict[str, list[tuple[str, list[float | None]]]] = {}
     for line in lines:
         by_system.setdefault(line.system, []).append((line.metric, [line.values[n] for n in which]))
