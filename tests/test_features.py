@@ -224,7 +224,7 @@ def test_killed_after_the_last_image(built: Path, run: Guie) -> None:
     assert (workspace.folder(found) / "stage.json").exists()
 
 
-def test_damage_is_found_let_go_of_and_computed_again(built: Path, run: Guie) -> None:
+def test_damage_is_found_let_go_of_and_computed_again(built: Path, tmp_path: Path, run: Guie) -> None:
     before = store(built)
     manifest = manifest_of(built)
     hashes = manifest.column("hash")[manifest.column("split") == "train"]
@@ -233,6 +233,9 @@ def test_damage_is_found_let_go_of_and_computed_again(built: Path, run: Guie) ->
     data = bytearray(shard.read_bytes())
     data[100 * before.row_bytes + 5] ^= 0x40
     shard.write_bytes(data)
+    used = run("features", "export", EXPERIMENT, "train", tmp_path / "embs", *settings(built), code=1)
+    assert "1 row differs from its checksum; `guie features verify" in used
+    assert not (tmp_path / "embs").exists()
     told = run("features", "verify", before.folder, code=1)
     assert "1 row differs from its checksum" in told
     assert "--repair lets go of that" in told

@@ -171,6 +171,53 @@ def test_damage_is_named_and_can_be_let_go_of(tmp_path: Path) -> None:
     np.testing.assert_array_equal(FeatureStore(tmp_path).read(hashes(*range(20))), rows(*range(20)))
 
 
+def overwrite(path: Path, offset: int, count: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(b"?" * count)
+
+
+def test_damaged_rows_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_store, "SHARD", 8)
+    folder = tmp_path / "a store"
+    store = FeatureStore(folder, {**ABOUT, "views": 2})
+    seen = np.stack([rows(*range(20)), -rows(*range(20))], 1)
+    store.append(hashes(*range(20)), seen)
+    for path, row, view in (("00000", 3, 1), ("00000", 4, 0), ("00002", 1, 0)):
+        overwrite(folder / f"{path}.features", row * store.row_bytes + view * 10 + 2, 4)
+    monkeypatch.chdir(tmp_path)
+    damaged = FeatureStore(Path("a store"))
+    np.testing.assert_array_equal(damaged.read(hashes(19, 2, 5, 2)), rows(19, 2, 5, 2))
+    remedy = "`guie features verify 'a store' --repair` lets go of what is damaged, and it is computed again"
+    for number, view in ((3, 0), (4, 0), (17, 1)):  # a row is damaged in whichever of its views
+        with pytest.raises(GuieError) as refused:
+            damaged.read(hashes(1, number, 9), view)
+        assert str(refused.value) == f"a store: 3 rows differ from their checksums; {remedy}"
+    damaged.forget(damaged.verify())
+    assert damaged.missing(hashes(*range(20))).tolist() == [3, 4, 17]
+    damaged.append(hashes(3, 4, 17), seen[[3, 4, 17]])
+    np.testing.assert_array_equal(damaged.read(hashes(*range(20)), 1), seen[:, 1])
+
+
+def test_rows_are_checked_once_until_their_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FeatureStore(tmp_path, ABOUT)
+    store.append(hashes(*range(6)), rows(*range(6)))
+    checked: list[int] = []
+    whole = feature_store._checksums
+    monkeypatch.setattr(feature_store, "_checksums", lambda rows, each: checked.append(len(rows)) or whole(rows, each))
+    for numbers in ((5, 0), (0, 1, 5), (5, 1)):
+        store.read(hashes(*numbers))
+    assert checked == [2, 1, 0]
+    store.append(hashes(7), rows(7))
+    store.read(hashes(0, 7))
+    assert checked[-1] == 2
+    path = tmp_path / "00000.features"
+    overwrite(path, 0, 4)
+    os.utime(path, (1, 1))  # a clock that is too coarse to tell
+    with pytest.raises(GuieError, match="1 row differs from its checksum; `guie features verify"):
+        store.read(hashes(0, 7))
+
+
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY junk"])
 def test_a_damaged_list_of_rows_is_named(tmp_path: Path, content: bytes) -> None:
     store = FeatureStore(tmp_path, ABOUT)

@@ -7,6 +7,7 @@ import fcntl
 import io
 import json
 import os
+import shlex
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -85,6 +86,7 @@ class FeatureStore:
     def __init__(self, folder: Path, about: dict[str, Any] | None = None) -> None:
         self.folder = folder
         self._room = 0  # number of the first shard that may have room
+        self._whole: dict[Path, tuple[str, NDArray[np.bool_]]] = {}  # of shards as they were: rows that were checked
         self.about: dict[str, Any]
         path = folder / "store.json"
         if path.exists():
@@ -132,10 +134,10 @@ class FeatureStore:
         return sorted(self.folder.glob("[0-9]*.features"))
 
     @cached_property
-    def _hashes(self) -> list[tuple[Path, NDArray[np.bytes_]]]:
-        """The shards, and the hashes [n] of each."""
-        found = [(path, self._rows(path)["hash"]) for path in self.shards()]
-        return [(path, hashes) for path, hashes in found if len(hashes)]
+    def _parts(self) -> list[tuple[Path, NDArray[Any]]]:
+        """The shards, and the rows [n] of each."""
+        found = [(path, self._rows(path)) for path in self.shards()]
+        return [(path, rows) for path, rows in found if len(rows)]
 
     def _mapped(self, path: Path, rows: int) -> NDArray[Any]:
         """Features [rows, V, D] of a shard. Let go of it soon: what has been read counts as this process's memory."""
@@ -145,7 +147,7 @@ class FeatureStore:
     def _lookup(self) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
         """All hashes in ascending order, and the row (counted over all shards) where each one's features are."""
         known, row = np.unique(
-            np.concatenate([np.empty(0, "S32"), *(hashes for _, hashes in self._hashes)]), return_index=True
+            np.concatenate([np.empty(0, "S32"), *(rows["hash"] for _, rows in self._parts)]), return_index=True
         )
         there = known != _FORGOTTEN
         return known[there], row[there]
@@ -201,8 +203,10 @@ class FeatureStore:
     def read(self, hashes: NDArray[Any], view: int = 0) -> NDArray[np.float32]:
         """Features [N, D] of one of the views, 0..V-1, in the order of `hashes` [N].
 
+        Their rows are compared with their checksums, each once for as long as its file stays as it is.
+
         Raises:
-            GuieError: an image is not in the store.
+            GuieError: an image is not in the store, or its row is damaged.
         """
         if absent := len(self._absent(hashes)):
             raise GuieError(f"{absent} of {len(hashes)} images have no features in {self.folder} yet")
@@ -210,14 +214,30 @@ class FeatureStore:
         row = rows[np.searchsorted(known, hashes.astype("S32"))]
         out = np.empty((len(hashes), self.dimension), np.float32)
         start = 0
-        for path, shard_hashes in self._hashes:
-            here = np.flatnonzero((row >= start) & (row < start + len(shard_hashes)))
+        for path, shard in self._parts:
+            here = np.flatnonzero((row >= start) & (row < start + len(shard)))
             if len(here):
                 # ascending rows read the mapped file front to back
                 here = here[np.argsort(row[here], kind="stable")]
-                out[here] = self._mapped(path, len(shard_hashes))[row[here] - start, view]
-            start += len(shard_hashes)
+                out[here] = self._checked(path, shard, row[here] - start)[row[here] - start, view]
+            start += len(shard)
         return out
+
+    def _checked(self, path: Path, rows: NDArray[Any], wanted: NDArray[np.int64]) -> NDArray[Any]:
+        """As `_mapped`. Raises GuieError if one of the rows that are `wanted` is damaged."""
+        state = state_of(str(path))
+        features = self._mapped(path, len(rows))
+        before, whole = self._whole.get(path, ("", np.zeros(0, bool)))
+        if before != state:
+            whole = np.zeros(len(rows), bool)
+        wanted = wanted[~whole[wanted]]
+        plain = np.asarray(features)  # whose rows cost less to name than a memmap's
+        if damaged := len(_differing(rows[wanted], map(plain.__getitem__, wanted.tolist()))):
+            damaged = max(damaged, sum(len(each.rows) for each in self.verify()))  # reads the others as well
+            raise GuieError(f"{shown(self.folder)}: {_differ(damaged)}{_remedy(self.folder)}")
+        whole[wanted] = True
+        self._whole[path] = state, whole
+        return features
 
     def append(self, hashes: NDArray[Any] | Sequence[str], features: NDArray[Any]) -> None:
         """Add `features` [n, V, D], or [n, D] where V is 1, of the images with `hashes` [n], which are bad no more.
@@ -231,7 +251,7 @@ class FeatureStore:
         rows = np.zeros(len(hashes), _ROW)
         rows["hash"] = np.asarray(hashes).astype("S32")
         features = np.ascontiguousarray(features.astype(self.dtype, copy=False))
-        rows["checksum"] = [_checksum(row["hash"], each) for row, each in zip(rows, features, strict=True)]
+        rows["checksum"] = _checksums(rows, features)
         self._list_bad([], frozenset(rows["hash"].astype("U32").tolist()))
         done = 0
         while done < len(rows):
@@ -260,12 +280,9 @@ class FeatureStore:
             features = other._mapped(path, len(rows))
             lacking = np.isin(np.arange(len(rows)), self.missing(rows["hash"]))
             lacking &= ~np.isin(rows["hash"], but) & (rows["hash"] != _FORGOTTEN)
-            whole = [
-                at
-                for at in np.flatnonzero(lacking)
-                if _checksum(rows[at]["hash"], features[at]) == rows[at]["checksum"]
-            ]
-            if whole:
+            wanted = np.flatnonzero(lacking)
+            whole = np.delete(wanted, _differing(rows[wanted], map(np.asarray(features).__getitem__, wanted.tolist())))
+            if len(whole):
                 self.append(rows["hash"][whole], features[whole])
         try:
             bad = other.bad
@@ -331,13 +348,10 @@ class FeatureStore:
             whole = min(len(rows), path.stat().st_size // self.row_bytes)
             wrong = []
             if whole:
-                features = self._mapped(path, whole)
-                for number, (row, each) in enumerate(zip(rows, features, strict=False)):
-                    if row["hash"] != _FORGOTTEN and _checksum(row["hash"], each) != row["checksum"]:
-                        wrong.append(number)
+                differing = _differing(rows[:whole], np.asarray(self._mapped(path, whole)))
+                wrong = differing[rows["hash"][differing] != _FORGOTTEN].tolist()
             if wrong:
-                differ = "1 row differs from its checksum" if len(wrong) == 1 else None
-                found.append(Damage(path, wrong, differ or f"{len(wrong):,} rows differ from their checksums"))
+                found.append(Damage(path, wrong, _differ(len(wrong))))
             if whole < len(rows):
                 lost = list(range(whole, len(rows)))
                 found.append(Damage(path, lost, _truncated(path, rows, self.row_bytes)))
@@ -360,8 +374,9 @@ class FeatureStore:
         self._changed()
 
     def _changed(self) -> None:
-        self.__dict__.pop("_hashes", None)
+        self.__dict__.pop("_parts", None)
         self.__dict__.pop("_lookup", None)
+        self._whole.clear()
 
 
 def usable(manifest: Manifest, *stores: FeatureStore) -> tuple[Manifest, NDArray[np.int64]]:
@@ -420,15 +435,26 @@ def _read_rows(path: Path) -> NDArray[Any]:
 
 
 def _remedy(folder: Path) -> str:
-    return f"; `guie features verify {shown(folder)} --repair` lets go of what is damaged, and it is computed again"
+    command = f"guie features verify {shlex.quote(shown(folder))} --repair"
+    return f"; `{command}` lets go of what is damaged, and it is computed again"
 
 
 def _truncated(path: Path, rows: NDArray[Any], row_bytes: int) -> str:
     return f"truncated: it has {path.stat().st_size:,} bytes of {len(rows) * row_bytes:,}"
 
 
-def _checksum(hash_: bytes, features: NDArray[Any]) -> int:
-    return zlib.crc32(features.data, zlib.crc32(hash_))
+def _differ(rows: int) -> str:
+    return "1 row differs from its checksum" if rows == 1 else f"{rows:,} rows differ from their checksums"
+
+
+def _differing(rows: NDArray[Any], features: Iterable[Any]) -> NDArray[np.int64]:
+    """Positions of those of some rows [n] whose features are others than their checksums say."""
+    return np.flatnonzero(_checksums(rows, features) != rows["checksum"])
+
+
+def _checksums(rows: NDArray[Any], features: Iterable[Any]) -> NDArray[np.uint32]:
+    """Of each of some rows [n], that of its hash and its features [V, D]."""
+    return np.fromiter(map(zlib.crc32, features, map(zlib.crc32, rows["hash"].tolist())), np.uint32, len(rows))
 
 
 def _locked(file: int) -> bool:
