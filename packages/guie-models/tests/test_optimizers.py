@@ -368,6 +368,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
         (ADAMW | {"fused": True}, True),
         (ADAMW | {"fused": False}, False),
         (ADAMW | {"foreach": True}, False),
+        (ADAMW | {"foreach": False}, False),
         ({"type": "SGD", "lr": 0.1}, False),
         ({"type": "SGD", "lr": 0.1, "fused": True}, True),
     ],

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import math
 import re
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -25,6 +26,7 @@ from guie_models.losses import ArcFace, ScheduledMargin
 from guie_train.fitting import Curve, Fit, Resident, Training, graph
 from guie_train.fitting.graph import COMPARED, WARM, CapturedStep, CudaGraph
 from guie_train.fitting.schedule import Schedule
+from guie_train.fitting.snapshot import Changing, Snapshot
 from guie_train.heads import HeadWithLoss
 
 ADAMW = {"type": "AdamW", "lr": 1e-2, "fused": True}
@@ -60,12 +62,12 @@ class Graph:
 
     def __init__(self, function: Callable[[], object], step: CapturedStep) -> None:
         self.replays = 0
-        before = step._state()
+        before = step._changing.copy()
         try:
             with Recording() as recording:
                 function()
         finally:
-            step._set(before)
+            step._changing.restore(before)
         self.calls = recording.calls
 
     @torch.no_grad()
@@ -285,12 +287,21 @@ class Moved(Graph):
 
 
 def not_a_number(step: CapturedStep) -> None:
-    for parameter in step.model.parameters():
+    for parameter in step._changing.model.parameters():
         parameter.fill_(math.nan)
 
 
 def statistics(step: CapturedStep) -> None:
-    step.model.head.net[1].running_var.mul_(3)  # type: ignore[union-attr, index]
+    step._changing.model.head.net[1].running_var.mul_(3)  # type: ignore[union-attr, index]
+
+
+def counter(step: CapturedStep) -> None:
+    step._changing.model.head.net[1].num_batches_tracked.sub_(1)  # type: ignore[union-attr, index]
+
+
+def steps_of_adam(step: CapturedStep) -> None:
+    for state in step.optimizer.state.values():
+        state["step"].sub_(1)
 
 
 def moments(step: CapturedStep) -> None:
@@ -305,9 +316,11 @@ def draws(step: CapturedStep) -> None:
 @pytest.mark.parametrize(
     ("disturb", "told"),
     [
-        (not_a_number, r"parameters move by .*, and end nan apart"),
-        (statistics, r"its state move by .*, and end .* apart"),
-        (moments, r"its state move by .*, and end .* apart"),
+        (not_a_number, r"parameters: they move by .*, and end nan apart"),
+        (statistics, r"buffers: head\.net\.1\.running_var: they move by .*, and end .* apart"),
+        (counter, r"buffers: head\.net\.1\.num_batches_tracked isn't the same"),
+        (steps_of_adam, r"moments: step of parameter 0: they move by 1, and end 1 apart"),
+        (moments, r"moments: they move by .*, and end .* apart"),
         (draws, r"other random numbers are drawn"),
     ],
 )
@@ -356,25 +369,98 @@ def test_what_python_counts_is_noticed(tmp_path: Path, captured: Capture, caplog
     assert "it would not do the same: a number is " in refusal(caplog)
 
 
-@pytest.mark.parametrize("call", range(5))
-def test_without_memory_for_a_graph_steps_go_on(
+@pytest.mark.parametrize("call", range(6))
+def test_without_memory_for_a_copy_steps_go_on(
     tmp_path: Path, captured: Capture, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: int
 ) -> None:
-    """For one of the states that are held meanwhile, or for the capture."""
+    """One is made in the step that is watched, one by what stands for a capture, two in each step that is compared."""
     plain, graphed = fit(tmp_path / "plain"), fit(tmp_path / "graphed")
     step = captured(graphed)
-    calls, state = iter(range(100)), CapturedStep._state
+    calls, copy = iter(range(100)), Changing.copy
 
-    def full(step: CapturedStep) -> graph.State:
+    def full(changing: Changing) -> Snapshot:
         if next(calls) == call:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return state(step)
+        return copy(changing)
 
-    monkeypatch.setattr(CapturedStep, "_state", full)
+    monkeypatch.setattr(Changing, "copy", full)
     assert curves_of(graphed) == curves_of(plain)
     check_same(graphed, plain)
     assert step._graph is None
     assert refusal(caplog) == "there is no memory for it"
+
+
+@pytest.mark.parametrize("which", [WARM, WARM + 2])
+def test_what_was_copied_is_let_go_of_before_a_step_is_tried_again(
+    tmp_path: Path, captured: Capture, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, which: int
+) -> None:
+    """A step that has no room beside a copy of all, but by itself: the one that is watched, or compared."""
+    plain, graphed = fit(tmp_path / "plain"), fit(tmp_path / "graphed")
+    captured(graphed)
+    copies: list[weakref.ref[Tensor]] = []
+    launched, copy, calls = graphed.train_step._launched, Changing.copy, iter(range(1, 100))
+
+    def noted(changing: Changing) -> Snapshot:
+        snapshot = copy(changing)
+        copies.extend(map(weakref.ref, snapshot.tensors.values()))
+        return snapshot
+
+    def full(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        found = launched(inputs, labels)
+        if next(calls) >= which and any(tensor() is not None for tensor in copies):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return found
+
+    monkeypatch.setattr(Changing, "copy", noted)
+    monkeypatch.setattr(graphed.train_step, "_launched", full)
+    gc.disable()
+    try:
+        assert curves_of(graphed) == curves_of(plain)
+    finally:
+        gc.enable()
+    check_same(graphed, plain)
+    assert refusal(caplog) == "there is no memory for it"
+
+
+@pytest.mark.parametrize("first", [WARM, WARM + 1])
+def test_a_parameter_that_is_frozen_at_first_is_noticed(
+    tmp_path: Path, captured: Capture, caplog: pytest.LogCaptureFixture, first: int
+) -> None:
+    """It gets moments in the step that is captured, or in one that is compared: those of the step that counts."""
+    fits = []
+    for name in ("plain", "graphed"):
+        fitted = fit(tmp_path / name, optimizer=ADAMW)
+        weight = fitted.model.head.net[0].weight  # type: ignore[union-attr, index]
+        weight.requires_grad_(False)
+        fits.append(fitted)
+    plain, graphed = fits
+    captured(graphed)
+    for fitted in (graphed, plain):
+        fitted._begin_epoch()
+        for number, (inputs, labels) in enumerate(fitted.examples.batches(0, [*fitted.rows(), *fitted.rows()])):
+            fitted.model.head.net[0].weight.requires_grad_(number >= first)  # type: ignore[union-attr, index]
+            fitted.train_step.take(inputs, labels)
+    check_same(graphed, plain)
+    assert "it would not do the same: " in refusal(caplog)
+
+
+def test_moments_that_were_made_since_begin_again() -> None:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    count = torch.tensor(7.0)
+    changing = Changing(model, optimizer, {"count": count})
+    before = changing.copy()
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    count += 1
+    after = changing.copy()
+    assert changing.difference(before, after) == "the optimizer has come to hold more"
+    assert changing.difference(after, after) is None
+    changing.restore(before)
+    assert float(count) == 7
+    for name, value in model.named_parameters():
+        assert torch.equal(value, before.tensors["parameters", name])
+    assert not any(value.any() for state in optimizer.state.values() for value in state.values())
 
 
 def test_only_what_is_known_to_launch_the_same_is_captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,6 +478,13 @@ def test_only_what_is_known_to_launch_the_same_is_captured(tmp_path: Path, monke
     monkeypatch.undo()
     monkeypatch.delattr(Head, "capturable")  # a plugin's, that says nothing
     assert not is_captured()
+    monkeypatch.undo()
+    assert is_captured()
+    plugin = type("Plugin", (ArcFace,), {"__module__": "a_plugin"})  # what ArcFace says is not of it
+    monkeypatch.setattr(sys.modules[__name__], "ArcFace", plugin)
+    assert not is_captured()
+    monkeypatch.setattr(plugin, "capturable", True)
+    assert is_captured()
 
 
 def test_a_loss_that_looks_at_labels_is_not_captured() -> None:

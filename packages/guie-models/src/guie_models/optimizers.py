@@ -356,9 +356,14 @@ def build_optimizer(
 def fuses(optimizer: Optimizer) -> bool:
     """Whether `optimizer`, or the base of its SAM, is fused, or would be where `build_optimizer` makes it on a GPU."""
     base = getattr(optimizer, "base", optimizer)
-    if type(base) in FUSED and not any(group.get(name) for group in base.param_groups for name in IMPLEMENTATION):
-        return all(group["fused"] is None for group in base.param_groups)
-    return all(group.get("fused") for group in base.param_groups)
+    on_gpu = any(parameter.is_cuda for group in base.param_groups for parameter in group["params"])
+
+    def fused(group: dict[str, Any]) -> bool:
+        if on_gpu or group.get("fused") is not None or type(base) not in FUSED:
+            return bool(group.get("fused"))
+        return group["foreach"] is None and not (group["capturable"] or group["differentiable"])
+
+    return all(map(fused, base.param_groups))
 
 
 def elementwise(optimizer: Optimizer) -> bool:

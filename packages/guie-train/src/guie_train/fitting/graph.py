@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,8 @@ from torch.optim import Optimizer
 
 from guie_core import UsageError
 from guie_models.optimizers import SAM, fuses
-from guie_train.device import out_of_memory, random_state, set_random_state
+from guie_train.device import out_of_memory
+from guie_train.fitting.snapshot import Changing, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -23,20 +23,10 @@ log = logging.getLogger(__name__)
 WARM = 4
 # Replays that are compared with the step: what doesn't move from one to the next shows in the second.
 COMPARED = 2
-# How far apart they may end, of how far they move: sums whose order is free round otherwise each time, and Adam, which
-# divides gradients by their size, makes much of that where they are next to nothing.
-CLOSE = 0.05
 # Packages whose modules keep what they count in buffers, which they change in place.
 KNOWN = ("torch", "guie_models", "guie_train")
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
-
-
-class State(NamedTuple):
-    """All that a step depends on and changes: copies of tensors, and the state of torch's generator."""
-
-    tensors: list[Tensor]
-    random: Tensor
 
 
 def capturable(model: nn.Module, optimizer: Optimizer) -> bool:
@@ -51,7 +41,11 @@ def capturable(model: nn.Module, optimizer: Optimizer) -> bool:
 
 
 def _capturable(module: nn.Module) -> bool:
-    return bool(getattr(module, "capturable", type(module).__module__.partition(".")[0] in KNOWN))
+    own = [kind for kind in type(module).__mro__ if kind.__module__.partition(".")[0] not in KNOWN]
+    if type(module) in own:  # what it inherits from guie's says nothing of what it does itself
+        says = "capturable" in vars(module) or any("capturable" in vars(kind) for kind in own)
+        return says and bool(module.capturable)
+    return bool(getattr(module, "capturable", True))
 
 
 class CudaGraph:
@@ -59,14 +53,19 @@ class CudaGraph:
 
     def __init__(self, function: Callable[[], object]) -> None:
         self._graph = torch.cuda.CUDAGraph()
+        pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.stream(torch.cuda.current_stream())  # which a capture that fails doesn't come back to
         try:
             # what other threads do, such as pin memory, is none of its concern
-            with stream, torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            with stream, torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
                 function()
         except BaseException:
-            generator = torch.cuda.default_generators[torch.cuda.current_device()]
-            generator.graphsafe_set_state(generator.clone_state())  # torch 2.7 leaves it in the capture
+            # some versions of torch leave generator and allocator in a capture that fails
+            device = torch.cuda.current_device()
+            generator = torch.cuda.default_generators[device]
+            generator.graphsafe_set_state(generator.clone_state())
+            with suppress(AttributeError, RuntimeError):
+                torch._C._cuda_endAllocateToPool(device, pool)
             raise
 
     def replay(self) -> None:
@@ -87,15 +86,14 @@ class CapturedStep:
 
     Args:
         model, optimizer: what a step changes, `capturable`.
-        others: that it changes besides.
+        others: that it changes besides, by name.
         name: for the warning.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, others: Sequence[Tensor], name: str) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, optimizer: Optimizer, others: Mapping[str, Tensor], name: str) -> None:
         self.optimizer = optimizer
-        self.others = others
         self.name = name
+        self._changing = Changing(model, optimizer, others)
         self._taken = 0  # steps
         self._given_up = False
         self._graph: CudaGraph | None = None
@@ -116,7 +114,7 @@ class CapturedStep:
         if self._graph is None and not self._capture(step, inputs, labels):
             return step(inputs, labels)
         if self._taken <= WARM + COMPARED:
-            return self._compared(step, inputs, labels, rate=self._taken - WARM)
+            return self._compared(step, inputs, labels, factor=self._taken - WARM)
         return self._replay(inputs, labels)
 
     def _on_side_stream(self, step: Step, inputs: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
@@ -135,19 +133,23 @@ class CapturedStep:
     def _watched(self, step: Step, inputs: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         """A step; gives up where it waits for the device: a capture that fails half-way leaves torch in disorder."""
         self._rates = [torch.full((), group["lr"], device=inputs.device) for group in self.optimizer.param_groups]
-        before = None
+        before: Snapshot | None = None
         try:
-            before = self._state()
+            before = self._changing.copy()
             with waits_refused(inputs.device), self._with_rates():
                 return self._on_side_stream(step, inputs, labels)
         except RuntimeError as error:
-            self._give_up(error)
-        if before is not None:
-            self._set(before)
-        return step(inputs, labels)
+            reason = _reason(error)
+        if before is not None:  # else there was no memory for it
+            self._changing.restore(before)
+            del before
+        scalars = step(inputs, labels)  # an error of its own is told by it
+        self._give_up(reason)
+        return scalars
 
     def _capture(self, step: Step, inputs: Tensor, labels: Tensor) -> bool:
         """Make the graph; whether that went well."""
+        reason = ""
         try:
             batch = self._batch = (inputs.clone(), labels.clone())
 
@@ -157,18 +159,23 @@ class CapturedStep:
             with self._with_rates(capturable=True):
                 self._graph = CudaGraph(captured)
         except (RuntimeError, UsageError) as error:
-            self._give_up(error)
+            reason = _reason(error)
         self.optimizer.zero_grad(set_to_none=True)  # those at hand are the graph's
-        return self._graph is not None
+        if reason:
+            self._give_up(reason)
+        return not reason
 
     @contextmanager
     def _with_rates(self, **more: Any) -> Iterator[None]:
         """Learning rates are tensors, that change, instead of numbers, which would stay those of the capture."""
         groups = self.optimizer.param_groups
-        before = [dict(group) for group in groups]
+        new = [{"lr": rate, **more} for rate in self._rates]
+        before = [
+            {name: group[name] for name in given if name in group} for group, given in zip(groups, new, strict=True)
+        ]
         try:
-            for group, rate in zip(groups, self._rates, strict=True):
-                group.update({"lr": rate} | {name: value for name, value in more.items() if name in group})
+            for group, kept, given in zip(groups, before, new, strict=True):
+                group.update({name: given[name] for name in kept})
             yield
         finally:
             for group, kept in zip(groups, before, strict=True):
@@ -184,107 +191,58 @@ class CapturedStep:
         self._graph.replay()
         return self._scalars
 
-    def _compared(self, step: Step, inputs: Tensor, labels: Tensor, rate: int) -> tuple[Tensor, ...]:
+    def _compared(self, step: Step, inputs: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, ...]:
         """A replay, after one that was compared with the step, both at so many times the learning rate."""
-        before = None
+        before: Snapshot | None = None
         try:
-            before = self._state()
-            with self._times(rate):
-                wanted = [scalar.clone() for scalar in step(inputs, labels)]
-                after = self._state()
-                self._set(before)
-                found = self._replay(inputs, labels)
-            wrong: RuntimeError | str | None = self._difference(before, after, wanted, found)
-            del after
-        except RuntimeError as error:  # there may be no memory for two states
+            before = self._changing.copy()
+            with self._times(factor):
+                wrong = self._does_otherwise(step, inputs, labels, before)
+        except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            wrong = error
+            wrong = _reason(error)
         self.optimizer.zero_grad(set_to_none=True)  # those of the step
-        if wrong is not None:
+        if wrong:
             self._give_up(wrong)
         if before is not None:
-            self._set(before)
+            self._changing.restore(before)
             del before
-        if wrong is not None:
+        if wrong:
             return step(inputs, labels)
-        if self._taken == WARM + COMPARED and inputs.is_cuda:
-            torch.cuda.empty_cache()  # what steps took, since the graph has memory of its own
+        if self._taken == WARM + COMPARED:
+            _free_memory(inputs.device)  # that steps took: the graph has its own
         return self._replay(inputs, labels)
+
+    def _does_otherwise(self, step: Step, inputs: Tensor, labels: Tensor, before: Snapshot) -> str:
+        """What a replay makes otherwise than the step, in words; nothing if it doesn't."""
+        wanted = [scalar.clone() for scalar in step(inputs, labels)]
+        after = self._changing.copy()
+        self._changing.restore(before)
+        for one, other in zip(wanted, self._replay(inputs, labels), strict=True):
+            if not torch.allclose(other, one, rtol=1e-3, equal_nan=True):
+                return f"it would not do the same: a number is {float(other):.6g} instead of {float(one):.6g}"
+        difference = self._changing.difference(before, after)
+        return f"it would not do the same: {difference}" if difference else ""
 
     @contextmanager
     def _times(self, factor: int) -> Iterator[None]:
+        """At so many times the learning rates."""
         groups = self.optimizer.param_groups
         before = [group["lr"] for group in groups]
         try:
-            for group in groups:
-                group["lr"] = group["lr"] * factor
+            for group, rate in zip(groups, before, strict=True):
+                group["lr"] = rate * factor
             yield
         finally:
             for group, rate in zip(groups, before, strict=True):
                 group["lr"] = rate
 
-    @torch.no_grad()
-    def _difference(
-        self, before: State, wanted: State, scalars: Sequence[Tensor], replayed: Sequence[Tensor]
-    ) -> str | None:
-        """What a replay, which has just been made, did otherwise than the step, in words."""
-        now, wanted_now = list(self._tensors()), wanted.tensors
-        if not len(before.tensors) == len(wanted_now) == len(now):
-            return "the optimizer has come to hold more"
-        single = [number for number, tensor in enumerate(now) if tensor.numel() == 1]
-        numbers = [*zip(scalars, replayed, strict=True), *((wanted_now[number], now[number]) for number in single)]
-        for step, replay in numbers:
-            if not torch.allclose(replay.double(), step.double(), rtol=1e-3, atol=1e-6, equal_nan=True):
-                return f"a number is {float(replay):.6g} instead of {float(step):.6g}"
-        parameters, buffers = (len(list(values)) for values in (self.model.parameters(), self.model.buffers()))
-        several = [n for n in range(parameters, len(now)) if now[n].numel() > 1 and now[n].is_floating_point()]
-        of_buffers = [[number] for number in several if number < parameters + buffers]
-        of_optimizer = [number for number in several if number >= parameters + buffers]
-        for part in (list(range(parameters)), of_optimizer, *of_buffers):
-            moved = _norm(wanted_now[number] - before.tensors[number] for number in part)
-            apart = _norm(now[number] - wanted_now[number] for number in part)
-            size = _norm(wanted_now[number] for number in part)
-            if not apart <= CLOSE * moved + 1e-6 * size:
-                what = "parameters" if part and part[0] == 0 else "its state"
-                return f"{what} move by {moved:.3g}, and end {apart:.3g} apart"
-        return None if torch.equal(random_state(self._device), wanted.random) else "other random numbers are drawn"
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    def _state(self) -> State:
-        return State([tensor.detach().clone() for tensor in self._tensors()], random_state(self._device))
-
-    @torch.no_grad()
-    def _set(self, state: State) -> None:
-        for tensor, value in zip(self._tensors(), state.tensors, strict=False):
-            tensor.copy_(value)
-        set_random_state(state.random, self._device)
-
-    def _tensors(self) -> Iterator[Tensor]:
-        """Parameters, buffers, and all else."""
-        yield from self.model.parameters()
-        yield from self.model.buffers()
-        for state in self.optimizer.state.values():
-            yield from (value for value in state.values() if isinstance(value, Tensor))
-        yield from getattr(self.optimizer, "counters", ())
-        yield from self.others
-
-    def _give_up(self, why: BaseException | str) -> None:
+    def _give_up(self, reason: str) -> None:
         self._given_up = True
         self._graph = self._batch = None
         self._scalars = ()
-        if isinstance(why, str):
-            reason = f"it would not do the same: {why}"
-        elif out_of_memory(why):
-            reason = "there is no memory for it"
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
-        else:
-            said = str(why).partition("\n")[0]
-            reason = f"{'it waits for the GPU' if 'synchroniz' in said else 'torch refuses it'} ({said})"
+        _free_memory(self._changing.device)
         log.warning(
             "%s: a step can't be a CUDA graph: %s. Its kernels are launched one by one, which takes longer; "
             "profile.cuda_graphs=False doesn't try",
@@ -308,7 +266,17 @@ def waits_refused(device: torch.device) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-def _norm(tensors: Iterable[Tensor]) -> float:
-    """Of all their numbers together; one after the other, so that little is held."""
-    squares = (float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2 for tensor in tensors)
-    return math.sqrt(sum(squares))
+def _reason(error: BaseException) -> str:
+    """Why a step can't be a graph. What ended a capture is the context of what its end then raises."""
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    if out_of_memory(error):
+        return "there is no memory for it"
+    said = str(error).partition("\n")[0]
+    return f"{'it waits for the GPU' if 'synchroniz' in said else 'torch refuses it'} ({said})"
+
+
+def _free_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        with suppress(RuntimeError):  # after a capture that failed, some versions of torch refuse it
+            torch.cuda.empty_cache()

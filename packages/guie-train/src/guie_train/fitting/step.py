@@ -73,7 +73,7 @@ class TrainStep:
     def capture(self) -> None:
         """Take steps as a CUDA graph from now on, where they can be one: batches of tensors of one shape."""
         if capturable(self.model, self.optimizer):
-            others = [self.scale.value, self.scale.passes, self.left_out]
+            others = {"scale": self.scale.value, "passes": self.scale.passes, "steps left out": self.left_out}
             self._captured = CapturedStep(self.model, self.optimizer, others, self.name)
 
     def take(self, inputs: Any, labels: Tensor) -> Tensor:
