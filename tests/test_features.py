@@ -298,7 +298,20 @@ def test_pairs_of_other_images_are_refused(built: Path, tmp_path: Path, run: Gui
     assert "should have features [n, D]" in refused(found[:, 0], labels)
     assert "95 values a row, and timm/test_resnet gives 96 features" in refused(found[:, 1:], labels)
     assert "whose cosine to those of the files is" in refused(-found, labels)
-    assert "features that are not finite in float16" in refused(found * 1e6, labels)
+    normalised = found / np.linalg.norm(found, axis=1, keepdims=True)
+    assert re.search(
+        r"of length 1 in the files instead of \d+\.?\d*; were they normalised\?", refused(normalised, labels)
+    )
+    assert "were they scaled?" in refused(found * 1.5, labels)
+    for value, told in {
+        np.nan: "features that are not finite (NaN), as 2 other rows in ",
+        -np.inf: "features that are not finite (infinite), as 2 other rows in ",
+        1e6: "the value 1,000,000, and float16 ends at 65,504, as 2 other rows in ",
+    }.items():
+        damaged = found.copy()
+        damaged[[700, 701, count - 1], [5, 95, 0]] = value  # none of those that are computed
+        image = manifest_of(built).images()[np.flatnonzero(manifest_of(built).column("split") == "train")[700]]
+        assert f"emb_0.npy: row 700, of {image}, has {told}" in refused(damaged, labels)
     alike = labels.copy()
     alike[0] = alike[1]
     assert "its labels don't group the images as the manifest's do" in refused(found, alike)

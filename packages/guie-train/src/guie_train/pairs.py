@@ -8,6 +8,7 @@ which image: a manifest does, in the same order. Its classifier's files have a s
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from guie_core import GuieError
 from guie_core.files import atomic_write
 from guie_core.wording import listing, plural, shown
-from guie_datasets import Manifest
+from guie_datasets import ImageRef, Manifest
 from guie_models.backbones import Backbone
 from guie_train.device import device_of
 from guie_train.extraction import Extractor, features_of
@@ -85,12 +87,13 @@ def import_pairs(
     That the rows are those of the manifest's images, in its order, is not taken on trust: their number, which rows
     share a label, and the size values where the files have them must agree; and `check` images are computed here, to be
     like what the files say: `min_cosine`, or 0.99, or 0.9 of a view that draws at random, since it has drawn another.
+    Their lengths, of which a cosine knows nothing, may differ by a tenth, or by three tenths of such a view.
 
     Raises:
         GuieError: anything of this doesn't hold; nothing has been added then.
     """
     manifest, rows = _chosen(stage, workspace, split)
-    blocks, labels = _read_pairs(folder)
+    files, blocks, labels = _read_pairs(folder)
     if len(labels) != len(rows):
         of = "" if split is None else f" in split {split!r}"
         raise GuieError(
@@ -107,17 +110,20 @@ def import_pairs(
         )
     if width == backbone.features + 3:
         _same_sizes(blocks, manifest, rows, backbone, folder)
+    _all_finite(files, [block[:, : backbone.features] for block in blocks], stage.dtype, manifest.images(), rows)
     cosine = None
     if check:
         random = bool(getattr(stage.seen_by(backbone), "random", False))
         least = min_cosine if min_cosine is not None else 0.9 if random else 0.99
-        cosine = _least_cosine(stage, workspace, backbone, manifest, rows, blocks, check)
+        here, there = _sample(stage, workspace, backbone, manifest, rows, blocks, check)
+        cosine = float(torch.nn.functional.cosine_similarity(here, there).min())
         if cosine < least:
             raise GuieError(
                 f"{shown(folder)}: an image that was computed here has features whose cosine to those of the files is "
                 f"{cosine:.3f}, less than {least:g}: another backbone, another view, or images in another order. "
                 "--min-cosine sets the limit"
             )
+        _same_lengths(here.norm(dim=1), there.norm(dim=1), 0.3 if random else 0.1, folder)
     store = stage.open(workspace.folder(stage), backbone)
     if store.views > 1:
         raise GuieError(f"{stage.name} has {store.views} views of an image, and the files have one")
@@ -128,8 +134,6 @@ def import_pairs(
             features = block[start : start + BLOCK, : backbone.features]
             hashes = manifest.column("hash")[rows[position : position + len(features)]]
             position += len(features)
-            if not finite(features, stage.dtype).all():
-                raise GuieError(f"{shown(folder)} has features that are not finite in {stage.dtype}")
             new = store.missing(hashes)
             if len(new):
                 store.append(hashes[new], features[new])
@@ -154,8 +158,8 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     return [(path, path.with_name(path.name.replace("emb_", "label_", 1))) for _, path in found]
 
 
-def _read_pairs(folder: Path) -> tuple[list[NDArray[np.float32]], NDArray[np.int64]]:
-    """Features [n, W] of each file, memory-mapped, and all labels [N]."""
+def _read_pairs(folder: Path) -> tuple[list[Path], list[NDArray[np.float32]], NDArray[np.int64]]:
+    """The files of features, what each has [n, W], memory-mapped, and all labels [N]."""
     pairs = _pairs(folder)
     if not pairs:
         raise GuieError(f"{shown(folder)} holds no emb_<n>.npy")
@@ -177,7 +181,7 @@ def _read_pairs(folder: Path) -> tuple[list[NDArray[np.float32]], NDArray[np.int
             )
         blocks.append(features)
         labels.append(label.astype(np.int64))
-    return blocks, np.concatenate(labels)
+    return [path for path, _ in pairs], blocks, np.concatenate(labels)
 
 
 def _load(path: Path) -> NDArray[np.float32]:
@@ -217,7 +221,52 @@ def _same_sizes(
         )
 
 
-def _least_cosine(
+def _all_finite(
+    files: list[Path],
+    blocks: list[NDArray[np.float32]],
+    dtype: str,
+    images: Sequence[ImageRef],
+    rows: NDArray[np.int64],
+) -> None:
+    """Raises GuieError unless a store of this dtype can keep all features [n, D]."""
+    first, count, position = None, 0, 0
+    for path, block in zip(files, blocks, strict=True):
+        for start in range(0, len(block), BLOCK):
+            part = block[start : start + BLOCK]
+            wrong = np.flatnonzero(~finite(part, dtype))
+            if len(wrong) and first is None:
+                values = part[wrong[0]].astype(np.float64)
+                largest = float(np.abs(values).max())  # nan if one is
+                first = path, start + int(wrong[0]), images[int(rows[position + wrong[0]])], largest
+            count += len(wrong)
+            position += len(part)
+    if first is None:
+        return
+    path, row, image, largest = first
+    if np.isfinite(largest):
+        what = f"the value {largest:,.0f}, and {dtype} ends at {float(np.finfo(dtype).max):,.0f}"
+        remedy = "Add --set recipe.features.dtype=float32"
+    else:
+        what = f"features that are not finite ({'NaN' if np.isnan(largest) else 'infinite'})"
+        remedy = "Have them made again where they come from, or computed here by guie features build"
+    others = f", as {plural(count - 1, 'other row')} in {shown(path.parent)}" * (count > 1)
+    raise GuieError(f"{shown(path)}: row {row}, of {image}, has {what}{others}. Nothing was added. {remedy}")
+
+
+def _same_lengths(here: Tensor, there: Tensor, limit: float, folder: Path) -> None:
+    """Raises GuieError if the lengths [n] of features differ from those that were computed here by more than a share."""
+    differ = (there / here - 1).abs()
+    worst = int(differ.argmax())
+    if differ[worst] > limit:
+        normalised = "; were they normalised?" * bool((there - 1).abs().max() < 0.01)
+        raise GuieError(
+            f"{shown(folder)}: lengths differ: an image that was computed here has features of length "
+            f"{there[worst]:.4g} in the files instead of {here[worst]:.4g}{normalised or '; were they scaled?'} Export "
+            "them as the backbone gives them; --check 0 compares nothing"
+        )
+
+
+def _sample(
     stage: Features,
     workspace: Workspace,
     backbone: Backbone,
@@ -225,7 +274,8 @@ def _least_cosine(
     rows: NDArray[np.int64],
     blocks: list[NDArray[np.float32]],
     check: int,
-) -> float:
+) -> tuple[Tensor, Tensor]:
+    """Features [n, D] of a few images, computed here and by the files."""
     chosen = np.unique(np.linspace(0, len(rows) - 1, check).round().astype(int))
     ends = np.cumsum([len(block) for block in blocks])
     there = []
@@ -238,8 +288,7 @@ def _least_cosine(
     refs = [manifest.images()[row] for row in rows[chosen]]
     target = getattr(view, "size", backbone.image_size)
     here = features_of(extractor, refs, view, target=target, seed=stage.seed, workers=workspace.profile.workers)
-    cosine = torch.nn.functional.cosine_similarity(here.double(), torch.from_numpy(np.stack(there)))
-    return float(cosine.min())
+    return here.double(), torch.from_numpy(np.stack(there))
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:
