@@ -100,8 +100,36 @@ def test_file_that_cannot_be_completed(tmp_path: Path) -> None:
     with pytest.raises(GuieError) as error, atomic_write(path) as file:
         file.write(bytes(10_000))
     assert str(error.value).startswith(f"The file is larger than this system allows: {path} could not be written. ")
+    assert str(error.value).partition("could not be written. ")[2] == (
+        "A file of this process may have 4.1 kB: that is the limit which `ulimit -f` shows.\n"
+        "Nothing that was complete is lost. Raise it with `ulimit -f unlimited`, or where that is refused have it "
+        "raised by who set it, and run the same command again."
+    )
     assert path.read_bytes() == b"former"
     assert os.listdir(tmp_path) == ["features.bin"]
+
+
+def test_file_that_the_file_system_refuses(tmp_path: Path) -> None:
+    with folder_option("--work-dir"):
+        text = explain(OSError(errno.EFBIG, "x"), tmp_path / "file")
+    assert text == (
+        f"The file is larger than this system allows: {tmp_path}/file could not be written.\n"
+        "Nothing that was complete is lost. Choose a folder on a disk whose file system takes larger files "
+        "(--work-dir), and run the same command again."
+    )
+
+
+@pytest.mark.parametrize("name", ["runs/quickstart/run.json", "runs/run.json"])
+def test_part_of_a_path_that_is_a_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / "runs").write_text("x")
+    path = tmp_path / name
+    with pytest.raises(GuieError) as error, folder_option("--work-dir"), atomic_write(path):
+        pass
+    assert str(error.value) == (
+        f"A part of the path is a file, not a folder: {path} could not be written. {tmp_path / 'runs'} is a file.\n"
+        "Nothing that was complete is lost. Choose another folder (--work-dir), or move that file away, and run the "
+        "same command again."
+    )
 
 
 def test_full_disk_in_words(tmp_path: Path) -> None:

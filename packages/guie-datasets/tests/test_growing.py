@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import re
@@ -100,6 +101,21 @@ def test_a_full_disk_is_told_as_that(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a file of a name that nobody has heard of: these have none."""
+
+    def refused(dir: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(dir / "tmp1"))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    with pytest.raises(GuieError) as caught, folder_option("--output"):
+        GrowingColumns(tmp_path)
+    assert str(caught.value) == (
+        f"The disk is read-only: {tmp_path} could not be written.\nNothing that was complete is lost. "
+        f"Make {tmp_path} writable, or choose another folder (--output), and run the same command again."
+    )
+
+
 @pytest.fixture
 def _small_files() -> Iterator[None]:
     """Files end after 2 kB, as they would on a disk that fills up."""
@@ -117,14 +133,14 @@ def test_what_a_full_disk_has_not_taken_does_not_stand_for_it(tmp_path: Path) ->
     values |= {"path": "x" * 40, "hash": bytes(16)}
     rows = {name: [value] * 100 for name, value in values.items()}  # fewer bytes than are written at once
     with (  # noqa: PT012
-        pytest.raises(GuieError, match=rf"{re.escape(str(tmp_path))}/columns could not be written"),
+        pytest.raises(GuieError, match=rf"{re.escape(str(tmp_path))} could not be written"),
         folder_option("--output"),
         GrowingColumns(tmp_path) as columns,
     ):
         columns.append(rows)
         columns.columns()
     found = Quarantine(folder=tmp_path)
-    with pytest.raises(GuieError, match=rf"{re.escape(str(tmp_path))}/findings could not be written"):  # noqa: PT012
+    with pytest.raises(GuieError, match=rf"{re.escape(str(tmp_path))} could not be written"):  # noqa: PT012
         for _ in range(20_000):
             found.add(Finding("bad", "x" * 60, "damaged"))
     found.close()

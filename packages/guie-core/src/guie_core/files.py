@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import re
+import resource
 import secrets
 import shutil
 import tempfile
@@ -173,6 +174,8 @@ def explain_os_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.EEXIST and _file_in(Path(path)):  # as making a folder says it
+            error = OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename)
         if error.errno not in _REMEDY or _concerns_another(error, Path(path).absolute()):
             raise
         raise GuieError(explain(error, path)) from error
@@ -207,15 +210,31 @@ def explain(error: OSError, path: str | os.PathLike[str] = "") -> str:
     path = Path(path or error.filename or ".")
     folder = next((parent for parent in (path, *path.absolute().parents) if parent.is_dir()), Path.cwd())
     option = f" ({_options[-1]})" if _options else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno == errno.EFBIG:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        if limit == resource.RLIM_INFINITY:
+            remedy = f"Choose a folder on a disk whose file system takes larger files{option}"
+        else:
+            text += f" A file of this process may have {size(limit)}: that is the limit which `ulimit -f` shows."
+            remedy = "Raise it with `ulimit -f unlimited`, or where that is refused have it raised by who set it"
+        remedy += ", and run the same command again."
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
         with contextlib.suppress(OSError):
             text += f" {size(shutil.disk_usage(folder).free)} are free in {folder}."
         remedy = f"Make room, or choose a folder on another disk{option}, and run the same command again."
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         remedy = f"Make {folder} writable, or choose another folder{option}, and run the same command again."
+    elif error.errno == errno.ENOTDIR and (part := _file_in(path)):
+        text += f" {part} is a file."
+        remedy = f"Choose another folder{option}, or move that file away, and run the same command again."
     else:
         remedy = "Run the same command again when that is mended."
     return f"{text}\nNothing that was complete is lost. {remedy}"
+
+
+def _file_in(path: Path) -> Path | None:
+    """The part of a path that is a file where it should be a folder."""
+    return next((part for part in path.absolute().parents if os.path.exists(part) and not os.path.isdir(part)), None)
 
 
 def digest(*parts: str | bytes) -> str:

@@ -133,7 +133,7 @@ class Quarantine:
 
     def add(self, finding: Finding) -> None:
         """Adds a finding at the end."""
-        with explain_os_errors(self._folder / "findings"):
+        with explain_os_errors(self._folder):
             self._file.seek(0, os.SEEK_END)
             self._file.write(json.dumps(astuple(finding), default=_plain).encode() + b"\n")
         self._counts[finding.kind] += finding.count

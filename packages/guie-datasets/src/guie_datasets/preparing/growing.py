@@ -45,7 +45,7 @@ class GrowingColumns:
         self._texts = texts or {name: {} for name in _TEXTS}
         self._rows = 0
         self._bytes = 0  # of paths
-        with explain_os_errors(self._folder / "columns"), ExitStack() as stack:
+        with explain_os_errors(self._folder), ExitStack() as stack:
             self._files: dict[str, IO[bytes]] = {}
             for name in ("path", "ends", *_NUMBERS, *_TEXTS):
                 self._files[name] = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
@@ -79,7 +79,7 @@ class GrowingColumns:
     def _append(self, paths: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
         ends = np.frombuffer(paths.buffers()[1], np.int64)[paths.offset : paths.offset + len(paths) + 1]
         data = memoryview(paths.buffers()[2] or b"")[ends[0] : ends[-1]]
-        with explain_os_errors(self._folder / "columns"):
+        with explain_os_errors(self._folder):
             self._files["path"].write(data)
             self._files["ends"].write((ends[1:] - ends[0] + self._bytes).tobytes())
             for name, array in arrays.items():
@@ -132,7 +132,7 @@ class GrowingColumns:
     def _mapped(self, name: str) -> Any:
         """What is in a file, as a buffer that keeps no file open: Python's own maps do, one each."""
         file = self._files[name]
-        with explain_os_errors(self._folder / "columns"):
+        with explain_os_errors(self._folder):
             file.flush()
             if not os.fstat(file.fileno()).st_size:
                 return pa.py_buffer(b"")

@@ -77,8 +77,8 @@ def prepare(
     check_max_bad(max_bad)
     workers = threads(workers)
     folder = None if quarantine is None else Path(quarantine).absolute().parent
-    if folder:
-        with explain_os_errors(folder):
+    if folder and quarantine:
+        with explain_os_errors(quarantine):
             folder.mkdir(parents=True, exist_ok=True)
     found = Quarantine(folder=folder, label="original_label")
     with ExitStack() as stack:
