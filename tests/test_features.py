@@ -345,6 +345,30 @@ def test_the_page(built: Path, run: Guie, monkeypatch: pytest.MonkeyPatch) -> No
     assert scope["features"].shape == (len(scope["train"]), 96)
 
 
+def test_the_first_commands_of_the_page_run_in_their_order_in_a_new_folder(
+    tmp_path: Path, run: Guie, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "experiments").symlink_to(EXPERIMENT.parent)
+    monkeypatch.chdir(tmp_path)
+    block = re.search(r"```console\n(.*?)```", PAGE, re.DOTALL)
+    assert block
+    commands = re.findall(r"^\$ guie (features .*?)(?: +#.*)?$", block[1], re.MULTILINE)
+    told = ""
+    for command in commands:
+        of_experiment = [*settings(Path()), "--work-dir", "runs/quickstart"] * ("experiments/" in command)
+        told += run(*shlex.split(command), *of_experiment)
+    assert len(commands) == 5
+    assert "train uses " in told
+    assert "nothing is wrong" in told
+    # what is built ahead is no run's yet
+    for verb in ("info", "verify"):
+        for folder in ("runs/quickstart", "runs"):
+            refused = run("features", verb, folder, code=1)
+            assert f"{folder}: no features: neither a store, nor a run that has some. " in refused
+            (advice,) = re.findall(r"There are some in runs/store: guie (.*)", refused)
+            assert advice == f"features {verb} runs/store"
+
+
 def test_several_views_are_kept_and_trained_on(tmp_path: Path, run: Guie) -> None:
     crops = ["recipe.data.0.styles=['google', 'twitter']", *CROPS]
     short = ["recipe.arcface.epochs=2", *crops]

@@ -254,7 +254,7 @@ def _all_finite(
 
 
 def _same_lengths(here: Tensor, there: Tensor, limit: float, folder: Path) -> None:
-    """Raises GuieError if the lengths [n] of features differ from those that were computed here by more than a share."""
+    """Raises GuieError if lengths [n] of features are off those that were computed here by more than a share."""
     differ = (there / here - 1).abs()
     worst = int(differ.argmax())
     if differ[worst] > limit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -125,14 +126,14 @@ def info(
 ) -> None:
     """Say what made the features in FOLDER.
 
-    FOLDER is a store of features, or a run that has some. Told is also how many there are, what they take, and which
-    runs have used them. --set, --profile and --work-dir are of --experiment.
+    FOLDER is a store of features, a run that has some, or runs/store, where all are. Told is also how many there are,
+    what they take, and which runs have used them. --set, --profile and --work-dir are of --experiment.
     """
     from guie_core.interrupt import Stop
 
     if experiment is None and (profile or overrides or work_dir):
         raise UsageError("--set, --profile and --work-dir go with --experiment.")
-    stores = _stores(folder)
+    stores = _stores(folder, "info")
     found = [_about(store) for store in stores]
     if experiment is not None:
         loaded = _Loaded.of(experiment, profile, overrides, work_dir, Stop(), compute=False)
@@ -152,13 +153,13 @@ def info(
 def verify(ctx: click.Context, folder: Path, repair: bool) -> None:
     """Check the features in FOLDER for damage.
 
-    FOLDER is a store of features, or a run that has some; all rows are compared with their checksums. The exit code
-    is 1 if anything is damaged, unless it is repaired.
+    FOLDER is a store of features, a run that has some, or runs/store, where all are; all rows are compared with their
+    checksums. The exit code is 1 if anything is damaged, unless it is repaired.
     """
     from guie_core.progress import bar
 
     damaged = False
-    for store in _stores(folder):
+    for store in _stores(folder, "verify"):
         with bar(None, "verify", unit="row") as progress:
             found = store.verify(progress.advance)
         for each in found[:_SHOWN]:
@@ -326,9 +327,10 @@ class _Loaded:
         return found
 
 
-def _stores(folder: Path) -> list[FeatureStore]:
-    """The store that a folder is, or those of a run, or of a folder of stores."""
+def _stores(folder: Path, verb: str) -> list[FeatureStore]:
+    """The store that a folder is, or those of a run, or of a folder of stores; for `guie features VERB`."""
     from guie_train.feature_store import FeatureStore
+    from guie_train.runs.outputs import STORE, store_of
 
     if (folder / "store.json").exists():
         return [FeatureStore(folder)]
@@ -336,7 +338,11 @@ def _stores(folder: Path) -> list[FeatureStore]:
     inside = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
     found = {path.resolve(): path for path in inside}  # two stages of a run may share one
     if not found:
-        raise GuieError(f"{shown(folder)}: no features: neither a store, nor a run that has some")
+        near = [store for store in (store_of(folder.absolute()), folder / STORE) if any(store.glob(patterns[2]))]
+        hint = (  # built ahead, they are no run's yet
+            f". There are some in {shown(near[0])}: guie features {verb} {shlex.quote(shown(near[0]))}" if near else ""
+        )
+        raise GuieError(f"{shown(folder)}: no features: neither a store, nor a run that has some{hint}")
     return [FeatureStore(path.parent) for path in found.values()]
 
 
