@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
@@ -105,6 +107,7 @@ def bench(
     check_output(output, {".json": is_bench}, inputs=inputs, example="bench.json", force=force)
     partial = partial_of(output)
     check_beside(partial, output, is_bench, force=force)
+    _check_writable(output)
     lookup("backbones", backbone)
     chosen = profile({"type": profile_name, **({"dtype": dtype} if dtype else {})}, "--profile")
     former = partial if partial.exists() else output
@@ -143,6 +146,21 @@ def bench(
     if not kept:  # of what was stopped, the parts that are there are all that is asked for now
         keep(found)
     click.echo(f"Wrote {shown(output)}.")
+
+
+def _check_writable(output: Path) -> None:
+    """Raise UsageError if no file can be made where `output` is to be: in its folder, or where that would be made."""
+    folder = next(parent for parent in output.absolute().parents if os.path.exists(parent))
+    if not folder.is_dir():
+        raise UsageError(f"--output {output} cannot be written: {shown(folder)} is a file. Choose another --output")
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{output.name}.", suffix=".tmp"):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"--output {output} cannot be written: no file can be made in {shown(folder)} "
+            f"({os.strerror(error.errno or 0)}). Choose another --output, or make that folder writable"
+        ) from error
 
 
 def _check_kept(output: Path, parts: Collection[str]) -> None:
