@@ -67,6 +67,16 @@ def test_unknown_total_and_failure() -> None:
     assert file.getvalue() == "features valid: 5 images, 2.5 images/s, stopped after 00:02\n"
 
 
+def test_shares_of_the_whole_have_no_rate() -> None:
+    clock, file = Clock(), io.StringIO()
+    with Bar(1000, "search hashes", "part", rated=False, file=file, clock=clock) as progress:
+        clock.now += 1
+        progress.advance(500)
+        assert progress.line() == "search hashes: 500/1,000 parts, 50 %, 00:01 left"
+        progress.advance(500)
+    assert file.getvalue() == "search hashes: 1,000/1,000 parts, 100 %, took 00:01\n"
+
+
 def test_nothing_to_do() -> None:
     progress, _, file = made(0)
     with progress:

@@ -422,7 +422,7 @@ def test_wrong_usage_of_prepare(
     ("args", "message"),
     [
         (["gpr1200", "--data-folder", "elsewhere", "--set", "without=iNat"], "error: the data set 'gpr1200' is not there. Looked for\n  {here}/elsewhere/GPR1200/images/"),
-        (["empty"], "error: {here}/empty: no class folders in it, only 0 files. "),
+        (["empty"], "error: {here}/empty: no class folders in it, and no files. Put the images of each class into "),
         (["pictures/cat"], "error: {here}/pictures/cat: no class folders in it, only 5 files. Put the images of each class into a folder of its own: {here}/pictures/cat/<class>/<image>\n"),
         (["pictures", "--output", "/proc/x.parquet"], "error: "),
     ],

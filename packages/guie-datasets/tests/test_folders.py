@@ -101,7 +101,7 @@ def test_a_file_that_only_looks_like_an_image_is_bad(root: Path) -> None:
         (None, "no such folder. Give the folder that holds one folder of images for each class"),
         ({".": ["a.jpg", "b.jpg"]}, "no class folders in it, only 2 files. Put the images of each class into a folder"),
         ({"a": [], "b": ["x.txt"]}, "no images in its 2 class folders. Images are files such as"),
-        ({"data/a": ["1.jpg"], "data/b": ["1.jpg"]}, "no images in its 1 class folders. Did you mean {root}/data?"),
+        ({"data/a": ["1.jpg"], "data/b": ["1.jpg"]}, "no images in its 1 class folder. Did you mean {root}/data?"),
     ],
 )
 def test_folders_that_look_different(tmp_path: Path, tree: dict[str, list[str]] | None, message: str) -> None:

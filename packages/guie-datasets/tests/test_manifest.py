@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -209,8 +210,13 @@ def test_files_that_are_no_manifest(manifest: Manifest, tmp_path: Path) -> None:
     with pytest.raises(GuieError, match="not a manifest, or a damaged one"):
         Manifest.read(path)
     path.write_bytes(b"")
-    with pytest.raises(GuieError, match="not a manifest, or a damaged one"):
+    with pytest.raises(GuieError, match="not a manifest, or a damaged one") as caught:
         Manifest.read(path)
+    path.write_bytes(bytes(1000))
+    with pytest.raises(GuieError, match="not a manifest, or a damaged one") as other:
+        Manifest.read(path)
+    for each in (caught, other):  # what the reader says ends with a full stop, or without
+        assert re.search(r"[^.]\. Prepare the data again$", str(each.value))
     pq.write_table(pa.table({"path": ["a"], "label": [1]}), path)
     with pytest.raises(GuieError, match=r"a Parquet table, and no manifest. Prepare it first: guie data prepare "):
         Manifest.read(path)

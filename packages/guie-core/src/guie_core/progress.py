@@ -29,6 +29,7 @@ class Bar:
         unit: str,
         initial: int = 0,
         *,
+        rated: bool = True,
         file: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -36,6 +37,7 @@ class Bar:
         self.description = description
         self.unit = unit
         self.count = initial
+        self._rated = rated
         self._initial = initial
         self._file = file or sys.stderr
         self._clock = clock
@@ -53,10 +55,11 @@ class Bar:
                 leave=False,  # what came out is said by whoever shows the bar
                 smoothing=0.1,
                 bar_format=(
-                    "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}{postfix}]"
+                    "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left"
                     if total
-                    else "{desc}: {n_fmt} [{elapsed}, {rate_fmt}{postfix}]"
-                ),
+                    else "{desc}: {n_fmt} [{elapsed}"
+                )
+                + (", {rate_fmt}{postfix}]" if rated else "{postfix}]"),
             )
 
     def __enter__(self) -> Bar:
@@ -101,7 +104,8 @@ class Bar:
         parts = [f"{self.count:,}{of} {self.unit}s"]
         if self.total:
             parts.append(f"{100 * self.count / self.total:.0f} %")
-        parts.append(f"{rate:,.1f} {self.unit}s/s" if rate >= 1 or not rate else f"{1 / rate:,.1f} s/{self.unit}")
+        if self._rated:
+            parts.append(f"{rate:,.1f} {self.unit}s/s" if rate >= 1 or not rate else f"{1 / rate:,.1f} s/{self.unit}")
         if self.total and rate and self.count < self.total:
             parts.append(f"{tqdm.format_interval((self.total - self.count) / rate)} left")
         if wait := self._wait_text():
@@ -129,8 +133,10 @@ def _width(file: TextIO) -> dict[str, Any]:
     return {"dynamic_ncols": True} if known else {"ncols": 80, "nrows": 24}
 
 
-def bar(total: int | None, description: str, unit: str = "image", initial: int = 0) -> Bar:
+def bar(total: int | None, description: str, unit: str = "image", initial: int = 0, *, rated: bool = True) -> Bar:
     """Show the progress of `total` units of work (None: unknown), `initial` of which were done before.
+
+    rated: whether units a second are shown, which say nothing where a unit is a share of the whole.
 
     ::
 
@@ -141,7 +147,7 @@ def bar(total: int | None, description: str, unit: str = "image", initial: int =
                 ...
                 progress.advance(len(batch))
     """
-    return Bar(total, description, unit, initial)
+    return Bar(total, description, unit, initial, rated=rated)
 
 
 def write(text: str) -> None:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from guie_core import GuieError, UsageError
 from guie_core.files import atomic_write
-from guie_core.wording import did_you_mean, listing
+from guie_core.wording import did_you_mean, ended, listing
 from guie_datasets.rows import ImageRef
 
 if TYPE_CHECKING:
@@ -370,7 +370,7 @@ def _described(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise GuieError(f"{path}: not a manifest, or a damaged one: {error}. Prepare the data again") from error
+        raise GuieError(f"{path}: not a manifest, or a damaged one: {ended(error)} Prepare the data again") from error
 
 
 def _there(array: Any) -> _Column:

@@ -680,7 +680,7 @@ def _near(a: _Buckets, b: _Buckets, distance: int, kind: int, look: _Look, edges
 def _candidates(a: _Buckets, b: _Buckets, distance: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The hashes of both sides that are near each other, by their numbers."""
     found: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = [(np.empty(0, np.int64), np.empty(0, np.int64))]
-    with interruptible() as stop, bar(1000, "search hashes", unit="part") as progress:
+    with interruptible() as stop, bar(1000, "search hashes", unit="part", rated=False) as progress:
         for i, j, share in close_pairs(a.values, b.values, distance):
             if len(i):
                 found.append((i, j))

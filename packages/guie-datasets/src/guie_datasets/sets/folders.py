@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from guie_core import GuieError, UsageError
-from guie_core.wording import did_you_mean, listing
+from guie_core.wording import did_you_mean, listing, plural
 from guie_datasets.extent import Extent, counted
 from guie_datasets.places import Inside, absolute, is_text, printable
 from guie_datasets.rows import Dataset, ImageRef, LeftOut, Row
@@ -79,8 +79,9 @@ class ClassFolders(Dataset):
         classes = self._classes()
         self._not_in_classes(left_out)
         if not classes:
+            there = f"only {plural(len(left_out), 'file')}" if left_out else "and no files"
             raise GuieError(
-                f"{self.root}: no class folders in it, only {len(left_out)} files. "
+                f"{self.root}: no class folders in it, {there}. "
                 f"Put the images of each class into a folder of its own: {self.root}/<class>/<image>"
             )
         if not isinstance(self.category, str):
@@ -156,7 +157,7 @@ class ClassFolders(Dataset):
         others = len(self._left_out) - len(classes)
         example = next(iter(classes.values()))[0]
         return (
-            f"{self.root}: no images in its {len(classes)} class folders.{hint} "
+            f"{self.root}: no images in its {plural(len(classes), 'class folder')}.{hint} "
             f"Images are files such as {example}/1.jpg; {others} other files or folders are there"
         )
 
