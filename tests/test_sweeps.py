@@ -351,7 +351,8 @@ def test_a_point_that_fails_is_told_and_tried_again_when_asked(
 def test_what_is_refused_is_told_before_the_first_point_runs(guie: Callable[..., tuple[int, str, str]]) -> None:
     grid = ["--grid", "recipe.arcface.epochs=1", "--grid", "recipe.loss.margin=0.3,9", "--grid"]
     code, out, err = guie(*sweep(*grid, "recipe.splits.0.classes=4,300", "--dry-run"))
-    assert code == 0
+    assert code == 1
+    assert re.findall(r"^error: point (\d)/4: ", err, re.MULTILINE) == ["2", "3", "4"]
     code, out, err = guie(*sweep(*grid, "recipe.splits.0.classes=4,300", "--set", "recipe.arcface.batch_size=8"))
     assert code == 1
     assert re.findall(r"^error: point (\d)/4: ", err, re.MULTILINE) == ["2", "3", "4"]
@@ -577,6 +578,36 @@ def test_what_is_wrong_with_the_points_is_told_before_the_first(
     code, _, err = guie(*sweep(*GRID))
     assert (code, err) == (2, "error: a sweep is one process, not several: start it without torchrun or srun.\n")
     assert not Path("runs").exists()
+
+
+def test_points_that_a_component_refuses_are_told_before_the_first(guie: Callable[..., tuple[int, str, str]]) -> None:
+    grid = ["--grid", "recipe.head.dropout=0.1,2", "--grid", "recipe.loss.margin=0.3,9"]
+    grid += ["--set", "recipe.arcface.epochs=1"]
+    told = [
+        (2, "dropout=0.1, margin=9", "recipe.loss: "),
+        (3, "dropout=2, margin=0.3", "recipe.head: "),
+        (4, "dropout=2, margin=9", "recipe.head: "),
+    ]
+
+    def check(err: str) -> None:
+        for number, words, error in told:
+            start = re.escape(f"error: point {number}/4: {words}: ")
+            assert re.search(rf"^{start}(1 problem in .*\n  {re.escape(error)}|the same as above$)", err, re.MULTILINE)
+
+    for again in range(2):  # without data, and with them
+        code, out, err = guie(*sweep(*grid, "--dry-run"))
+        assert (code, out.count("runs/sweep/dropout=")) == (1, 4)
+        assert err.splitlines()[-1] == "error: 3 of 4 points would fail."
+        check(err)
+        assert Path("runs").exists() == bool(again)
+        code, out, err = guie(*sweep(*grid))
+        assert (code, len(table(out)), len(runs())) == (1, 1, 1)
+        check(err)
+        assert "failed before" not in err
+    code, out, err = guie(*sweep("--trials", "2", "--suggest", "recipe.head.dropout=0.1..2", "--dry-run"))
+    assert code == 1
+    assert err.startswith("error: value 2/2: dropout=2.0: 1 problem in ")
+    assert err.endswith("error: 1 of 2 values would fail.\n")
 
 
 def test_a_combination_that_is_refused_does_not_hold_up_the_others(

@@ -30,7 +30,7 @@ from guie_datasets import Manifest
 from guie_train.device import device_of, free_memory
 from guie_train.planning.known import known
 from guie_train.planning.page import page
-from guie_train.planning.plan import full_disk, make_plan, states_of
+from guie_train.planning.plan import Plan, full_disk, make_plan, states_of
 from guie_train.processes import joined
 from guie_train.recipes import recipe_of
 from guie_train.report import Report, StageLine, render
@@ -267,11 +267,26 @@ def show_plan(
         plan = make_plan(stages, again, workspace, lambda name: tell(f"plan: {name}"))
     click.echo(f"{experiment.name} on {experiment.profile.name} -> {shown(folder)} (dry run: nothing is written)")
     click.echo(f"{experiment.profile.summary}\n\n{page(plan, store_of(folder))}")
+    with _told_of(experiment):
+        _check_plan(plan, stages, workspace)
+
+
+def check_ahead(experiment: Experiment, *, work_dir: Path, stage: str | None = None) -> None:
+    """Raise what `show_plan` would, with the same arguments; nothing is printed, run or written."""
+    folder = work_dir.absolute()
+    _check_place(folder, experiment)
+    stages, again = _chosen(recipe_of(experiment).stages(experiment.profile), stage, None)
+    with interruptible() as stop, _told_of(experiment):
+        workspace = Workspace(store_of(folder), experiment.profile, stop, stages=stages)
+        _check_plan(make_plan(stages, again, workspace), stages, workspace)
+
+
+def _check_plan(plan: Plan, stages: list[Stage[Any]], workspace: Workspace) -> None:
+    """Raise GuieError if a stage would be refused, or has no room in the memory of the profile's GPU."""
     to_do = {step.name for step in plan.to_do}
     if not any(each.cheap and each.name in to_do for each in stages):  # else it shows when those are done
-        with _told_of(experiment):
-            _check(stages, workspace.look())
-    if experiment.profile.device == "cuda" and (refusal := plan.refusal(plan.memory, f"profile {plan.profile.name}")):
+        _check(stages, workspace.look())
+    if plan.profile.device == "cuda" and (refusal := plan.refusal(plan.memory, f"profile {plan.profile.name}")):
         raise GuieError(refusal)
 
 

@@ -37,7 +37,7 @@ from guie_core.cli import plugin_option, traceback_option
 )
 @click.option("--full", is_flag=True, help="Run every stage of every point, to reports and exported models.")
 @click.option("--retry", is_flag=True, help="Try points again that have failed before.")
-@click.option("--dry-run", is_flag=True, help="Check and list the points, but run none.")
+@click.option("--dry-run", is_flag=True, help="Check and list the points; run and write nothing.")
 @plugin_option
 @traceback_option
 def sweep(
@@ -101,8 +101,12 @@ def sweep(
     goal = "to the report" if full else f"to stage {stop!r}"
     click.echo(f"{what} of {base.name} on {base.profile.name} -> {shown(folder)}, each {goal}")
     if dry_run:
+        with folder_option("--work-dir"):
+            refused = Sweep(folder, (), full).look_over(points, "point" if grid else "value")
         for point in points if grid else ():
             click.echo(f"  {point.words}  {shown(folder / point.folder)}")
+        if refused:
+            raise GuieError(f"{refused} of {plural(len(points), 'point' if grid else 'value')} would fail.")
         return
 
     command = ["guie", "sweep", str(experiment)]

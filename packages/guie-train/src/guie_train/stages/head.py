@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from guie_core import Config, Slot, UsageError
+from guie_core import Config, GuieError, Slot, UsageError
 from guie_core.files import atomic_write
 from guie_core.profiles import Profile
 from guie_core.registry import build, load
@@ -27,6 +27,7 @@ from guie_train.device import device_of
 from guie_train.feature_store import FeatureStore, usable
 from guie_train.fitting import Curve, Fit, Resident, Training, keep_if_of, sampler_of, whole_batch
 from guie_train.heads import LOSS_PROVIDES, HeadWithLoss, TrainedHead, build_loss, head_inputs
+from guie_train.planning.backbones import without_weights
 from guie_train.planning.forecast import Features, Forecast, Outlook, Trained, about
 from guie_train.planning.known import known
 from guie_train.planning.meta import on_meta, parameters, state_bytes
@@ -39,6 +40,23 @@ from guie_train.stages.selection import Selection, Selector, answerable_pairs, c
 
 def _divides_classes(profile: Profile, processes: int) -> bool:
     return profile.divide == "classes" and processes > 1
+
+
+def _dimension(stage: Stage[FeatureStore], workspace: Workspace) -> int | None:
+    """How many features a view of an image gives, as far as it is known before there are any: of the backbone, if it
+    can be built without numbers."""
+
+    def stored() -> int | None:
+        folder = workspace.folder(stage)
+        return FeatureStore(folder).dimension if (folder / "store.json").exists() else None
+
+    dimension: int | None = known(stored)
+    if dimension is not None or (config := getattr(stage, "backbone", None)) is None:
+        return dimension
+    try:
+        return int(on_meta(lambda: without_weights(config)).features)
+    except Exception:  # nothing depends on it yet
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +81,7 @@ class TrainsHead(Stage[TrainedHead]):
     seed: int = 0
 
     def check(self, workspace: Workspace) -> None:
-        """Raise GuieError if there is nothing to train on or to choose by, or the loss refuses its arguments."""
+        """Raise GuieError if there is nothing to train on or to choose by, or head or loss refuse their arguments."""
         manifest = workspace.get(self.manifest)
         images = manifest.select(manifest.column("split") == TRAIN)
         labels = images.column("label")
@@ -113,13 +131,29 @@ class FitHead(TrainsHead):
     where: ClassVar[str] = "recipe.arcface"
 
     def check_loss(self, class_counts: NDArray[np.int64], workspace: Workspace) -> None:
-        """Raise GuieError if the loss refuses its arguments, or to be divided where it is to be."""
+        """Raise GuieError if head or loss refuse their arguments, or the loss to be divided where it is to be."""
         if divided := _divides_classes(workspace.profile, workspace.processes.count):
             self._check_optimizer(workspace.processes.count)
-        sizes = {**signature(load("heads", self.head["type"])).defaults, **self.head}
-        loss = self._loss(sizes.get("out_features", 64), class_counts)
+        loss = self._loss(self._out_features(workspace), class_counts)
         if divided:
             HeadWithLoss(nn.Identity(), loss).divide(workspace.processes)
+
+    def _out_features(self, workspace: Workspace) -> int:
+        """The size of the embedding: of the head, built without numbers, or as the settings say where that needs them.
+
+        Raises UsageError: the head refuses its arguments.
+        """
+        sizes = {**signature(load("heads", self.head["type"])).defaults, **self.head}
+        stated: int = sizes.get("out_features", 64)
+        if (dimension := _dimension(self.train, workspace)) is None:
+            return stated
+        try:
+            head = on_meta(lambda: build("heads", self.head, where="recipe.head", in_features=dimension))
+        except GuieError:
+            raise
+        except Exception:  # it needs numbers, or else it will be told when it is trained
+            return stated
+        return int(getattr(head, "out_features", stated))
 
     def _check_optimizer(self, processes: int) -> None:
         """Raise UsageError if the optimiser needs whole parameters, of which processes have but parts."""

@@ -26,7 +26,7 @@ from guie_core.tables import table
 from guie_core.wording import listing, plural, shown
 from guie_train.device import OutOfMemory
 from guie_train.recipes import recipe_of
-from guie_train.runner import check, train
+from guie_train.runner import check, check_ahead, train
 from guie_train.runs.outputs import SWEEP, sweep_around
 from guie_train.runs.scores import NOT_COMPARABLE, data_of, same_data, selected
 from guie_train.stage import blamed
@@ -87,6 +87,28 @@ class Sweep:
     left_out: dict[str, str] = field(default_factory=dict, init=False)  # points by their folders: the stage's name
     _told: list[str] = field(default_factory=list, init=False)  # what points failed by, each once
     _failures: Counter[tuple[str, str]] = field(default_factory=Counter, init=False)  # by `Stage.work` and error
+
+    def look_over(self, points: Sequence[Point], every: str = "point") -> int:
+        """Tell which points would be refused, each called one of `every`, as far as it shows without writing anything.
+        Returns their number.
+
+        Raises:
+            UsageError: the folder is something else.
+            Interrupted: after Ctrl-C.
+        """
+        self._check_folder()
+        refused = 0
+        with interruptible() as stop:
+            for number, point in enumerate(points, 1):
+                if stop:
+                    raise Interrupted("the points are being checked; nothing was written")
+                try:
+                    with _unwarned():
+                        check_ahead(point.experiment, work_dir=self.folder / point.folder, stage=self._last(point))
+                except Exception as error:
+                    refused += 1
+                    self._failed(point, error, f"{every} {number}/{len(points)}: {point.words}: ")
+        return refused
 
     def over(self, points: Sequence[Point]) -> Swept:
         """Run the points that aren't done yet, after all of them were checked; of `left_out` there is no outcome.
@@ -168,6 +190,18 @@ class Sweep:
     @contextmanager
     def _opened(self, about: dict[str, Any]) -> Iterator[Stop]:
         """The folder, made if need be, for this process alone."""
+        self._check_folder()
+        lock = acquire(self.folder)
+        try:
+            with atomic_write(self.folder / SWEEP, "w") as file:
+                json.dump({"schema": 1, "command": list(self.command), **about}, file, indent=2)
+            with interruptible() as stop:
+                yield stop
+        finally:
+            os.close(lock)
+
+    def _check_folder(self) -> None:
+        """Raise UsageError if the folder is something else than a sweep's, or lies in a run's or another sweep's."""
         if (self.folder / RECORD).exists():
             raise UsageError(f"{shown(self.folder)} is a run; choose another folder for the sweep with --work-dir.")
         refuse_within_run(self.folder)
@@ -183,23 +217,15 @@ class Sweep:
                     f"{shown(self.folder)} is not a sweep: it holds {listing(strange, 4)}.\n"
                     "Nothing was changed. Choose another folder with --work-dir."
                 )
-        lock = acquire(self.folder)
-        try:
-            with atomic_write(self.folder / SWEEP, "w") as file:
-                json.dump({"schema": 1, "command": list(self.command), **about}, file, indent=2)
-            with interruptible() as stop:
-                yield stop
-        finally:
-            os.close(lock)
 
     def _refused(self, point: Point, which: str) -> Outcome | None:
         """What comes of a point that would fail before its first long stage; None for others, and those left out."""
         if self._leaves_out(point):
             return None
-        disabled = logging.root.manager.disable
-        logging.disable(logging.WARNING)  # the run will warn of the same
+        folder, last = self.folder / point.folder, self._last(point)
         try:
-            check(point.experiment, work_dir=self.folder / point.folder, stage=self._last(point), command=self.command)
+            with _unwarned():
+                check(point.experiment, work_dir=folder, stage=last, command=self.command)
         except Interrupted:
             raise
         except Exception as error:
@@ -208,8 +234,6 @@ class Sweep:
             if not isinstance(error, GuieError):  # there is no run whose log could keep it
                 place = f"\nWhere it came from is in {shown(self._keep(error, f'{which}: {point.words}'))}"
             return self._failed(point, error, f"{which}: {point.words}: ", place)
-        finally:
-            logging.disable(disabled)
         return None
 
     def _run(self, point: Point, which: str) -> Outcome | None:
@@ -287,6 +311,17 @@ class Sweep:
 
     def _last(self, point: Point) -> str | None:
         return None if self.full else selecting(point)
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """While a point is checked: its run will warn of the same."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
 
 
 def _end_if_of_the_disk(error: Exception) -> None:
