@@ -98,10 +98,15 @@ def test_what_is_built_ahead_is_found(built: Path, run: Guie) -> None:
     assert "reused" in line
     refused = run("features", "build", EXPERIMENT, "--stage", "trian", *settings(built), code=2)
     assert "no features 'trian'. Did you mean 'train'? It has: train, valid, classifier" in refused
-    for share in ("3/2", "0/2", "half"):
-        assert f"--share {share}: it is two numbers" in run(
-            "features", "build", EXPERIMENT, "--share", share, *settings(built), code=2
-        )
+    parts = "there are parts 1/2 to 2/2"
+    for share, told in {
+        "3/2": parts,
+        "0/2": parts,
+        "2/1": "there is one part, 1/1",
+        "half": "it is two numbers",
+    }.items():
+        refused = run("features", "build", EXPERIMENT, "--share", share, *settings(built), code=2)
+        assert f"--share {share}: {told}" in refused
 
 
 def test_info_says_what_made_them(built: Path, run: Guie) -> None:

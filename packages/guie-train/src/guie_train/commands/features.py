@@ -101,8 +101,11 @@ def build(
 def _share(text: str | None) -> tuple[int, int]:
     """(0, 1) of "1/1" or None."""
     number, _, count = (text or "1/1").partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+    if not (number.isdecimal() and count.isdecimal()):
         raise UsageError(f"--share {text}: it is two numbers, such as 1/4 for the first of four parts")
+    if not 1 <= int(number) <= int(count):
+        parts = f"there are parts 1/{count} to {count}/{count}" if int(count) > 1 else "there is one part, 1/1"
+        raise UsageError(f"--share {text}: {parts}")
     return int(number) - 1, int(count)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from guie_core import Config, ExperimentError, Problem, Slot, UsageError
 from guie_core.profiles import Profile
 from guie_core.registry import build
-from guie_core.wording import did_you_mean
+from guie_core.wording import did_you_mean, ended
 from guie_datasets import Manifest, decode
 from guie_datasets.checks import check_max_bad, check_seed
 from guie_datasets.images.decoding import Method
@@ -219,7 +219,7 @@ class ArcFaceThenClassifier:
             except ExperimentError as error:
                 problems += error.problems
             except UsageError as error:
-                problems.append(Problem(where, f"{error}."))
+                problems.append(Problem(where, ended(error)))
         if problems := problems or list(self._seen_before()):
             raise ExperimentError(problems)
 
