@@ -92,7 +92,7 @@ def test_another_experiment_in_the_same_directory(experiment: Experiment) -> Non
     with pytest.raises(UsageError) as error:
         Run.open("runs/toy", other)
     assert str(error.value) == (
-        "runs/toy holds a run of another experiment (toy); 3 settings differ:\n"
+        "runs/toy holds a run of toy with other settings; 3 settings differ:\n"
         "  recipe.head.out_features  32 there, 8 now\n"
         "  recipe.arcface.epochs     5 there, 3 now\n"
         "  recipe.mode               - there, 'exact' now\n"
@@ -100,6 +100,10 @@ def test_another_experiment_in_the_same_directory(experiment: Experiment) -> Non
     )
     assert read() == before
     assert error.value.exit_code == 2
+    Path("experiments/toy.py").rename("experiments/other.py")
+    with pytest.raises(UsageError, match=r"^runs/toy holds a run of another experiment \(toy\); 1 setting differs:\n"):
+        Run.open("runs/toy", Experiment.load("experiments/other.py", ["recipe.seed=1"], profile="cpu"))
+    assert read() == before
 
 
 def test_fresh_run_keeps_the_former_one(experiment: Experiment) -> None:

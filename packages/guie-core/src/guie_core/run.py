@@ -79,7 +79,7 @@ class Run:
             fresh: begin anew; a former run is not deleted but renamed to "<path>.1" (or .2, ...).
 
         Raises:
-            UsageError: the directory holds a run of another experiment (the message tells every key that differs),
+            UsageError: the directory holds a run of another experiment or of other settings (the message tells which),
                 or something that is no run; or it lies in the folder of another run; or another process is using it.
             GuieError: it cannot be written.
         """
@@ -301,8 +301,10 @@ def _former(path: Path, experiment: Experiment) -> RunRecord | None:
         lines = [f"  {key:<{width}}  {_short(was)} there, {_short(now)} now" for key, was, now in changes[:20]]
         if len(changes) > 20:
             lines.append(f"  and {len(changes) - 20} more")
+        same = old["name"] == experiment.name  # its file was changed, or a setting is another
+        whose = f"{experiment.name} with other settings" if same else f"another experiment ({old['name']})"
         raise UsageError(
-            f"{shown(path)} holds a run of another experiment ({old['name']}); {plural(len(changes), 'setting')} "
+            f"{shown(path)} holds a run of {whose}; {plural(len(changes), 'setting')} "
             f"differ{'s' if len(changes) == 1 else ''}:\n" + "\n".join(lines) + f"\n{choices}"
         )
     return former
