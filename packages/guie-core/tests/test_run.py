@@ -12,7 +12,9 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -63,6 +65,27 @@ def test_record_of_a_run(experiment: Experiment) -> None:
     assert "INFO guie_models.heads: another" in log
     assert "not this" not in log
     assert "take care" in log
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        (None, "guie-train toy.py --set 'a=b c'"),
+        ("guie_train.__main__", "python -m guie_train toy.py --set 'a=b c'"),
+        ("guie_core.cli", "python -m guie_core.cli toy.py --set 'a=b c'"),
+    ],
+)
+def test_the_command_can_be_repeated(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, module: str | None, command: str
+) -> None:
+    program = "/bin/guie-train" if module is None else "/lib/guie_train/__main__.py"
+    monkeypatch.setattr(sys, "argv", [program, "toy.py", "--set", "a=b c"])
+    main = ModuleType("__main__")
+    main.__spec__ = None if module is None else ModuleSpec(module, None)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    Run.open("runs/toy", experiment).close()
+    Run.open("runs/toy", experiment, command=["torchrun", "-m", "guie_train"]).close()
+    assert [each["command"] for each in read()["executions"]] == [command, "torchrun -m guie_train"]
 
 
 def test_logging_is_left_as_it_was(experiment: Experiment) -> None:

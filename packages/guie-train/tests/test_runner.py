@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 import pytest
@@ -11,7 +14,8 @@ import pytest
 from guie_core import UsageError
 from guie_core.experiment import Experiment
 from guie_core.profiles import CPU
-from guie_train.runner import _chosen, default_folder
+from guie_train.processes import Processes
+from guie_train.runner import _chosen, _started, default_folder
 from guie_train.stage import Stage, Workspace
 
 
@@ -56,3 +60,25 @@ def test_the_stages_that_are_run_again() -> None:
             f"--from {start!r} comes after --stage {last!r}, so that nothing would be run again.\n"
             f"Begin with {last!r} or a stage before it, or stop after {start!r} or later."
         )
+
+
+@pytest.mark.parametrize(
+    ("program", "module", "started"),
+    [
+        ("/bin/guie-train", None, "-m guie_train a.py"),
+        ("/bin/guie", None, "-m guie_core.cli a.py"),
+        ("/lib/guie_train/__main__.py", "guie_train.__main__", "-m guie_train a.py"),
+    ],
+)
+def test_the_command_of_several_processes_can_be_repeated(
+    monkeypatch: pytest.MonkeyPatch, program: str, module: str | None, started: str
+) -> None:
+    main = ModuleType("__main__")
+    main.__spec__ = None if module is None else ModuleSpec(module, None)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(sys, "argv", [program, "a.py"])
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert " ".join(_started(Processes(0, 2))) == f"torchrun --nproc-per-node 2 {started}"
+    monkeypatch.delenv("WORLD_SIZE")
+    assert " ".join(_started(Processes(0, 2))) == f"srun --ntasks 2 python {started}"

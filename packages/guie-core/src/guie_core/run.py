@@ -18,7 +18,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -68,7 +68,14 @@ class Run:
         self._closed = False
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], experiment: Experiment, *, fresh: bool = False) -> Run:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        experiment: Experiment,
+        *,
+        fresh: bool = False,
+        command: Sequence[str] | None = None,
+    ) -> Run:
         """Open the directory of a run, making it if need be; go on in one of the same experiment.
 
         The profile may differ from the last time, since it doesn't change the result.
@@ -77,6 +84,7 @@ class Run:
             path: the directory.
             experiment: what is run.
             fresh: begin anew; a former run is not deleted but renamed to "<path>.1" (or .2, ...).
+            command: what was typed, if that isn't what this process was started with.
 
         Raises:
             UsageError: the directory holds a run of another experiment or of other settings (the message tells which),
@@ -111,7 +119,7 @@ class Run:
                     "resolved": experiment.resolved,
                 },
                 "records": former.records if former else {},
-                "executions": [*(former.executions if former else []), _execution(experiment)],
+                "executions": [*(former.executions if former else []), _execution(experiment, command)],
             }
             run = cls(path, record, lock)
             run._write()
@@ -314,11 +322,18 @@ def _short(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _execution(experiment: Experiment) -> dict[str, Any]:
+def typed() -> list[str]:
+    """What this process was started with, as it can be typed again."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    program = [Path(sys.argv[0]).name] if spec is None else ["python", "-m", spec.name.removesuffix(".__main__")]
+    return [*program, *sys.argv[1:]]
+
+
+def _execution(experiment: Experiment, command: Sequence[str] | None) -> dict[str, Any]:
     return {
         "status": "running",
         "started": _now(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(typed() if command is None else command),
         "profile": experiment.profile.as_dict(),
         "python": platform.python_version(),
         "versions": versions(),
@@ -359,4 +374,4 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-__all__ = ["Run", "acquire", "git_state", "of_the_disk", "refuse_within_run", "versions"]
+__all__ = ["Run", "acquire", "git_state", "of_the_disk", "refuse_within_run", "typed", "versions"]

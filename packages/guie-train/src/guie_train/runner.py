@@ -24,14 +24,14 @@ from guie_core.experiment import Experiment
 from guie_core.files import digest, replace_link
 from guie_core.interrupt import interruptible
 from guie_core.processors import processors
-from guie_core.run import Run, refuse_within_run, versions
+from guie_core.run import Run, refuse_within_run, typed, versions
 from guie_core.wording import did_you_mean, shown, size
 from guie_datasets import Manifest
 from guie_train.device import device_of, free_memory
 from guie_train.planning.known import known
 from guie_train.planning.page import page
 from guie_train.planning.plan import Plan, full_disk, make_plan, states_of
-from guie_train.processes import joined
+from guie_train.processes import Processes, joined
 from guie_train.recipes import recipe_of
 from guie_train.report import Report, StageLine, render
 from guie_train.runs.outputs import LINKS, SWEEP, is_point, store_of, sweep_around
@@ -100,7 +100,7 @@ def train(
             if processes.count > 1:
                 go_on = [*processes.launcher(), "-m", "guie_train", *go_on[1:]]
             held.enter_context(_resumable(go_on))
-            run = held.enter_context(Run.open(folder, experiment, fresh=fresh))
+            run = held.enter_context(Run.open(folder, experiment, fresh=fresh, command=_started(processes)))
             track = held.enter_context(closing(Tracking(folder / "trackers", getattr(recipe, "trackers", ()))))
             crew = f", {processes.count} processes" * (processes.count > 1)
             click.echo(f"{experiment.name} on {experiment.profile.name}{crew} -> {shown(folder)}")
@@ -365,6 +365,16 @@ def _key(stage: Stage[Any]) -> str:
 def _command(experiment: Experiment) -> list[str]:
     overrides = [part for override in experiment.overrides for part in ("--set", override)]
     return ["guie-train", shown(experiment.path), "--profile", experiment.profile.name, *overrides]
+
+
+def _started(processes: Processes) -> list[str]:
+    """The command that started the run, with what launched its processes."""
+    if processes.count == 1:
+        return typed()
+    program, *arguments = typed()
+    if program != "python":  # a script, which torchrun would read as Python
+        arguments = ["-m", "guie_core.cli" if program == "guie" else "guie_train", *arguments]
+    return [*processes.launcher(), *arguments]
 
 
 def _table(report: Report) -> str:
