@@ -67,6 +67,13 @@ def test_unknown_total_and_failure() -> None:
     assert file.getvalue() == "features valid: 5 images, 2.5 images/s, stopped after 00:02\n"
 
 
+def test_one_of_an_unknown_number() -> None:
+    progress, clock, _ = made(None)
+    clock.now += 2
+    progress.advance()
+    assert progress.line() == "features valid: 1 image, 2.0 s/image"
+
+
 def test_shares_of_the_whole_have_no_rate() -> None:
     clock, file = Clock(), io.StringIO()
     with Bar(1000, "search hashes", "part", rated=False, file=file, clock=clock) as progress:

@@ -172,6 +172,8 @@ def test_the_command(tmp_path: Path) -> None:
     assert "images            700" in said.output
     assert "by source" in said.output
     assert (tmp_path / "page.html").is_file()
+    made(1).write(tmp_path / "one.parquet")
+    assert runner.invoke(stats, [str(tmp_path / "one.parquet")]).output.rstrip().endswith(" 1 image  1 class")
     as_json = runner.invoke(stats, [str(tmp_path / "红.parquet"), "--format", "json"])
     figures = json.loads(as_json.stdout)
     assert figures["images"] == 700

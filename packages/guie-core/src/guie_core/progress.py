@@ -15,6 +15,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from .wording import plural
+
 #: Seconds between two lines when stderr is not a terminal.
 LINE_INTERVAL = 30.0
 
@@ -101,7 +103,7 @@ class Bar:
         done = self.count - self._initial
         rate = done / elapsed if elapsed > 0 else 0.0
         of = f"/{self.total:,}" if self.total else ""
-        parts = [f"{self.count:,}{of} {self.unit}s"]
+        parts = [f"{self.count:,}{of} {self.unit}s" if of else plural(self.count, self.unit)]
         if self.total:
             parts.append(f"{100 * self.count / self.total:.0f} %")
         if self._rated:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from guie_core.tables import table
-from guie_core.wording import shown
+from guie_core.wording import plural, shown
 from guie_datasets.commands.outputs import check_output, force_option, page_of
 
 
@@ -41,7 +41,9 @@ def stats(manifest: Path, output: Path | None, style: str, force: bool) -> None:
         click.echo(table(facts(found, name), indent="", wrap=1))
         for column, parts in found.parts.items():
             click.echo(f"\nby {column}")
-            rows = [(part.name or "(none)", f"{part.images:,} images", f"{part.classes:,} classes") for part in parts]
+            rows = [
+                (part.name or "(none)", plural(part.images, "image"), plural(part.classes, "class")) for part in parts
+            ]
             click.echo(table(rows[:20], wrap=0))
             if len(rows) > 20:
                 click.echo(f"  and {len(rows) - 20:,} more")
