@@ -337,7 +337,8 @@ def test_a_point_that_fails_is_told_and_tried_again_when_asked(
     assert "\nerror: the disk makes noises\n" in err
     assert err.splitlines()[-1] == "error: 1 of 2 points failed; --retry tries them again."
     assert len(table(out)) == 1
-    assert re.search(r"^ +- +failed +0.4 ", out, re.MULTILINE)
+    (folder,) = re.findall(r"^ +- +failed +0.4 .* (\S+)$", out, re.MULTILINE)
+    assert re.search(r"^  head +\w{16} +failed$", guie("runs", "show", f"sweep/{folder}")[1], re.MULTILINE)
     assert failures() == 1
     code, out, err = guie(*sweep(*grid))
     assert code == 1

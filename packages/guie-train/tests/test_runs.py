@@ -160,6 +160,9 @@ def test_no_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert ok(capsys, "list", "--format", "json") == "[]\n"
     Path("runs").touch()
     assert guie(capsys, "list")[0] == 2
+    for command in ("list", "best", "clean"):
+        code, _, err = guie(capsys, command, "--folder", "rnus")
+        assert (code, err) == (2, "error: there is no folder rnus; --folder names the folder of the runs.\n")
 
 
 @pytest.mark.parametrize(
@@ -239,6 +242,13 @@ def test_show_a_run_that_failed(capsys: pytest.CaptureFixture[str]) -> None:
     lines = ok(capsys, "show", "a").splitlines()
     assert lines[:3] == ["a: failed", "  GuieError: two", "  lines"]
     assert "  git         not in a repository" in lines
+    planned = [{"name": name, "key": f"{name[0]}0"} for name in ("split", "head", "evaluate")]
+    done = {"planned": planned, "failed": "head"}
+    run("b", status="failed", stages={"split": "s0"}, records=done, execution={"error": "no"})
+    lines = ok(capsys, "show", "b").splitlines()
+    assert lines[lines.index("stages") :][1:4] == ["  split  s0  2.5 s   split is done", "  head   h0  failed", ""]
+    run("c", stages={"split": "s0"}, records=done)  # gone on with since
+    assert "failed" not in ok(capsys, "show", "c")
 
 
 def test_a_name_that_no_run_has(capsys: pytest.CaptureFixture[str]) -> None:

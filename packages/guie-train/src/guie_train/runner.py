@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -35,7 +35,7 @@ from guie_train.processes import Processes, joined
 from guie_train.recipes import recipe_of
 from guie_train.report import Report, StageLine, render
 from guie_train.runs.outputs import LINKS, SWEEP, is_point, store_of, sweep_around
-from guie_train.stage import Stage, StageRecord, Workspace, blaming
+from guie_train.stage import Stage, StageRecord, Workspace, blamed, blaming
 from guie_train.trackers import Tracking
 
 TERMINAL = 79  # columns of the narrowest terminal in use, less one: a longer line could not be erased
@@ -110,7 +110,8 @@ def train(
             workspace.on_epoch = track
             _check_room(stages, again, workspace)
             # what is unfinished in the store is this run's as well
-            run.record(planned=[{"name": each.name, "key": each.key} for each in stages])
+            run.record(planned=[{"name": each.name, "key": each.key} for each in stages], failed=None)
+            held.enter_context(_noting(run, stages))
         told = False  # whether a stage has told scores
         for each, output in _outputs(stages, workspace):
             track(each.name, getattr(output, "curves", ()))  # also of a stage that another run has trained
@@ -365,6 +366,18 @@ def _key(stage: Stage[Any]) -> str:
 def _command(experiment: Experiment) -> list[str]:
     overrides = [part for override in experiment.overrides for part in ("--set", override)]
     return ["guie-train", shown(experiment.path), "--profile", experiment.profile.name, *overrides]
+
+
+@contextmanager
+def _noting(run: Run, stages: list[Stage[Any]]) -> Iterator[None]:
+    """Where a stage fails, the run keeps which."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, Interrupted) and (work := blamed(error)):
+            with suppress(GuieError):  # the disk; and of a stage whose files aren't there, nobody knows what it does
+                run.record(failed=next((each.name for each in stages if each.work == work), None))
+        raise
 
 
 def _started(processes: Processes) -> list[str]:

@@ -19,10 +19,11 @@ from guie_train.runs.finding import find_run, folder_of, name_of
 from guie_train.runs.outputs import SWEEP
 from guie_train.runs.scores import NOT_COMPARABLE, TRAINED, by_report, by_selection, data_of, same_data
 
+RUNS = Path("runs")
 folder_option = click.option(
     "--folder",
     type=click.Path(path_type=Path),
-    default=Path("runs"),
+    default=RUNS,
     show_default=True,
     metavar="DIR",
     help="Where the runs are, in folders of any depth.",
@@ -69,6 +70,8 @@ def list_(folder: Path, style: str) -> None:
 def _find(folder: Path) -> tuple[list[RunRecord], dict[Path, str]]:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{shown(folder)} is a file; --folder names the folder of the runs.")
+    if not folder.exists() and folder != RUNS:  # which the first run makes
+        raise UsageError(f"there is no folder {shown(folder)}; --folder names the folder of the runs.")
     return find_runs(folder)
 
 

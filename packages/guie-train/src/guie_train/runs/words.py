@@ -99,17 +99,8 @@ def show_lines(record: RunRecord, folder: Path) -> Iterator[str]:
     facts += [("model", f"{shown(path)}  {size(path.stat().st_size)}") for path in models(record)]
     yield table(facts, wrap=1)
 
-    if stages := record.records.get("stages"):
+    if rows := _stages(record):
         yield "\nstages"
-        rows = [
-            (
-                s["name"],
-                s["key"],
-                "reused" if s.get("reused") else duration(s.get("seconds", 0.0)),
-                s.get("summary", ""),
-            )
-            for s in stages
-        ]
         yield table(rows, wrap=3)
     if choice := selected(record):
         yield f"\nselection: {choice.metric} {choice.value:.4f} at epoch {choice.epoch}"
@@ -120,6 +111,18 @@ def show_lines(record: RunRecord, folder: Path) -> Iterator[str]:
         yield table([header, *((s.label, *(_number(s.values.get(m)) for m in metrics)) for s in found)], wrap=0)
     yield "\nsettings"
     yield table([(f"{key} = {value!r}",) for key, value in leaves(experiment["resolved"]["recipe"], "recipe")])
+
+
+def _stages(record: RunRecord) -> list[tuple[str, str, str, str]]:
+    """A row for each stage that is done, and for the one that failed."""
+    failed = record.records.get("failed") if record.status == "failed" else None
+    rows = [
+        (s["name"], s["key"], "reused" if s.get("reused") else duration(s.get("seconds", 0.0)), s.get("summary", ""))
+        for s in record.records.get("stages", ())
+        if s["name"] != failed
+    ]
+    planned = record.records.get("planned", ())
+    return rows + [(s["name"], s["key"], "failed", "") for s in planned if s["name"] == failed]
 
 
 def leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:
