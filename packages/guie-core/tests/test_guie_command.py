@@ -153,6 +153,30 @@ def test_closed_pipe_is_no_traceback() -> None:
     assert (result.stdout, result.stderr) == ("{", "")
 
 
+@pytest.mark.parametrize(("error", "code"), [("KeyboardInterrupt", 130), ("GuieError('no')", 1), ("", 0)])
+def test_ctrl_c_while_libraries_are_taken_down_changes_no_exit_code(error: str, code: int) -> None:
+    text = f"""
+import os, signal, click
+from guie_core import GuieError
+from guie_core.cli import run_command
+
+class Library:
+    def __del__(self, kill=os.kill, process=os.getpid(), number=signal.SIGINT):
+        kill(process, number)
+
+library = Library()
+
+@click.command()
+def command():
+    {f"raise {error}" if error else "pass"}
+
+run_command(command, "command", [])
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, env=environment)
+    assert done.returncode == code, done.stderr
+
+
 def test_listing(toys: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     toys.add("cars", "guie-cars", "0.3", "import no_such_library")
     toys.add("dogs", "guie-dogs", "1.0", "")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -154,14 +157,27 @@ def run_command(command: click.Command, prog_name: str, args: Sequence[str] | No
             "GUIE_TRACEBACK=1 shows how it came about.",
             1,
         )
-    sys.exit(result if isinstance(result, int) else 0)
+    _leave(result if isinstance(result, int) else 0)
 
 
 def _fail(message: str, code: int, what: str = "error") -> None:
     if os.environ.get("GUIE_TRACEBACK", "") not in ("", "0"):
         traceback.print_exc()
     print(f"{what}: {message}", file=sys.stderr)
+    _leave(code)
+
+
+def _leave(code: int) -> None:
+    """Exit with `code`, also where Ctrl-C is pressed once more while libraries are taken down, which may take a second:
+    all is said and done."""
+    atexit.unregister(_ignore_interrupts)  # those that are registered last are called first
+    atexit.register(_ignore_interrupts)
     sys.exit(code)
+
+
+def _ignore_interrupts() -> None:
+    with contextlib.suppress(ValueError):  # outside the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 if __name__ == "__main__":
