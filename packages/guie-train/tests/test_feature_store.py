@@ -189,10 +189,23 @@ def test_damaged_rows_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     damaged = FeatureStore(Path("a store"))
     np.testing.assert_array_equal(damaged.read(hashes(19, 2, 5, 2)), rows(19, 2, 5, 2))
     remedy = "`guie features verify 'a store' --repair` lets go of what is damaged, and it is computed again"
-    for number, view in ((3, 0), (4, 0), (17, 1)):  # a row is damaged in whichever of its views
-        with pytest.raises(GuieError) as refused:
-            damaged.read(hashes(1, number, 9), view)
-        assert str(refused.value) == f"a store: 3 rows differ from their checksums; {remedy}"
+    checked: list[int] = []
+    checksums = feature_store._checksums
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            feature_store, "_checksums", lambda rows, each: checked.append(len(rows)) or checksums(rows, each)
+        )
+        # a row is damaged in whichever of its views
+        for numbers, view, told in (
+            ((1, 3, 9), 0, "1 row differs from its checksum"),
+            ((4, 17), 0, "1 row differs from its checksum"),
+            ((10, 17, 17), 1, "1 row differs from its checksum"),
+            ((4, 3, 11, 17), 1, "2 rows differ from their checksums"),
+        ):
+            with pytest.raises(GuieError) as refused:
+                damaged.read(hashes(*numbers), view)
+            assert str(refused.value) == f"a store: at least {told}; {remedy}"
+    assert checked == [2, 1, 1, 2, 2]  # what is asked for, up to the first shard with damage
     damaged.forget(damaged.verify())
     assert damaged.missing(hashes(*range(20))).tolist() == [3, 4, 17]
     damaged.append(hashes(3, 4, 17), seen[[3, 4, 17]])

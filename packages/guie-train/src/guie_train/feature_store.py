@@ -232,9 +232,9 @@ class FeatureStore:
             whole = np.zeros(len(rows), bool)
         wanted = wanted[~whole[wanted]]
         plain = np.asarray(features)  # whose rows cost less to name than a memmap's
-        if damaged := len(_differing(rows[wanted], map(plain.__getitem__, wanted.tolist()))):
-            damaged = max(damaged, sum(len(each.rows) for each in self.verify()))  # reads the others as well
-            raise GuieError(f"{shown(self.folder)}: {_differ(damaged)}{_remedy(self.folder)}")
+        differing = _differing(rows[wanted], map(plain.__getitem__, wanted.tolist()))
+        if damaged := len(np.unique(wanted[differing])):  # how many in all would take reading the whole store
+            raise GuieError(f"{shown(self.folder)}: at least {_differ(damaged)}{_remedy(self.folder)}")
         whole[wanted] = True
         self._whole[path] = state, whole
         return features
