@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -545,6 +546,43 @@ def test_a_full_disk_is_of_no_point(
         assert "failed" not in out + err
         shutil.rmtree("runs")
         tried.clear()
+
+
+@pytest.fixture
+def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], GuieError]:
+    """What ends a sweep in the folder `sweep` whose point fails by an error."""
+
+    def by(error: Exception) -> GuieError:
+        def check(*_: Any, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr("guie_train.sweeping.sweep.check", check)
+        point: Any = SimpleNamespace(experiment=None, values={}, words="x=1", folder="x=1")
+        with pytest.raises(GuieError) as told:
+            Sweep(tmp_path / "sweep", ["guie", "sweep"], full=True).over([point])
+        return told.value
+
+    return by
+
+
+def test_an_error_of_the_disk_that_is_in_words_already_is_told_as_it_is(
+    ended: Callable[[Exception], GuieError]
+) -> None:
+    error = GuieError("no room")
+    error.__cause__ = full = OSError(errno.ENOSPC, "full")
+    told = ended(error)
+    assert (told, told.__cause__) == (error, full)  # not itself, or whoever follows the causes never ends
+
+
+def test_of_a_full_disk_that_names_no_file_the_folder_of_the_sweep_is_told(
+    ended: Callable[[Exception], GuieError], tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    text = str(ended(OSError(errno.ENOSPC, "full")))
+    assert text.startswith(f"The disk is full: {folder} could not be written. ")
+    assert f" are free in {folder}." in text
+    text = str(ended(OSError(errno.EROFS, "read-only", "some.file")))
+    assert text.startswith("The disk is read-only: some.file could not be written.")
 
 
 def test_points_that_are_equal_are_told(guie: Callable[..., tuple[int, str, str]]) -> None:

@@ -229,7 +229,7 @@ class Sweep:
         except Interrupted:
             raise
         except Exception as error:
-            _end_if_of_the_disk(error)
+            self._end_if_of_the_disk(error)
             place = ""
             if not isinstance(error, GuieError):  # there is no run whose log could keep it
                 place = f"\nWhere it came from is in {shown(self._keep(error, f'{which}: {point.words}'))}"
@@ -253,9 +253,17 @@ class Sweep:
         except Interrupted:
             raise
         except Exception as error:  # of one point; where it came from is in its run.log
-            _end_if_of_the_disk(error)
+            self._end_if_of_the_disk(error)
             return self._failed(point, error)
         return self._outcome(point, RunRecord.read(folder))
+
+    def _end_if_of_the_disk(self, error: Exception) -> None:
+        """Raise GuieError if an error of one point would be that of all others, since the disk takes nothing more."""
+        if (said := of_the_disk(error)) is None:
+            return
+        if isinstance(error, GuieError):
+            raise error
+        raise GuieError(explain(said, said.filename if isinstance(said.filename, str) else self.folder)) from error
 
     def _keep(self, error: Exception, who: str) -> Path:
         """Add where an error came from to the sweep's log, and return that."""
@@ -322,12 +330,6 @@ def _unwarned() -> Iterator[None]:
         yield
     finally:
         logging.disable(disabled)
-
-
-def _end_if_of_the_disk(error: Exception) -> None:
-    """Raise GuieError if an error of one point would be that of all others, since the disk takes nothing any more."""
-    if (said := of_the_disk(error)) is not None:
-        raise error if isinstance(error, GuieError) else GuieError(explain(said)) from error
 
 
 def _stages(point: Point) -> list[Any]:
