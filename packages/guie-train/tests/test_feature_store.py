@@ -171,6 +171,19 @@ def test_damage_is_named_and_can_be_let_go_of(tmp_path: Path) -> None:
     np.testing.assert_array_equal(FeatureStore(tmp_path).read(hashes(*range(20))), rows(*range(20)))
 
 
+def test_a_file_that_is_cut_off_after_the_store_was_opened_is_named(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, ABOUT)
+    store.append(hashes(*range(20)), rows(*range(20)))
+    for size in (184, 0):
+        opened = FeatureStore(tmp_path)
+        assert len(opened) == 20
+        os.truncate(tmp_path / "00000.features", size)
+        told = f"00000.features is truncated: it has {size} bytes of 200; `guie features verify"
+        with pytest.raises(GuieError, match=told):
+            opened.read(hashes(1))
+        os.truncate(tmp_path / "00000.features", 200)
+
+
 def overwrite(path: Path, offset: int, count: int) -> None:
     with open(path, "r+b") as file:
         file.seek(offset)

@@ -141,6 +141,7 @@ class FeatureStore:
 
     def _mapped(self, path: Path, rows: int) -> NDArray[Any]:
         """Features [rows, V, D] of a shard. Let go of it soon: what has been read counts as this process's memory."""
+        self._check_length(path, rows)  # which may have changed since its rows were read
         return np.memmap(path, self.dtype, "r", shape=(rows, self.views, self.dimension))
 
     @cached_property
@@ -311,9 +312,13 @@ class FeatureStore:
     def _rows(self, path: Path) -> NDArray[Any]:
         """The rows [n] of a features file, which is at least as long."""
         rows = _read_rows(path)
-        if path.stat().st_size < len(rows) * self.row_bytes:
-            raise GuieError(f"{path} is {_truncated(path, rows, self.row_bytes)}{_remedy(self.folder)}")
+        self._check_length(path, len(rows))
         return rows
+
+    def _check_length(self, path: Path, rows: int) -> None:
+        """Raise GuieError if a features file is too short for its rows."""
+        if path.stat().st_size < rows * self.row_bytes:
+            raise GuieError(f"{path} is {_truncated(path, rows, self.row_bytes)}{_remedy(self.folder)}")
 
     def add_bad(self, images: Iterable[Bad]) -> None:
         """Add images that cannot be decoded; the list is on disk when this returns."""
@@ -354,7 +359,7 @@ class FeatureStore:
                 found.append(Damage(path, wrong, _differ(len(wrong))))
             if whole < len(rows):
                 lost = list(range(whole, len(rows)))
-                found.append(Damage(path, lost, _truncated(path, rows, self.row_bytes)))
+                found.append(Damage(path, lost, _truncated(path, len(rows), self.row_bytes)))
             on_rows(len(rows))
         return found
 
@@ -439,8 +444,8 @@ def _remedy(folder: Path) -> str:
     return f"; `{command}` lets go of what is damaged, and it is computed again"
 
 
-def _truncated(path: Path, rows: NDArray[Any], row_bytes: int) -> str:
-    return f"truncated: it has {path.stat().st_size:,} bytes of {len(rows) * row_bytes:,}"
+def _truncated(path: Path, rows: int, row_bytes: int) -> str:
+    return f"truncated: it has {path.stat().st_size:,} bytes of {rows * row_bytes:,}"
 
 
 def _differ(rows: int) -> str:
