@@ -21,6 +21,7 @@ from guie_core.interrupt import Stop
 from guie_core.profiles import profile
 from guie_core.registry import build
 from guie_datasets import Manifest
+from guie_train import pairs
 from guie_train.commands.features import features
 from guie_train.feature_store import FeatureStore
 from guie_train.stage import Workspace
@@ -239,7 +240,7 @@ def test_damage_is_found_let_go_of_and_computed_again(built: Path, tmp_path: Pat
     data[100 * before.row_bytes + 5] ^= 0x40
     shard.write_bytes(data)
     used = run("features", "export", EXPERIMENT, "train", tmp_path / "embs", *settings(built), code=1)
-    assert "1 row differs from its checksum; `guie features verify" in used
+    assert "at least 1 row differs from its checksum; `guie features verify" in used
     assert not (tmp_path / "embs").exists()
     told = run("features", "verify", before.folder, code=1)
     assert "1 row differs from its checksum" in told
@@ -248,6 +249,34 @@ def test_damage_is_found_let_go_of_and_computed_again(built: Path, tmp_path: Pat
     assert f"{IMAGES - 1} images, nothing is wrong" in run("features", "verify", before.folder)
     run("features", "build", EXPERIMENT, "--stage", "train", *settings(built))
     np.testing.assert_allclose(store(built).read(hashes), expected, atol=1e-3)  # in another batch
+
+
+def test_an_export_that_meets_damage_leaves_no_file_and_goes_on_after_the_repair(
+    built: Path, tmp_path: Path, run: Guie, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairs, "ROWS", 300)
+    found = store(built)
+    manifest = manifest_of(built)
+    hashes = manifest.column("hash")[manifest.column("split") == "train"]
+    (shard,) = found.shards()
+    row = np.load(shard.with_suffix(".rows.npy"))["hash"].tolist().index(hashes[-1])
+    whole = shard.read_bytes()
+    damaged = bytearray(whole)
+    damaged[row * found.row_bytes + 5] ^= 0x40
+    shard.write_bytes(damaged)
+    folder = tmp_path / "embs"
+    export = ["features", "export", EXPERIMENT, "train", folder, "--split", "train", *settings(built)]
+    try:
+        assert "at least 1 row differs from its checksum" in run(*export, code=1)
+    finally:
+        shard.write_bytes(whole)
+    assert not list(tmp_path.rglob("*.npy*"))
+    assert f"features of {len(hashes)} images" in run(*export)
+    parts = [np.load(folder / f"emb_{number}.npy") for number in range(3)]
+    assert [len(part) for part in parts] == [300, 300, len(hashes) - 600]
+    np.testing.assert_array_equal(np.concatenate(parts), store(built).read(hashes))
+    assert [len(np.load(folder / f"label_{number}.npy")) for number in range(3)] == [len(part) for part in parts]
+    assert len(list(folder.iterdir())) == 6
 
 
 def test_pairs_of_the_original_go_out_and_come_back(built: Path, tmp_path: Path, run: Guie) -> None:

@@ -7,11 +7,13 @@ which image: a manifest does, in the same order. Its classifier's files have a s
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -40,7 +42,8 @@ def export_pairs(
 ) -> int:
     """Write the features of a stage that is done, or of those of its images that are in `split`; returns how many.
 
-    Labels are encoded 0..C-1 over what is written, as the original encodes those of its training images.
+    Labels are encoded 0..C-1 over what is written, as the original encodes those of its training images. The files are
+    there once all features have been read and are on the disk: damage in the last of them leaves none.
 
     Raises:
         GuieError: there are files of that kind already, features are missing, no image, or no such view.
@@ -55,11 +58,14 @@ def export_pairs(
     labels = np.unique(manifest.column("label")[kept], return_inverse=True)[1].astype(np.int64)
     values = sizes_of(manifest, kept, store.about["image_size"]).numpy()
     hashes = manifest.column("hash")[kept]
-    for number, start in enumerate(range(0, len(kept), ROWS)):
-        part = slice(start, start + ROWS)
-        features = store.read(hashes[part], view)
-        _save(folder / f"emb_{number}.npy", np.hstack([features, values[part]]) if sizes else features)
-        _save(folder / f"label_{number}.npy", labels[part])
+    with ExitStack() as files:  # they get their names when all have been written
+        for number, start in enumerate(range(0, len(kept), ROWS)):
+            part = slice(start, start + ROWS)
+            features = store.read(hashes[part], view)
+            if sizes:
+                features = np.hstack([features, values[part]])
+            for name, array in (("emb", features), ("label", labels[part])):
+                _save(files.enter_context(atomic_write(folder / f"{name}_{number}.npy")), array)
     return len(kept)
 
 
@@ -291,8 +297,9 @@ def _sample(
     return here.double(), torch.from_numpy(np.stack(there))
 
 
-def _save(path: Path, array: NDArray[Any]) -> None:
+def _save(file: IO[bytes], array: NDArray[Any]) -> None:
     whole = np.ascontiguousarray(array)
-    with atomic_write(path) as file:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(whole))
-        file.write(whole.data.cast("B"))  # numpy's own writing forgets why it failed, such as a full disk
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(whole))
+    file.write(whole.data.cast("B"))  # numpy's own writing forgets why it failed, such as a full disk
+    file.flush()
+    os.fsync(file.fileno())  # so that a full disk is told before any file has its name
