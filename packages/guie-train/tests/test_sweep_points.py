@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from guie_core import GuieError, Problem, UsageError
@@ -224,6 +225,32 @@ def test_a_study_that_the_disk_takes_nothing_more_of(tmp_path: Path, monkeypatch
     before = study.count
     study.add(study.suggest(), 0.5)
     assert study.count == before + 1
+
+
+@pytest.mark.parametrize("begun", ["nothing", "tables", "the study"])
+def test_a_study_that_cannot_be_begun_on_this_disk(begun: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written first is refused elsewhere in Optuna than what comes after it."""
+    connect = sqlite3.connect
+
+    def read_only(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        made = connect(*args, **kwargs)
+        made.execute("PRAGMA query_only = 1")
+        return made
+
+    if begun != "nothing":
+        storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / FILE}")
+        if begun == "the study":
+            optuna.create_study(study_name="sweep", storage=storage, direction="maximize")
+        storage.remove_session()
+        storage.engine.dispose()
+    monkeypatch.setattr(sqlite3, "connect", read_only)
+    message = r"study\.db could not be written \(attempt to write a readonly database\)\.\nNothing that .* Run the same"
+    with pytest.raises(GuieError, match=message) as error:
+        Study(tmp_path, SPACE, 0, "digest")
+    assert "remove" not in str(error.value)
+    monkeypatch.undo()
+    study = Study(tmp_path, SPACE, 0, "digest")
+    study.add(study.suggest(), 0.5)
 
 
 def test_without_optuna(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,12 +105,18 @@ def _number(text: str) -> float | int | None:
     return value if type(value) in (int, float) and np.isfinite(value) else None
 
 
-def _reason(error: Exception) -> str:
-    """What SQLite says, in its own words."""
+def _in_words(error: Exception, path: Path) -> GuieError:
+    """What SQLite says, in its own words, and what to do: only a file that is damaged has to go."""
     found: BaseException = error
     while not isinstance(found, sqlite3.Error) and (deeper := getattr(found, "orig", None) or found.__cause__):
         found = deeper
-    return str(found).partition("\n")[0]
+    reason = str(found).partition("\n")[0]
+    if isinstance(found, sqlite3.DatabaseError) and not isinstance(found, sqlite3.OperationalError):
+        return GuieError(f"{shown(path)} cannot be used ({reason}); remove it to begin the sweep anew")
+    return GuieError(
+        f"{shown(path)} could not be written ({reason}).\n"
+        "Nothing that was complete is lost. Run the same command again when that is mended."
+    )
 
 
 @dataclass(frozen=True)
@@ -135,11 +141,12 @@ class Study:
 
     Raises:
         UsageError: the folder has a study of other suggestions or another experiment.
-        GuieError: the file cannot be read.
+        GuieError: the file cannot be read or written.
     """
 
     def __init__(self, folder: Path, suggestions: Sequence[Suggestion], seed: int, experiment: str) -> None:
         import optuna
+        from optuna.exceptions import StorageInternalError
         from sqlalchemy.exc import SQLAlchemyError
 
         optuna.logging.disable_default_handler()  # guie's own handlers show what there is to say
@@ -163,10 +170,8 @@ class Study:
             for key, value in about.items():
                 if key not in known:
                     self._study.set_user_attr(key, value)
-        except SQLAlchemyError as error:
-            raise GuieError(
-                f"{shown(path)} cannot be used ({_reason(error)}); remove it to begin the sweep anew"
-            ) from None
+        except (StorageInternalError, SQLAlchemyError) as error:
+            raise _in_words(error, path) from error
         differ = [key for key, value in about.items() if known.get(key, value) != value]
         if differ:
             what = {"suggest": "other --suggest", "seed": "another --seed", "experiment": "another experiment"}
@@ -216,7 +221,4 @@ class Study:
         try:
             self._study.add_trial(trial)
         except (StorageInternalError, SQLAlchemyError) as error:
-            raise GuieError(
-                f"{shown(self._path)} could not be written ({_reason(error)}).\n"
-                "Nothing that was complete is lost. Run the same command again when that is mended."
-            ) from error
+            raise _in_words(error, self._path) from error
