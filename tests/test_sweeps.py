@@ -702,6 +702,11 @@ def test_a_run_or_sweep_within_another_is_refused(guie: Callable[..., tuple[int,
         code, _, err = guie(*(inner if part == str(FOLDER) else part for part in sweep(*GRID)))
         assert (code, err.startswith(f"error: {inner} lies in {around}, which is the folder of a")) == (2, True)
         assert not Path(inner).exists()
+    Path("sweep.json").touch()  # of something else
+    code, _, err = guie(*run, "runs/beside", "--dry-run")
+    assert code == 0, err
+    code, _, err = guie(*(part.replace("runs/sweep", "runs/other") for part in sweep(*GRID, "--dry-run")))
+    assert code == 0, err
 
 
 def test_a_run_that_ends_with_its_evaluation_is_listed_with_its_score(

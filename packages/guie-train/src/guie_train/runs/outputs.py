@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from guie_core import UsageError
 from guie_core.files import explain_os_errors, meant_for, remove_directory
-from guie_core.record import RunRecord, find_runs, run_folders
+from guie_core.record import LOCK, RunRecord, find_runs, run_folders
 from guie_core.run import acquire
 
 if TYPE_CHECKING:
@@ -32,8 +32,12 @@ def store_of(run: Path) -> Path:
 
 
 def sweep_around(folder: Path) -> Path | None:
-    """The folder of the sweep that `folder` lies in, at whatever depth; None where there is none."""
-    return next((around for around in folder.resolve().parents if (around / SWEEP).exists()), None)
+    """The folder of the sweep that `folder` lies in, at whatever depth; None where there is none.
+
+    Something else may have a file of that name: a sweep's folder has a lock as well.
+    """
+    parents = folder.resolve().parents
+    return next((around for around in parents if (around / SWEEP).exists() and (around / LOCK).exists()), None)
 
 
 def name_of_point(values: str, experiment: Experiment) -> str:
