@@ -350,6 +350,21 @@ def test_a_point_that_fails_is_told_and_tried_again_when_asked(
     assert failures() == 2
 
 
+def test_the_stage_that_failed_in_an_earlier_execution_is_not_told_of_the_last(
+    guie: Callable[..., tuple[int, str, str]],
+    wrong: Callable[[type[Stage[Any]], Callable[[Any], bool]], list[Any]],
+) -> None:
+    wrong(FitHead, lambda stage: True)
+    _, *asked = sweep("--set", "recipe.arcface.epochs=1")
+    assert guie("guie-train", *asked)[0] == 1
+    assert re.search(r"^  head +\w{16} +failed$", guie("runs", "show", "sweep")[1], re.MULTILINE)
+    shutil.rmtree("photos")
+    assert guie("guie-train", *asked)[0] == 1
+    shown = guie("runs", "show", "sweep")[1]
+    assert "photos" in shown
+    assert not re.search(r"^  head +\w{16} +failed$", shown, re.MULTILINE)
+
+
 def test_what_is_refused_is_told_before_the_first_point_runs(guie: Callable[..., tuple[int, str, str]]) -> None:
     grid = ["--grid", "recipe.arcface.epochs=1", "--grid", "recipe.loss.margin=0.3,9", "--grid"]
     code, out, err = guie(*sweep(*grid, "recipe.splits.0.classes=4,300", "--dry-run"))

@@ -101,6 +101,7 @@ def train(
                 go_on = [*processes.launcher(), "-m", "guie_train", *go_on[1:]]
             held.enter_context(_resumable(go_on))
             run = held.enter_context(Run.open(folder, experiment, fresh=fresh, command=_started(processes)))
+            run.record(failed=None)  # it may be what an earlier execution failed in
             track = held.enter_context(closing(Tracking(folder / "trackers", getattr(recipe, "trackers", ()))))
             crew = f", {processes.count} processes" * (processes.count > 1)
             click.echo(f"{experiment.name} on {experiment.profile.name}{crew} -> {shown(folder)}")
@@ -110,7 +111,7 @@ def train(
             workspace.on_epoch = track
             _check_room(stages, again, workspace)
             # what is unfinished in the store is this run's as well
-            run.record(planned=[{"name": each.name, "key": each.key} for each in stages], failed=None)
+            run.record(planned=[{"name": each.name, "key": each.key} for each in stages])
             held.enter_context(_noting(run, stages))
         told = False  # whether a stage has told scores
         for each, output in _outputs(stages, workspace):
