@@ -692,6 +692,11 @@ def test_folders_that_no_sweep_can_have(guie: Callable[..., tuple[int, str, str]
     code, _, err = guie(*sweep(*GRID))
     assert code == 2
     assert err.startswith("error: runs/sweep is not a sweep: it holds cat.jpg.\n")
+    in_file = [part.replace("runs/sweep", "runs/sweep/cat.jpg") for part in sweep(*GRID)]
+    for command in (in_file, [*in_file, "--dry-run"]):
+        code, _, err = guie(*command)
+        told = "error: runs/sweep/cat.jpg is a file; a sweep needs a folder. Choose another with --work-dir.\n"
+        assert (code, err) == (2, told)
     (FOLDER / "cat.jpg").rename(FOLDER / "run.json")
     code, _, err = guie(*sweep(*GRID))
     assert (code, err.startswith("error: runs/sweep is a run; ")) == (2, True)

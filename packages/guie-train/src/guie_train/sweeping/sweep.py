@@ -202,6 +202,8 @@ class Sweep:
 
     def _check_folder(self) -> None:
         """Raise UsageError if the folder is something else than a sweep's, or lies in a run's or another sweep's."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"{shown(self.folder)} is a file; a sweep needs a folder. Choose another with --work-dir.")
         if (self.folder / RECORD).exists():
             raise UsageError(f"{shown(self.folder)} is a run; choose another folder for the sweep with --work-dir.")
         refuse_within_run(self.folder)
