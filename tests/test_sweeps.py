@@ -22,7 +22,7 @@ import torch
 import torch._dynamo  # loads triton, which crashes when TensorFlow was loaded before it
 from PIL import Image
 
-from guie_core import ExperimentError, GuieError, Problem
+from guie_core import ExperimentError, GuieError, Interrupted, Problem
 from guie_core.cli import main, run_command
 from guie_core.run import acquire
 from guie_datasets import decode
@@ -301,6 +301,17 @@ def test_a_sweep_that_is_stopped_while_points_are_checked_goes_on(
     code, out, err = guie(*go_on_with(err))
     assert code == 0, err
     assert len(table(out)) == 2
+
+
+def test_points_of_a_dry_run_that_is_stopped_are_not_refused(
+    guie: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(*_: Any, **__: Any) -> None:
+        raise Interrupted("the plan is made")
+
+    monkeypatch.setattr("guie_train.sweeping.sweep.check_ahead", pressed)
+    code, _, err = guie(*sweep("--grid", "recipe.arcface.epochs=1,2", "--dry-run"))
+    assert (code, err) == (130, "stopped: the plan is made\n")
 
 
 @pytest.fixture

@@ -105,6 +105,8 @@ class Sweep:
                 try:
                     with _unwarned():
                         check_ahead(point.experiment, work_dir=self.folder / point.folder, stage=self._last(point))
+                except Interrupted:
+                    raise
                 except Exception as error:
                     refused += 1
                     self._failed(point, error, f"{every} {number}/{len(points)}: {point.words}: ")
