@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import itertools
@@ -447,13 +448,52 @@ WRONG = {
     ("--images", "empty"): "--images empty: there is no image in it",
     ("--seconds", "0"): "is not in the range",
     ("--out", "bench.txt"): "--output bench.txt: it must end in .json",
-    ("--out", "/proc/x.json"): "--output /proc/x.json cannot be written: no file can be made in /proc (",
-    ("--out", "/proc/new/x.json"): "--output /proc/new/x.json cannot be written: no file can be made in /proc (",
+    ("--out", "/proc/x.json"): "No such file or directory: /proc/x.json could not be written.\n",
+    ("--out", "/proc/new/x.json"): "No such file or directory: /proc/new/x.json could not be written.\n",
     ("--out", "other.json/new/x.json"): "--output other.json/new/x.json cannot be written: other.json is a file.",
     ("--out", "other.json"): "other.json is there already, and was not made by this command",
     ("--profile", "cpu", "compare", "a.json", "b.json"): "guie bench compare measures nothing: leave out --profile\n",
     ("compar",): "No such command 'compar'",
 }
+
+
+@pytest.mark.parametrize(
+    ("number", "told", "advice"),
+    [
+        (errno.ENOSPC, "The disk is full: new/x.json", "Make room, or choose a folder on another disk, and"),
+        (errno.EACCES, "Permission is denied: new/x.json", "Make {here} writable, or choose another folder, and"),
+    ],
+)
+def test_where_nothing_can_be_written_it_is_told_why_before_anything_is_measured(
+    measured: list[tuple[str, dict[str, Any]]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    told: str,
+    advice: str,
+) -> None:
+    def fails(*args: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", fails)
+    code, out, err = guie(capsys, "--out", "new/x.json")
+    assert (code, out, measured) == (2, "", [])
+    assert f"{told} could not be written." in err
+    assert (
+        f"{advice.format(here=Path.cwd())} run the same command again. --output sets the file's folder and name" in err
+    )
+
+
+def test_a_name_that_is_too_long_for_what_is_beside_it_is_refused(
+    measured: list[tuple[str, dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "x" * (255 - len("..partial.json.12345678.tmp") + 1)  # by one byte
+    code, out, err = guie(capsys, "--out", f"{name}.json")
+    assert (code, out, measured) == (2, "", [])
+    assert f"The name is too long: {name}.json could not be written." in err
+    assert "writable" not in err
+    assert "--output sets the file's folder and name" in err
+    assert guie(capsys, "--out", f"{name[1:]}.json", "--only", "search")[0] == 0
 
 
 @pytest.mark.parametrize("args", WRONG)

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from guie_core import GuieError, Interrupted, UsageError
-from guie_core.files import folder_option
+from guie_core.files import explain, folder_option
 from guie_core.wording import listing, shown
 from guie_datasets.commands.outputs import check_beside, check_output
 from guie_train.bench import PARTS
@@ -107,7 +107,7 @@ def bench(
     check_output(output, {".json": is_bench}, inputs=inputs, example="bench.json", force=force)
     partial = partial_of(output)
     check_beside(partial, output, is_bench, force=force)
-    _check_writable(output)
+    _check_writable(output, partial.name)
     lookup("backbones", backbone)
     chosen = profile({"type": profile_name, **({"dtype": dtype} if dtype else {})}, "--profile")
     former = partial if partial.exists() else output
@@ -148,19 +148,17 @@ def bench(
     click.echo(f"Wrote {shown(output)}.")
 
 
-def _check_writable(output: Path) -> None:
-    """Raise UsageError if no file can be made where `output` is to be: in its folder, or where that would be made."""
+def _check_writable(output: Path, name: str) -> None:
+    """Raise UsageError if no file `name` can be made where `output` is to be: in its folder, or where that would be
+    made."""
     folder = next(parent for parent in output.absolute().parents if os.path.exists(parent))
     if not folder.is_dir():
         raise UsageError(f"--output {output} cannot be written: {shown(folder)} is a file. Choose another --output")
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{output.name}.", suffix=".tmp"):
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name}.", suffix=".tmp"):  # as it will be
             pass
     except OSError as error:
-        raise UsageError(
-            f"--output {output} cannot be written: no file can be made in {shown(folder)} "
-            f"({os.strerror(error.errno or 0)}). Choose another --output, or make that folder writable"
-        ) from error
+        raise UsageError(f"{explain(error, output)} --output sets the file's folder and name") from error
 
 
 def _check_kept(output: Path, parts: Collection[str]) -> None:
