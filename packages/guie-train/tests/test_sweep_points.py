@@ -253,6 +253,38 @@ def test_a_study_that_cannot_be_begun_on_this_disk(begun: str, tmp_path: Path, m
     study.add(study.suggest(), 0.5)
 
 
+def test_a_study_keeps_its_file_open_no_longer_than_it_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that is refused: its folder may be removed, or be on a disk that is to be taken out."""
+    made, connect = [], sqlite3.connect
+
+    def kept(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        made.append(connect(*args, **kwargs))
+        return made[-1]
+
+    def all_are_closed() -> None:
+        assert made
+        for connection in made:
+            with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+                connection.execute("SELECT 1")
+        made.clear()
+
+    monkeypatch.setattr(sqlite3, "connect", kept)
+    study = Study(tmp_path, SPACE, 0, "digest")
+    all_are_closed()
+    study.add(study.suggest(), 0.5)
+    assert (study.count, len(study.trials)) == (1, 1)
+    all_are_closed()
+    with pytest.raises(UsageError):
+        Study(tmp_path, SPACE, 1, "digest")
+    all_are_closed()
+    (tmp_path / FILE).write_bytes(b"not a database" * 100)
+    with pytest.raises(GuieError):
+        Study(tmp_path, SPACE, 0, "digest")
+    all_are_closed()
+
+
 def test_without_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
     require_optuna()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

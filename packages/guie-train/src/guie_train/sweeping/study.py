@@ -148,6 +148,7 @@ class Study:
         import optuna
         from optuna.exceptions import StorageInternalError
         from sqlalchemy.exc import SQLAlchemyError
+        from sqlalchemy.pool import NullPool
 
         optuna.logging.disable_default_handler()  # guie's own handlers show what there is to say
         optuna.logging.set_verbosity(logging.WARNING)
@@ -161,7 +162,7 @@ class Study:
         about: dict[str, Any] = {"suggest": asked, "seed": seed, "experiment": experiment}
         try:
             # connected by the path itself: in an address, some characters of a path mean something else
-            connect = {"creator": lambda: sqlite3.connect(path, timeout=60)}
+            connect = {"creator": lambda: sqlite3.connect(path, timeout=60), "poolclass": NullPool}  # none is kept open
             storage = optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs=connect)
             self._study = optuna.create_study(
                 study_name=_NAME, storage=storage, direction="maximize", load_if_exists=True
