@@ -122,7 +122,7 @@ def import_pairs(
         random = bool(getattr(stage.seen_by(backbone), "random", False))
         least = min_cosine if min_cosine is not None else 0.9 if random else 0.99
         here, there = _sample(stage, workspace, backbone, manifest, rows, blocks, check)
-        cosine = float(torch.nn.functional.cosine_similarity(here, there).min())
+        cosine = float(_cosines(here, there).min())
         if cosine < least:
             raise GuieError(
                 f"{shown(folder)}: an image that was computed here has features whose cosine to those of the files is "
@@ -259,9 +259,15 @@ def _all_finite(
     raise GuieError(f"{shown(path)}: row {row}, of {image}, has {what}{others}. Nothing was added. {remedy}")
 
 
+def _cosines(here: Tensor, there: Tensor) -> Tensor:
+    """Of features [n, D] and [n, D]; 1 where both are zero."""
+    cosines = torch.nn.functional.cosine_similarity(here, there)
+    return torch.where((here == 0).all(1) & (there == 0).all(1), 1.0, cosines)
+
+
 def _same_lengths(here: Tensor, there: Tensor, limit: float, folder: Path) -> None:
     """Raises GuieError if lengths [n] of features are off those that were computed here by more than a share."""
-    differ = (there / here - 1).abs()
+    differ = torch.where(there == here, 0.0, (there / here - 1).abs())  # zeros too
     worst = int(differ.argmax())
     if differ[worst] > limit:
         normalised = "; were they normalised?" * bool((there - 1).abs().max() < 0.01)
