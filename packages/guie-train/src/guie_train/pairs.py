@@ -242,7 +242,7 @@ def _all_finite(
             wrong = np.flatnonzero(~finite(part, dtype))
             if len(wrong) and first is None:
                 values = part[wrong[0]].astype(np.float64)
-                largest = float(np.abs(values).max())  # nan if one is
+                largest = float(values[np.abs(values).argmax()])  # nan if one is
                 first = path, start + int(wrong[0]), images[int(rows[position + wrong[0]])], largest
             count += len(wrong)
             position += len(part)
@@ -250,7 +250,7 @@ def _all_finite(
         return
     path, row, image, largest = first
     if np.isfinite(largest):
-        what = f"the value {largest:,.0f}, and {dtype} ends at {float(np.finfo(dtype).max):,.0f}"
+        what = f"the value {largest:,.0f}, and {dtype} ends at {np.copysign(float(np.finfo(dtype).max), largest):,.0f}"
         remedy = "Add --set recipe.features.dtype=float32"
     else:
         what = f"features that are not finite ({'NaN' if np.isnan(largest) else 'infinite'})"
