@@ -337,11 +337,12 @@ def _stores(folder: Path, verb: str) -> list[FeatureStore]:
 
     if (folder / "store.json").exists():
         return [FeatureStore(folder)]
-    patterns = ("stages/*/store.json", "*/store.json", "features/*/store.json")
+    of_all = "features/*/store.json"  # where all are
+    patterns = ("stages/*/store.json", "*/store.json", of_all)
     inside = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
     found = {path.resolve(): path for path in inside}  # two stages of a run may share one
     if not found:
-        near = [store for store in (store_of(folder.absolute()), folder / STORE) if any(store.glob(patterns[2]))]
+        near = [store for store in (store_of(folder.absolute()), folder / STORE) if any(store.glob(of_all))]
         hint = (  # built ahead, they are no run's yet
             f". There are some in {shown(near[0])}: guie features {verb} {shlex.quote(shown(near[0]))}" if near else ""
         )
