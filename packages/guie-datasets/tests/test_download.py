@@ -463,11 +463,13 @@ def test_a_disk_without_room_is_told_before(got: Got, server: Server, monkeypatc
 def test_a_disk_that_fills_up(got: Got, server: Server) -> None:
     """A process may write 1 MB a file; what it wrote is kept, and gone on with when there is room."""
     code = (
-        "import resource, sys, pathlib; from guie_datasets.fetching import _http; from guie_core import GuieError\n"
-        "from guie_core.files import folder_option\n"
+        "import errno, pathlib, resource, sys; from guie_datasets.fetching import _http\n"
+        "from guie_core import GuieError, files\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
+        "told = files.explain\n"  # the limit stands for a disk
+        "files.explain = lambda error, *path: told(OSError(errno.ENOSPC, 'no room', error.filename), *path)\n"
         "try:\n"
-        "    with folder_option('--data-folder'): _http.fetch(sys.argv[1], pathlib.Path(sys.argv[2]))\n"
+        "    with files.folder_option('--data-folder'): _http.fetch(sys.argv[1], pathlib.Path(sys.argv[2]))\n"
         "except GuieError as error: print(error)"
     )
     command = [sys.executable, "-c", code, server.url("/file.bin"), str(got.path)]

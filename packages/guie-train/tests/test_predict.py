@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import hashlib
 import json
@@ -24,6 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from guie_core import files
 from guie_core.cli import guie, run_command
 from guie_datasets import Manifest, decode, export, prepare
 from guie_datasets.sets.folders import ClassFolders
@@ -319,6 +321,7 @@ def test_ctrl_c_and_the_same_command_again(
 
 KILLED = """
 import os, signal, sys
+from guie_core import files
 from guie_core.cli import guie, run_command
 from guie_train.prediction import models, predicting
 predicting.FLUSH_SECONDS = 0
@@ -352,7 +355,7 @@ def test_killed_and_the_same_command_again(here: Path, run: Run, monkeypatch: py
 
 
 def test_a_full_disk_is_one_message_and_nothing_is_lost(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Full while the second shard is written."""
+    """Full while the second shard is written; a limit on the size of files stands for it."""
     whole = uninterrupted(run, "one")
     monkeypatch.setattr(predicting, "FLUSH_SECONDS", 0)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -366,9 +369,14 @@ def test_a_full_disk_is_one_message_and_nothing_is_lost(here: Path, run: Run, mo
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
+    def told(error: OSError, *path: Any) -> str:
+        return explain(OSError(errno.ENOSPC, "no room", error.filename), *path)
+
     command = ("predict", "one", "photos", "-o", "e.parquet", "--batch-size", 8)
+    explain = files.explain
     with monkeypatch.context() as patch:
         patch.setattr(predicting._Work, "_flush", full)
+        patch.setattr(files, "explain", told)
         message = run(*command, code=1)
     assert ".arrow could not be written" in message
     assert "--output" in message
