@@ -147,6 +147,7 @@ def guie(
 def bare(features: Tensor, labels: Tensor, products: str, count: int) -> Callable[[], Any]:
     """Rounds of the step alone, as guie's loop makes it: passes, ascent, clipping, AdamW."""
     from guie_models.optimizers import build_optimizer
+    from guie_train.allocator import caching_allocator
 
     model = head_with_loss(products)
     optimizer: Any = build_optimizer(SAM, model.parameters())
@@ -159,8 +160,9 @@ def bare(features: Tensor, labels: Tensor, products: str, count: int) -> Callabl
 
     def work() -> tuple[float, float]:
         clock = Clock(count + 1)
-        while not clock:
-            optimizer.step(closure, max_norm=1000.0)
+        with caching_allocator():
+            while not clock:
+                optimizer.step(closure, max_norm=1000.0)
         return taken(clock.times)
 
     return work

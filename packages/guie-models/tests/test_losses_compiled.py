@@ -235,7 +235,7 @@ def code_for_cuda(function: Callable[..., Any], *inputs: Tensor) -> str:
     traced.recompile()
     mode = FakeTensorMode(shape_env=ShapeEnv())
     with mode:
-        fakes = [torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda") for tensor in inputs]
+        fakes = [torch.empty_strided(i.shape, i.stride(), dtype=i.dtype, device="cuda") for i in inputs]
     graph = GraphLowering(traced, shape_env=mode.shape_env)
     with V.set_graph_handler(graph), V.set_fake_mode(mode), V.set_debug_handler(DebugContext()):
         graph.run(*fakes)
@@ -280,7 +280,7 @@ def kernels(hard: bool, smoothing: float, scale: float, dtype: str) -> tuple[lis
         given = module._exponentials(z, labels, target, scale, bound, hardness if hard else None, smoothing)
         return [out for out in given if isinstance(out, Tensor)]
 
-    z = torch.zeros(BATCH, MANY, dtype=getattr(torch, dtype))
+    z = module._aligned(BATCH, torch.empty(MANY, 1, dtype=getattr(torch, dtype))).zero_()
     with h100():
         code = code_for_cuda(function, z, torch.zeros(BATCH).long(), torch.zeros(BATCH), torch.zeros(()))
         sizes = machine_code(code) if dtype == "float32" else {}  # which takes a second a kernel

@@ -113,9 +113,8 @@ def test_adaptive_steps_are_the_papers_in_float64() -> None:
 
 def test_rho_zero_is_the_base_to_the_bit() -> None:
     first, second = Problem(), Problem()
-    sam, base = SAM(first.parameters(), base=ADAMW, rho=0.0), torch.optim.AdamW(
-        second.parameters(), 1e-2, weight_decay=0.1
-    )
+    sam = SAM(first.parameters(), base=ADAMW, rho=0.0)
+    base = torch.optim.AdamW(second.parameters(), 1e-2, weight_decay=0.1, fused=True)
     for _ in range(5):
         loss = sam.step(first.closure)
         base.zero_grad()
@@ -289,7 +288,8 @@ def test_sparse_gradients_are_refused_and_change_nothing() -> None:
     ("base", "plain"),
     [
         (dict(type="SGD", lr=0.1, momentum=0.9), functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)),
-        (dict(type="Adam", lr=0.1), functools.partial(torch.optim.Adam, lr=0.1)),
+        (dict(type="Adam", lr=0.1), functools.partial(torch.optim.Adam, lr=0.1, fused=True)),
+        (dict(type="Adam", lr=0.1, foreach=True), functools.partial(torch.optim.Adam, lr=0.1, foreach=True)),
     ],
 )
 def test_the_places_base_optimizers_have_names(base: dict[str, Any], plain: Callable[..., Any]) -> None:
@@ -373,10 +373,28 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
         ({"type": "SGD", "lr": 0.1, "fused": True}, True),
     ],
 )
-def test_what_is_fused_on_a_gpu(base: dict[str, Any], fused: bool) -> None:
-    problem = Problem()
-    assert fuses(build_optimizer(base, problem.parameters())) == fused
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_is_fused(base: dict[str, Any], fused: bool, device: str) -> None:
+    """A plan has its parameters on the meta device, and is to know what a GPU would make of them."""
+    problem = Problem().to(device)
+    built = build_optimizer(base, problem.parameters())
+    assert fuses(built) == fused
     assert fuses(build_optimizer({"type": "SAM", "base": base}, problem.parameters())) == fused
+    if device == "cpu":
+        assert bool(built.param_groups[0].get("fused")) == fused
+
+
+def test_fused_is_the_same_but_for_rounding() -> None:
+    problems = Problem(torch.float64), Problem(torch.float64)
+    configs = ADAMW, ADAMW | {"fused": False}
+    optimizers = [build_optimizer(c, p.parameters()) for c, p in zip(configs, problems, strict=True)]
+    for _ in range(5):
+        for problem, optimizer in zip(problems, optimizers, strict=True):
+            optimizer.zero_grad()
+            problem.closure()
+            optimizer.step()
+    for one, other in zip(*(problem.weights() for problem in problems), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -387,7 +405,7 @@ def test_a_state_leaves_it_to_the_device_how_a_step_is_computed(
     """A run that was begun on the CPU may go on with on a GPU, where the optimiser is a fused one, or the other way."""
 
     def made(problem: Problem, fused: bool) -> Any:
-        base = ADAMW | ({"fused": True} if fused else {})
+        base = ADAMW | {"fused": fused}
         return build_optimizer({"type": "SAM", "base": base} if sam else base, problem.parameters())
 
     def inner(optimizer: Any) -> Any:
@@ -400,7 +418,7 @@ def test_a_state_leaves_it_to_the_device_how_a_step_is_computed(
     for optimizer in (after, plain):
         optimizer.load_state_dict(copy.deepcopy(before.state_dict()))
     (group,) = inner(after).param_groups
-    assert bool(group["fused"]) is there
+    assert group["fused"] is there
     assert group["lr"] == 1e-2
     if sam and there:  # as on a GPU: whether a step is left out is told to the base
         monkeypatch.setattr(after, "_unseen", lambda norm: True)

@@ -36,7 +36,10 @@ ELEMENTWISE: tuple[type[Optimizer], ...] = (
 """Those of torch's optimisers that treat each number by itself."""
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW)
-"""Those that are made in torch's fused form on a GPU."""
+"""Those that are made in torch's fused form."""
+
+FUSING = ({"cpu"}, {"cuda"})
+"""Kinds of devices for which they are, where all parameters are on one of that kind."""
 
 NormOf = Callable[[list[Tensor]], Tensor]
 """The norm of the gradients of these parameters, a scalar."""
@@ -165,10 +168,13 @@ class SAM(Optimizer):
                 if unseen:
                     for tensor in (length, *gradients):
                         tensor.masked_fill_(~finite, 0.0)  # a NaN would get into the model's running statistics
-                torch._foreach_mul_(gradients, length)
                 if self.adaptive:
                     torch._foreach_mul_(gradients, [parameter.abs() + self.eta for parameter in parameters])
-                torch._foreach_add_(parameters, gradients)
+                if length.is_cuda:
+                    torch._foreach_mul_(gradients, length)
+                    torch._foreach_add_(parameters, gradients)
+                else:  # where looking at it waits for nobody, which spares a pass
+                    torch._foreach_add_(parameters, gradients, alpha=float(length))
             if ascend and self.infinite == "stale":
                 self._perturbation = {p: p.detach() - w for p, w in zip(parameters, weights, strict=True)}
             del gradients
@@ -254,7 +260,8 @@ class SAM(Optimizer):
         factor = torch.ones_like(norm) / grad_scale
         for limit in (self.max_norm, max_norm):
             if limit is not None:
-                factor = torch.minimum(factor, limit / (norm + 1e-6) / grad_scale)
+                # the bits of torch.nn.utils.clip_grad_norm_, whether the limit is a number or a tensor
+                factor = torch.minimum(factor, (norm + 1e-6).reciprocal() * limit / grad_scale)
         if unseen or bool(factor != 1.0):
             torch._foreach_mul_(gradients, factor)
         for parameter in parameters:
@@ -334,8 +341,8 @@ def build_optimizer(
 ) -> Optimizer:
     """The optimiser of `config`, of kind "optimizers", over parameters or groups of them.
 
-    Adam and AdamW on a GPU in torch's fused form, if `config` says nothing of it: one pass over weights and moments,
-    which nothing waits for. On the CPU that brings little, and rounds otherwise; fused SGD takes no sparse gradients.
+    Adam and AdamW in torch's fused form, on the CPU and on a GPU, if `config` says nothing of it: one pass over weights
+    and moments, which nothing waits for. Fused SGD takes no sparse gradients, and is made as torch makes it.
 
     A state that is loaded changes nothing about how steps are computed (`IMPLEMENTATION`), so that what was begun on
     the CPU goes on fused on a GPU, and the other way.
@@ -344,7 +351,8 @@ def build_optimizer(
         {**group, "params": list(group["params"])} if isinstance(group, dict) else group for group in params
     ]
     tensors = [tensor for group in groups for tensor in (group["params"] if isinstance(group, dict) else [group])]
-    if tensors and all(isinstance(tensor, Tensor) and tensor.is_cuda for tensor in tensors) and "type" in config:
+    devices = {tensor.device.type if isinstance(tensor, Tensor) else None for tensor in tensors}
+    if devices in FUSING and "type" in config:
         fused = any(load("optimizers", config["type"]) is each for each in FUSED)
         if fused and not config.keys() & set(IMPLEMENTATION):
             config = {**config, "fused": True}

@@ -15,6 +15,7 @@ from guie_core import Interrupted
 from guie_core.interrupt import Stop
 from guie_core.progress import bar
 from guie_models.optimizers import build_optimizer
+from guie_train.allocator import caching_allocator
 from guie_train.fitting.ema import EMA
 from guie_train.fitting.examples import Examples, Resident
 from guie_train.fitting.failures import Losses, no_step_made, not_finite
@@ -161,7 +162,8 @@ class Fit:
             Interrupted: after the user asked to stop; the next `Fit` in the same folder goes on from here.
         """
         done = self.epoch * self.steps + self.step
-        with bar(self.training.epochs * self.steps, self.name, unit="step", initial=done) as progress:
+        total = self.training.epochs * self.steps
+        with caching_allocator(), bar(total, self.name, unit="step", initial=done) as progress:
             while self.epoch < self.training.epochs and not (enough and enough(self.curves)):
                 self._begin_epoch()
                 for inputs, labels in self.examples.batches(self.epoch, self.rows()[self.step :]):
