@@ -10,6 +10,7 @@ from torch import Tensor
 
 from guie_core import GuieError, UsageError
 from guie_models.losses import ArcFace, Softmax
+from guie_models.losses import margin_softmax as module
 from guie_models.losses.margin_softmax import angular_margin, margin_softmax
 
 
@@ -248,3 +249,17 @@ def test_wrong_shapes() -> None:
     for arguments in ((0, 9), (4, 0), (4, 9, 0.0), (4, 9, 30.0, 4.0)):
         with pytest.raises(UsageError):
             ArcFace(*arguments)
+
+
+@pytest.mark.parametrize("sign", [False, True])
+def test_sums_of_bfloat16_are_those_of_float64(sign: bool) -> None:
+    z = module._room(40, torch.empty(15_003, 1, dtype=torch.bfloat16))
+    torch.manual_seed(0)
+    z.copy_(torch.randn(z.shape) * 5 if sign else (torch.randn(z.shape) * 8).exp())
+    for part in (z, z[:7]):
+        before = part.clone()
+        error = module._summed(part, torch.float32).double() - part.double().sum(1)
+        assert bool((error.abs() <= 1e-5 * part.double().abs().sum(1)).all())
+        assert torch.equal(part, before)
+    roomless = z.contiguous()
+    assert bool((module._summed(roomless, torch.float32) == roomless.sum(1, dtype=torch.float32)).all())

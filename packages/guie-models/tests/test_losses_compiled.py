@@ -280,7 +280,7 @@ def kernels(hard: bool, smoothing: float, scale: float, dtype: str) -> tuple[lis
         given = module._exponentials(z, labels, target, scale, bound, hardness if hard else None, smoothing)
         return [out for out in given if isinstance(out, Tensor)]
 
-    z = module._aligned(BATCH, torch.empty(MANY, 1, dtype=getattr(torch, dtype))).zero_()
+    z = module._room(BATCH, torch.empty(MANY, 1, dtype=getattr(torch, dtype))).zero_()
     with h100():
         code = code_for_cuda(function, z, torch.zeros(BATCH).long(), torch.zeros(BATCH), torch.zeros(()))
         sizes = machine_code(code) if dtype == "float32" else {}  # which takes a second a kernel

@@ -45,9 +45,6 @@ BLOCK = 2 << 20
 ROW_BYTES = 512
 """Rows of logits that the CPU holds at once at least, times the bytes of one logit: products of fewer are slow."""
 
-SUMMED = 32
-"""Rows of 16 bits that the CPU sums at once: it makes a copy of them in float32."""
-
 CLASSES = 4096
 """Classes whose gradient the CPU brings to its final form at once, so that it stays in its cache meanwhile."""
 
@@ -114,10 +111,11 @@ def angular_margin(cosine: Tensor, margin: float | Tensor) -> tuple[Tensor, Tens
     sine = sine_squared.clamp_min(SINE_SQUARED_MIN).sqrt()
     slope_of_sine = torch.where(sine_squared > SINE_SQUARED_MIN, cosine / sine, 0.0)  # its negative
     shifted, slope = cosine * cos_m - sine * sin_m, cos_m + sin_m * slope_of_sine
+    if isinstance(margin, Tensor) or margin < 0:
+        below = (margin < 0) & (cosine > cos_m)  # theta < -m
+        shifted, slope = shifted.masked_fill(below, 1.0), slope.masked_fill(below, 0.0)
     beyond = (margin > 0) & (cosine < -cos_m)  # theta > pi - m
-    below = (margin < 0) & (cosine > cos_m)  # theta < -m
-    shifted = torch.where(beyond, cosine - margin * sin_m, shifted.masked_fill(below, 1.0))
-    return shifted, slope.masked_fill(below, 0.0).masked_fill(beyond, 1.0)
+    return torch.where(beyond, cosine - margin * sin_m, shifted), slope.masked_fill(beyond, 1.0)
 
 
 def margin_softmax(
@@ -262,13 +260,13 @@ class _MarginSoftmax(torch.autograd.Function):
         smoothing = softmax.label_smoothing / (divided.classes if divided else classes)
         bound = scale * (1.0 if hardness is None else 2.0)
 
-        losses = torch.empty(batch, dtype=exact, device=device)
-        pull = torch.empty(batch, dtype=exact, device=device)  # dc of the target columns
+        losses: list[Tensor] = []
+        pulls: list[Tensor] = []  # dc of the target columns
         x_gradient = torch.empty_like(x) if of_x else None
         w_gradient = torch.empty_like(stack) if of_w else None
         rows = min(batch, softmax.rows or _rows(batch, w[0], wide=subs > 1 or hardness is not None))
-        space = _aligned(rows, w[0])
-        spare = _aligned(rows, w[0]) if subs > 1 else None
+        space = _room(rows, w[0])
+        spare = _room(rows, w[0]) if subs > 1 else None
         for start in range(0, batch, rows):
             part = slice(start, start + rows)
             z, best = _pooled(x[part] * scale, w, space, spare)
@@ -276,9 +274,10 @@ class _MarginSoftmax(torch.autograd.Function):
             row = rest
             if smoothing:
                 row = rest + softmax.label_smoothing * target[part] - smoothing * (sums + target[part])
-            losses[part], weight = _focal(row, softmax.focal)
+            row, weight = _focal(row, softmax.focal)
+            losses.append(row)
             weight = weight * (scale / batch)
-            pull[part] = (torch.expm1(-rest) + (softmax.label_smoothing - smoothing)) * slope[part] * weight
+            pulls.append((torch.expm1(-rest) + (softmax.label_smoothing - smoothing)) * slope[part] * weight)
             factor = factor * weight[:, None]
             for k in range(subs) if of_x or of_w else ():
                 share = z if best is None else _of_sub_centre(spare[: len(z)], z, best, k)  # type: ignore[index]
@@ -289,6 +288,7 @@ class _MarginSoftmax(torch.autograd.Function):
             del best  # before the next rows' is made
         del space, spare, z, w  # the last of what is as large as a matrix of logits
 
+        pull = torch.cat(pulls)
         if x_gradient is not None:
             if divided is not None:
                 divided.peers.all_reduce(x_gradient)
@@ -299,7 +299,7 @@ class _MarginSoftmax(torch.autograd.Function):
                 pull = pull * (labels >= 0)
             w_gradient.view(-1, size).index_add_(0, nearest, x * pull[:, None])
         ctx.save_for_backward(x_gradient, w_gradient, *((centres, w_length) if of_w else (None, None)))
-        return losses.mean()
+        return torch.cat(losses).mean()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -336,13 +336,16 @@ def _rows(batch: int, w: Tensor, wide: bool) -> int:
     return (batch + 1) // 2 if wide else batch  # at most two matrices in all
 
 
-def _aligned(rows: int, w: Tensor) -> Tensor:
-    """Room for logits [R, C] with classes of `w` and in its precision. Rows begin at multiples of LINE bytes, which
-    makes products faster: on a CPU by a fifth, with 15,003 classes in float32. From row to row it is an odd multiple,
-    so that a column isn't all in the same few sets of a cache where C is a power of two."""
+def _room(rows: int, w: Tensor) -> Tensor:
+    """Room for logits [R, C] with classes of `w` and in its precision, and for one number more beside each row.
+
+    Rows begin at multiples of LINE bytes, which makes products faster: on a CPU by a fifth, with 15,003 classes in
+    float32; a GPU's tensor cores ask for multiples of 16 bytes. From row to row it is an odd multiple, so that a column
+    isn't all in the same few sets of a cache where C is a power of two.
+    """
     line = LINE // w.itemsize
-    width = -(-len(w) // line) | 1
-    return torch.empty(rows, width * line, dtype=w.dtype, device=w.device)[:, : len(w)]
+    lines = -(-(len(w) + 1) // line) | 1
+    return torch.empty(rows, lines * line, dtype=w.dtype, device=w.device)[:, : len(w)]
 
 
 def _own_centres(x: Tensor, stack: Tensor, w_length: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -446,10 +449,16 @@ def _exp(z: Tensor) -> Tensor:
 
 
 def _summed(z: Tensor, exact: torch.dtype) -> Tensor:
-    """The sum of each row [R], in another precision."""
-    if z.dtype == exact or z.device.type != "cpu" or torch.compiler.is_compiling():
+    """The sum of each row [R], in another precision; in five digits, where z is of bfloat16 and the CPU's."""
+    roomy = z.stride(0) > z.shape[1]  # `_room` is
+    if not roomy or z.dtype != torch.bfloat16 or z.device.type != "cpu" or torch.compiler.is_compiling():
         return z.sum(1, dtype=exact)
-    return torch.cat([part.sum(1, dtype=exact) for part in z.split(SUMMED)])
+    # torch would make a copy in float32. Its sum in bfloat16 adds up in float32 as well, and rounds at the end: what
+    # that took away comes out where the negative of the sum is one more number of the row
+    high = z.sum(1)
+    more = z.as_strided((z.shape[0], z.shape[1] + 1), z.stride())
+    more[:, -1] = -high
+    return high.to(exact) + more.sum(1).to(exact)
 
 
 def _beside_target(target: Tensor, logs: Tensor, total: Tensor, part: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -519,13 +528,15 @@ def _product_transposed(z: Tensor, x: Tensor, factor: Tensor, out: Tensor, add: 
     if z.dtype == out.dtype:
         torch.addmm(out, z.T, x * factor, beta=float(add), out=out)
         return
-    # float16 would lose small factors: what they have in common is taken out
-    common = factor.amax().clamp_min(torch.finfo(factor.dtype).tiny)
-    found = torch.mm(z.T, (x * (factor / common)).to(z.dtype))
-    if add:
-        out.addcmul_(found, common)
+    if z.dtype == torch.float16:  # it would lose small factors: what they have in common is taken out
+        common = factor.amax().clamp_min(torch.finfo(factor.dtype).tiny)
+        found = torch.mm(z.T, (x * (factor / common)).to(z.dtype)).to(out.dtype) * common
     else:
-        torch.mul(found, common, out=out)
+        found = torch.mm(z.T, (x * factor).to(z.dtype))
+    if add:
+        out.add_(found)
+    else:
+        out.copy_(found)
 
 
 def _through_length(gradient: Tensor, vectors: Tensor, length: Tensor, factor: Tensor) -> Tensor:
@@ -547,7 +558,7 @@ def _project(out: Tensor, gradient: Tensor, vectors: Tensor, length: Tensor, fac
 
 def check_range(loss: str, labels: Tensor, classes: int) -> None:
     """Raises GuieError for labels that aren't 0..classes-1."""
-    least, most = int(labels.min()), int(labels.max())
+    least, most = map(int, torch.aminmax(labels))
     if least < 0 or most >= classes:
         raise GuieError(
             f"{loss} has {classes} classes, labels 0..{classes - 1}; this batch has labels from {least} to {most}."
