@@ -628,7 +628,7 @@ def test_the_recipe_s_steps_are_these_to_the_bit(tmp_path: Path) -> None:
 
     model, (features, labels) = Model(), data()
     parameters = list(model.parameters())
-    adamw = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)
+    adamw = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1, fused=True)
     schedule = CosineLRScheduler(
         adamw, t_initial=4, lr_min=1e-6, warmup_t=3, warmup_lr_init=1e-6, warmup_prefix=True
     )  # point 7
@@ -644,7 +644,7 @@ def test_the_recipe_s_steps_are_these_to_the_bit(tmp_path: Path) -> None:
                 gradients = [parameter.grad for parameter in parameters]
                 norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
                 for parameter, gradient in zip(parameters, gradients, strict=True):
-                    parameter += gradient * (0.05 / (norm + 1e-12))
+                    parameter.addcmul_(gradient, 0.05 / (norm + 1e-12))
             adamw.zero_grad()
             model(features[rows], labels[rows]).backward()
             with torch.no_grad():

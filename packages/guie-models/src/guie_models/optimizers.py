@@ -170,11 +170,11 @@ class SAM(Optimizer):
                         tensor.masked_fill_(~finite, 0.0)  # a NaN would get into the model's running statistics
                 if self.adaptive:
                     torch._foreach_mul_(gradients, [parameter.abs() + self.eta for parameter in parameters])
-                if length.is_cuda:
+                if length.is_cuda:  # two kernels for all of them
                     torch._foreach_mul_(gradients, length)
                     torch._foreach_add_(parameters, gradients)
-                else:  # where looking at it waits for nobody, which spares a pass
-                    torch._foreach_add_(parameters, gradients, alpha=float(length))
+                else:  # one pass over each
+                    torch._foreach_addcmul_(parameters, gradients, [length] * len(parameters))
             if ascend and self.infinite == "stale":
                 self._perturbation = {p: p.detach() - w for p, w in zip(parameters, weights, strict=True)}
             del gradients

@@ -348,6 +348,12 @@ def _room(rows: int, w: Tensor) -> Tensor:
     return torch.empty(rows, lines * line, dtype=w.dtype, device=w.device)[:, : len(w)]
 
 
+def _with_room(z: Tensor) -> Tensor | None:
+    """Logits [R, C] with the number beside each row [R, C + 1], if they are in such a room."""
+    rows, classes = z.shape
+    return z.as_strided((rows, classes + 1), z.stride()) if z.stride(0) > classes else None
+
+
 def _own_centres(x: Tensor, stack: Tensor, w_length: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The centre of each label, of its sub-centres the nearest: its row among [K * C], and itself, normalised."""
     own = stack[:, labels] / w_length[:, labels]
@@ -450,13 +456,12 @@ def _exp(z: Tensor) -> Tensor:
 
 def _summed(z: Tensor, exact: torch.dtype) -> Tensor:
     """The sum of each row [R], in another precision; in five digits, where z is of bfloat16 and the CPU's."""
-    roomy = z.stride(0) > z.shape[1]  # `_room` is
-    if not roomy or z.dtype != torch.bfloat16 or z.device.type != "cpu" or torch.compiler.is_compiling():
+    more = _with_room(z)
+    if more is None or z.dtype != torch.bfloat16 or z.device.type != "cpu" or torch.compiler.is_compiling():
         return z.sum(1, dtype=exact)
     # torch would make a copy in float32. Its sum in bfloat16 adds up in float32 as well, and rounds at the end: what
     # that took away comes out where the negative of the sum is one more number of the row
     high = z.sum(1)
-    more = z.as_strided((z.shape[0], z.shape[1] + 1), z.stride())
     more[:, -1] = -high
     return high.to(exact) + more.sum(1).to(exact)
 
@@ -497,11 +502,12 @@ def _set_targets(z: Tensor, labels: Tensor, value: float) -> None:
     """z[i, labels[i]] = value, where that isn't -1."""
     if torch.compiler.is_compiling():  # a part of the pass that is under way, where scattering would copy the matrix
         z.masked_fill_(torch.arange(z.shape[1], device=z.device) == labels[:, None], value)
-    elif z.device.type == "cpu":  # where scatter_ converts all of a 16-bit matrix
-        (here,) = (labels >= 0).nonzero(as_tuple=True)
-        z[here, labels[here]] = value
-    else:  # where nonzero would wait for the device
-        rows, columns = torch.arange(len(z), device=z.device), labels.clamp_min(0)
+        return
+    rows = torch.arange(len(z), device=z.device)  # scatter_ converts all of a 16-bit matrix on the CPU
+    if z.device.type == "cpu" and (more := _with_room(z)) is not None:
+        more[rows, labels] = value  # -1 is the room
+    else:
+        columns = labels.clamp_min(0)
         z[rows, columns] = torch.where(labels >= 0, value, z[rows, columns])
 
 
