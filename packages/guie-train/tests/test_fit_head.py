@@ -261,8 +261,8 @@ class Planned(Random):
 
 
 def test_a_plan_knows_that_processes_divide_the_classes(tmp_path: Path) -> None:
-    """A step holds seven tensors of the size of the centres, and three numbers more of each class, a quarter of one; the
-    first process all centres in place of one of them."""
+    """A step holds seven tensors of the size of the centres, and three numbers more of each class, each a quarter of
+    one; the first process all centres in place of one of them."""
     many = Many(name="images")
     head = replace(stage({"type": "ArcFace"}), manifest=many, train=Planned(name="features", manifest=many))
 

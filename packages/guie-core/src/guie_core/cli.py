@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -145,10 +144,10 @@ def run_command(command: click.Command, prog_name: str, args: Sequence[str] | No
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        from .files import explain
+        from .files import explain, of_the_disk
 
-        named = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-        _fail(explain(error) if named else f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
+        said = of_the_disk(error)
+        _fail(explain(said) if said else f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         _fail(

@@ -203,6 +203,16 @@ def folder_option(name: str) -> Iterator[None]:
         _options.pop()
 
 
+def of_the_disk(error: BaseException | None) -> OSError | None:
+    """What the disk said, where an error comes of it that it is full or read-only: whatever else is tried there would
+    fail as well, and goes on once that is mended."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
+
+
 def explain(error: OSError, path: str | os.PathLike[str] = "") -> str:
     """What a failure of the disk means: what was being written, how much is free, what to do."""
     what = _REMEDY.get(error.errno or 0, os.strerror(error.errno or 0))

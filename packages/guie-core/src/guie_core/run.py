@@ -26,7 +26,7 @@ from typing import Any
 
 from .errors import GuieError, Interrupted, UsageError
 from .experiment import Experiment, differences
-from .files import atomic_write, explain, explain_os_errors, sweep
+from .files import atomic_write, explain, explain_os_errors, of_the_disk, sweep
 from .logs import is_wanted
 from .plugins import plugins
 from .processors import processors
@@ -38,19 +38,6 @@ _RELEVANT = frozenset(
     {"mmengine", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "open-clip-torch", "pandas", "pillow", "pluggy"}
     | {"pyarrow", "safetensors", "scikit-learn", "timm", "torch", "torchvision"}
 )
-
-
-_OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-
-
-def of_the_disk(error: BaseException | None) -> OSError | None:
-    """What the disk said, where an error comes of it that it is full or read-only: whatever else is tried there would
-    fail as well, and goes on once that is mended."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
-            return error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return None
 
 
 class Run:
@@ -374,4 +361,4 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-__all__ = ["Run", "acquire", "git_state", "of_the_disk", "refuse_within_run", "typed", "versions"]
+__all__ = ["Run", "acquire", "git_state", "refuse_within_run", "typed", "versions"]

@@ -18,10 +18,10 @@ from typing import Any
 import click
 
 from guie_core import ExperimentError, GuieError, Interrupted, UsageError
-from guie_core.files import atomic_write, explain, explain_os_errors
+from guie_core.files import atomic_write, explain, explain_os_errors, of_the_disk
 from guie_core.interrupt import Stop, interruptible
 from guie_core.record import RECORD, RunRecord
-from guie_core.run import acquire, of_the_disk, refuse_within_run
+from guie_core.run import acquire, refuse_within_run
 from guie_core.tables import table
 from guie_core.wording import listing, plural, shown
 from guie_train.device import OutOfMemory
