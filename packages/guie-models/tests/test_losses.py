@@ -263,3 +263,33 @@ def test_sums_of_bfloat16_are_those_of_float64(sign: bool) -> None:
         assert torch.equal(part, before)
     roomless = z.contiguous()
     assert bool((module._summed(roomless, torch.float32) == roomless.sum(1, dtype=torch.float32)).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_where_all_images_and_classes_look_alike(dtype: torch.dtype) -> None:
+    """Sums of exponentials beyond 1e30."""
+    classes = 3000
+    torch.manual_seed(0)
+    same = torch.randn(8, dtype=torch.float64)
+    x = (same + 0.05 * torch.randn(5, 8, dtype=torch.float64)).requires_grad_()
+    w = (same + 0.05 * torch.randn(classes, 8, dtype=torch.float64)).requires_grad_()
+    labels = torch.arange(5)
+    by_formula(x, w, labels, scale=64.0, margin=0.5).backward()
+    mine = [tensor.detach().to(dtype).requires_grad_() for tensor in (x, w)]
+    margin_softmax(*mine, labels, scale=64.0, angle=0.5).backward()
+    for found, wanted in zip(mine, (x, w), strict=True):
+        assert found.grad is not None
+        assert wanted.grad is not None
+        assert (found.grad - wanted.grad).norm() <= (1e-4 if dtype == torch.float32 else 1e-9) * wanted.grad.norm()
+
+
+def test_centres_may_lie_in_memory_in_any_order() -> None:
+    torch.manual_seed(0)
+    x, labels = torch.randn(6, 4), torch.randint(0, 9, (6,))
+    stored = torch.randn(4, 9, 2)
+    found = []
+    for centres in (stored.permute(2, 1, 0), stored.permute(2, 1, 0).contiguous()):
+        w = centres.detach().requires_grad_()
+        margin_softmax(x, w, labels, scale=30.0, angle=0.5).backward()
+        found.append(w.grad)
+    torch.testing.assert_close(*found)

@@ -568,3 +568,47 @@ def test_what_others_make_says_so_itself() -> None:
     weight = nn.Parameter(torch.zeros(2, 2))
     assert not elementwise(Normed([weight], lr=0.1))
     assert elementwise(Lion([weight], lr=0.1))
+
+
+def strided(kind: str) -> tuple[Tensor, nn.Parameter]:
+    """A matrix, and a parameter in its memory."""
+    torch.manual_seed(0)
+    base = torch.randn(30, 4)
+    return base, nn.Parameter(base[:, :3] if kind == "view" else base.T)
+
+
+@pytest.mark.parametrize("kind", ["view", "transposed"])
+def test_a_parameter_whose_numbers_do_not_follow_each_other(kind: str) -> None:
+    """torch's fused kernels of the CPU would go through its memory as if they did."""
+    found = []
+    for more in ({}, {"fused": False}):
+        base, parameter = strided(kind)
+        optimizer = build_optimizer(ADAMW | more, [parameter])
+        for _ in range(3):
+            parameter.grad = torch.ones(parameter.shape).cumsum(0)
+            optimizer.step()
+        found.append(base)
+    assert torch.equal(*found)
+
+
+def test_moments_are_laid_out_as_their_parameter() -> None:
+    _, one = strided("transposed")
+    other = nn.Parameter(one.detach().clone(memory_format=torch.contiguous_format))
+    optimizers = [build_optimizer(ADAMW, [parameter]) for parameter in (one, other)]
+    assert [bool(optimizer.param_groups[0]["fused"]) for optimizer in optimizers] == [False, True]
+    one.grad = torch.randn(one.shape)
+    optimizers[0].step()
+    other.data.copy_(one)
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    for parameter, optimizer in zip((one, other), optimizers, strict=True):
+        parameter.grad = torch.arange(120.0).view(4, 30)
+        optimizer.step()
+    torch.testing.assert_close(one.detach(), other.detach())
+
+
+def test_what_a_group_says_of_how_it_is_computed_counts() -> None:
+    problem = Problem()
+    first, *others = problem.parameters()
+    optimizer = build_optimizer(ADAMW, [{"params": [first], "foreach": True}, {"params": others}])
+    assert [(group["foreach"], group["fused"]) for group in optimizer.param_groups] == [(True, None), (None, None)]
+    optimizer.step(problem.closure)

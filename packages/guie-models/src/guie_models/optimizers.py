@@ -38,9 +38,6 @@ ELEMENTWISE: tuple[type[Optimizer], ...] = (
 FUSED = (torch.optim.Adam, torch.optim.AdamW)
 """Those that are made in torch's fused form."""
 
-FUSING = ({"cpu"}, {"cuda"})
-"""Kinds of devices for which they are, where all parameters are on one of that kind."""
-
 NormOf = Callable[[list[Tensor]], Tensor]
 """The norm of the gradients of these parameters, a scalar."""
 
@@ -170,10 +167,10 @@ class SAM(Optimizer):
                         tensor.masked_fill_(~finite, 0.0)  # a NaN would get into the model's running statistics
                 if self.adaptive:
                     torch._foreach_mul_(gradients, [parameter.abs() + self.eta for parameter in parameters])
-                if length.is_cuda:  # two kernels for all of them
+                if length.is_cuda:  # where these are two kernels for all parameters, and the other one for each
                     torch._foreach_mul_(gradients, length)
                     torch._foreach_add_(parameters, gradients)
-                else:  # one pass over each
+                else:  # where all are loops, and these would go through memory twice
                     torch._foreach_addcmul_(parameters, gradients, [length] * len(parameters))
             if ascend and self.infinite == "stale":
                 self._perturbation = {p: p.detach() - w for p, w in zip(parameters, weights, strict=True)}
@@ -341,8 +338,9 @@ def build_optimizer(
 ) -> Optimizer:
     """The optimiser of `config`, of kind "optimizers", over parameters or groups of them.
 
-    Adam and AdamW in torch's fused form, on the CPU and on a GPU, if `config` says nothing of it: one pass over weights
-    and moments, which nothing waits for. Fused SGD takes no sparse gradients, and is made as torch makes it.
+    Adam and AdamW in torch's fused form, if neither `config` nor a group says anything of it: one pass over weights and
+    moments instead of one an operation, and on a GPU one that nothing waits for. Fused SGD takes no sparse gradients,
+    and is made as torch makes it.
 
     A state that is loaded changes nothing about how steps are computed (`IMPLEMENTATION`), so that what was begun on
     the CPU goes on fused on a GPU, and the other way.
@@ -351,14 +349,19 @@ def build_optimizer(
         {**group, "params": list(group["params"])} if isinstance(group, dict) else group for group in params
     ]
     tensors = [tensor for group in groups for tensor in (group["params"] if isinstance(group, dict) else [group])]
-    devices = {tensor.device.type if isinstance(tensor, Tensor) else None for tensor in tensors}
-    if devices in FUSING and "type" in config:
-        fused = any(load("optimizers", config["type"]) is each for each in FUSED)
-        if fused and not config.keys() & set(IMPLEMENTATION):
-            config = {**config, "fused": True}
+    said = set(config).union(*(group for group in groups if isinstance(group, dict)))
+    open_to_us = "type" in config and not said & set(IMPLEMENTATION) and _fusible(tensors)
+    if open_to_us and load("optimizers", config["type"]) in FUSED:
+        config = {**config, "fused": True}
     built: Optimizer = build("optimizers", config, where=where, params=groups)
     built.register_load_state_dict_pre_hook(_keep_implementation)
     return built
+
+
+def _fusible(parameters: list[Any]) -> bool:
+    """Whether torch's fused kernels take these: those of the CPU go through memory without a look at strides."""
+    devices = {each.device.type if isinstance(each, Tensor) else None for each in parameters}
+    return devices == {"cuda"} or (devices == {"cpu"} and all(each.is_contiguous() for each in parameters))
 
 
 def fuses(optimizer: Optimizer) -> bool:
@@ -386,9 +389,24 @@ def elementwise(optimizer: Optimizer) -> bool:
 
 
 def _keep_implementation(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """`state`, with how `optimizer` computes in place of how the one that it is of did."""
+    """`state`, with how `optimizer` computes in place of how the one that it is of did, and each moment laid out in
+    memory as its parameter is: fused kernels take that for granted."""
     groups = [
         {**saved, **{name: group[name] for name in IMPLEMENTATION if name in group}}
         for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=False)
     ]
-    return {**state, "param_groups": groups + state["param_groups"][len(groups) :]}  # torch refuses another number
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    moments = dict(state["state"])
+    for number, parameter in zip(numbers, parameters, strict=False):
+        if number in moments:
+            moments[number] = {name: _laid_out(value, parameter) for name, value in moments[number].items()}
+    # torch refuses another number of groups
+    return {**state, "state": moments, "param_groups": groups + state["param_groups"][len(groups) :]}
+
+
+def _laid_out(value: Any, parameter: Tensor) -> Any:
+    """`value`, with the strides of `parameter` if it is a tensor of its shape."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)

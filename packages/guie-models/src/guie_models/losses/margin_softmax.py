@@ -35,15 +35,16 @@ largest of a row is subtracted first, which costs two more passes over the matri
 HALF_GAIN = 32.0
 """Float16 products take probabilities times this, so that those below 6e-5 keep their digits."""
 
-FACTOR_MIN = 1e-30
+FACTOR_MIN = 1e-36
 """What makes probabilities of exponentials is not taken below this, where they are nothing beside label smoothing: that
 is divided by it."""
 
 BLOCK = 2 << 20
-"""Bytes of logits that the CPU holds at once, so that they stay in its cache."""
+"""Bytes of logits that the CPU holds at once, so that they stay in its cache, where classes are few."""
 
-ROW_BYTES = 512
-"""Rows of logits that the CPU holds at once at least, times the bytes of one logit: products of fewer are slow."""
+COLUMN = 512
+"""Bytes of logits of one class that it holds at once at least, that is 128 rows in float32: products of fewer are slow,
+and of more no faster once logits don't stay in the cache."""
 
 CLASSES = 4096
 """Classes whose gradient the CPU brings to its final form at once, so that it stays in its cache meanwhile."""
@@ -263,7 +264,7 @@ class _MarginSoftmax(torch.autograd.Function):
         losses: list[Tensor] = []
         pulls: list[Tensor] = []  # dc of the target columns
         x_gradient = torch.empty_like(x) if of_x else None
-        w_gradient = torch.empty_like(stack) if of_w else None
+        w_gradient = torch.empty_like(stack, memory_format=torch.contiguous_format) if of_w else None
         rows = min(batch, softmax.rows or _rows(batch, w[0], wide=subs > 1 or hardness is not None))
         space = _room(rows, w[0])
         spare = _room(rows, w[0]) if subs > 1 else None
@@ -332,7 +333,7 @@ def _length(vectors: Tensor) -> Tensor:
 def _rows(batch: int, w: Tensor, wide: bool) -> int:
     """Rows of logits, with classes of `w` and in its precision, that are held at once."""
     if w.device.type == "cpu":
-        return max(ROW_BYTES // w.itemsize, BLOCK // (len(w) * w.itemsize))
+        return max(COLUMN // w.itemsize, BLOCK // (len(w) * w.itemsize))
     return (batch + 1) // 2 if wide else batch  # at most two matrices in all
 
 
@@ -349,7 +350,8 @@ def _room(rows: int, w: Tensor) -> Tensor:
 
 
 def _with_room(z: Tensor) -> Tensor | None:
-    """Logits [R, C] with the number beside each row [R, C + 1], if they are in such a room."""
+    """Logits [R, C] in what `_room` made, with the number beside each row [R, C + 1]; None for other matrices, whose
+    rows follow each other."""
     rows, classes = z.shape
     return z.as_strided((rows, classes + 1), z.stride()) if z.stride(0) > classes else None
 
@@ -450,12 +452,15 @@ def _exponentiate(
 def _exp(z: Tensor) -> Tensor:
     """exp(z), in place."""
     if z.dtype == torch.float32 and z.device.type == "cpu" and not torch.compiler.is_compiling():
-        return z.mul_(LOG2_E).exp2_()  # torch leaves exp to MKL, which takes three times as long on processors of AMD
+        # torch leaves exp to MKL, which takes twice or three times as long on processors of AMD. This is off by 4e-6 at
+        # the most, as rounded logits are
+        return z.mul_(LOG2_E).exp2_()
     return z.exp_()
 
 
 def _summed(z: Tensor, exact: torch.dtype) -> Tensor:
-    """The sum of each row [R], in another precision; in five digits, where z is of bfloat16 and the CPU's."""
+    """The sum of each row [R], in another precision; in five digits, where z is of bfloat16 and the CPU's. What is
+    beside the rows changes."""
     more = _with_room(z)
     if more is None or z.dtype != torch.bfloat16 or z.device.type != "cpu" or torch.compiler.is_compiling():
         return z.sum(1, dtype=exact)

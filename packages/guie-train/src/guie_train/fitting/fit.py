@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from guie_core import Interrupted
 from guie_core.interrupt import Stop
-from guie_core.progress import bar
+from guie_core.progress import Bar, bar
 from guie_models.optimizers import build_optimizer
 from guie_train.allocator import caching_allocator
 from guie_train.fitting.ema import EMA
@@ -162,26 +163,30 @@ class Fit:
             Interrupted: after the user asked to stop; the next `Fit` in the same folder goes on from here.
         """
         done = self.epoch * self.steps + self.step
-        total = self.training.epochs * self.steps
-        with caching_allocator(), bar(total, self.name, unit="step", initial=done) as progress:
+        with bar(self.training.epochs * self.steps, self.name, unit="step", initial=done) as progress:
             while self.epoch < self.training.epochs and not (enough and enough(self.curves)):
                 self._begin_epoch()
-                for inputs, labels in self.examples.batches(self.epoch, self.rows()[self.step :]):
-                    self._step(inputs, labels)
-                    progress.advance(1)
-                    asked = bool(stop)
-                    due = self.processes.any(asked or self._due())
-                    stopped = due and self.processes.any(asked)
-                    if self.step % self._look == 0 or due:
-                        self._check_finite()
-                    if due:
-                        self.save()
-                    if stopped:
-                        raise Interrupted(f"{self.name}: saved at epoch {self.epoch}, step {self.step}")
+                with caching_allocator() if self.examples.device.type == "cpu" else nullcontext():
+                    self._take_steps(stop, progress)
                 self._end_of_epoch(after_epoch, every)
         if self.saved_epochs < len(self.curves):
             self.save()
         return self.curves
+
+    def _take_steps(self, stop: Stop, progress: Bar) -> None:
+        """Those that this epoch still has."""
+        for inputs, labels in self.examples.batches(self.epoch, self.rows()[self.step :]):
+            self._step(inputs, labels)
+            progress.advance(1)
+            asked = bool(stop)
+            due = self.processes.any(asked or self._due())
+            stopped = due and self.processes.any(asked)
+            if self.step % self._look == 0 or due:
+                self._check_finite()
+            if due:
+                self.save()
+            if stopped:
+                raise Interrupted(f"{self.name}: saved at epoch {self.epoch}, step {self.step}")
 
     def _begin_epoch(self) -> None:
         for module in self.model.modules():  # after resuming, too: not every loss keeps the epoch in its state
