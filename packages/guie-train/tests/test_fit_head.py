@@ -261,8 +261,7 @@ class Planned(Random):
 
 
 def test_a_plan_knows_that_processes_divide_the_classes(tmp_path: Path) -> None:
-    """A step holds seven tensors of the size of the centres, and three numbers more of each class, each a quarter of
-    one; the first process all centres in place of one of them."""
+    """A step holds eight tensors of the size of the centres; the first process all centres in place of one of them."""
     many = Many(name="images")
     head = replace(stage({"type": "ArcFace"}), manifest=many, train=Planned(name="features", manifest=many))
 
@@ -276,8 +275,8 @@ def test_a_plan_knows_that_processes_divide_the_classes(tmp_path: Path) -> None:
     assert four.device is not None
     assert alone.seconds is not None
     resident = 200_000 * (13 * 4 + 8)
-    assert alone.device - resident == pytest.approx(7.75 * centres, rel=0.01)
-    assert four.device - resident == pytest.approx((7.75 - 1) * centres / 4 + centres, rel=0.01)
+    assert alone.device - resident == pytest.approx(8 * centres, rel=0.01)
+    assert four.device - resident == pytest.approx((8 - 1) * centres / 4 + centres, rel=0.01)
     assert four.seconds == pytest.approx(alone.seconds / 4, rel=0.01)
     assert four.disk == alone.disk
     assert four.parameters == alone.parameters

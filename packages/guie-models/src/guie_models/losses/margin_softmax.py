@@ -299,18 +299,16 @@ class _MarginSoftmax(torch.autograd.Function):
             if divided is not None:
                 pull = pull * (labels >= 0)
             w_gradient.view(-1, size).index_add_(0, nearest, x * pull[:, None])
-        ctx.save_for_backward(x_gradient, w_gradient, *((centres, w_length) if of_w else (None, None)))
+            _through_length(w_gradient.view(-1, size), stack.reshape(-1, size), w_length.view(-1, 1))
+            w_gradient = w_gradient.view_as(centres)
+        ctx.save_for_backward(x_gradient, w_gradient)
         return torch.cat(losses).mean()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x_gradient, w_gradient, centres, w_length = ctx.saved_tensors
-        if x_gradient is not None:
-            x_gradient = x_gradient * gradient
-        if w_gradient is not None:
-            w_gradient = _through_length(w_gradient, centres, w_length, gradient)
-        return x_gradient, w_gradient, *[None] * 8
+        mine = [None if saved is None else saved * gradient for saved in ctx.saved_tensors]
+        return (*mine, *[None] * 8)
 
 
 def cosines(embeddings: Tensor, centres: Tensor) -> Tensor:
@@ -550,21 +548,17 @@ def _product_transposed(z: Tensor, x: Tensor, factor: Tensor, out: Tensor, add: 
         out.copy_(found)
 
 
-def _through_length(gradient: Tensor, vectors: Tensor, length: Tensor, factor: Tensor) -> Tensor:
-    """From the gradient of normalised vectors to that of the vectors, times a factor."""
-    out = torch.empty_like(vectors, memory_format=torch.contiguous_format)
-    flat = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (out, gradient, vectors, length)]
-    rows = CLASSES if out.device.type == "cpu" else len(flat[0])
-    for start in range(0, len(flat[0]), rows):
-        part, g, w, w_length = (tensor[start : start + rows] for tensor in flat)
-        _project(part, g, w, w_length, factor)
-    return out
+def _through_length(gradient: Tensor, vectors: Tensor, length: Tensor) -> None:
+    """From the gradient of normalised vectors to that of the vectors, in place."""
+    rows = CLASSES if gradient.device.type == "cpu" else len(gradient)
+    for part in range(0, len(vectors), rows):
+        _project(*(tensor[part : part + rows] for tensor in (gradient, vectors, length)))
 
 
 @_fused
-def _project(out: Tensor, gradient: Tensor, vectors: Tensor, length: Tensor, factor: Tensor) -> None:
+def _project(gradient: Tensor, vectors: Tensor, length: Tensor) -> None:
     along = (gradient * vectors).sum(1, keepdim=True) / length / length
-    torch.addcmul(gradient, vectors, along, value=-1.0, out=out).mul_(factor / length)
+    gradient.addcmul_(vectors, along, value=-1.0).div_(length)
 
 
 def check_range(loss: str, labels: Tensor, classes: int) -> None:
