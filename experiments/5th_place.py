@@ -13,7 +13,7 @@ on; nobody has run it at full size with guie yet:
     stage          RTX 3090             V100 32G             the GPU's memory, and whence the time
     features       at least 96 min      at least 3 h 22 min  10.9 GB; the makers' peaks in float32
       in 16 bits   about 48 min         at least 30 min      5.8 GB; 184 images/s as published; the maker's peak
-    head           at least 16 min      at least 20 min      1.8 GB; each step a CUDA graph
+    head           at least 16 min      at least 18 min      1.8 GB; each step a CUDA graph
     classifier     seconds              seconds              538.6 MB
     export         minutes              minutes              8.5 GB of the machine's, on its CPU
 
