@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -653,3 +654,30 @@ def test_the_recipe_s_steps_are_these_to_the_bit(tmp_path: Path) -> None:
             adamw.step()
     for name, value in model.state_dict().items():
         assert torch.equal(value, fitted.model.state_dict()[name]), name
+
+
+def test_memory_is_kept_while_steps_are_taken_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an evaluation between epochs takes goes back to the system."""
+    kept = False
+    seen: list[tuple[str, bool]] = []
+
+    @contextmanager
+    def keeping() -> Iterator[None]:
+        nonlocal kept
+        kept = True
+        try:
+            yield
+        finally:
+            kept = False
+
+    monkeypatch.setattr("guie_train.fitting.fit.caching_allocator", keeping)
+    fitted = fit(tmp_path, epochs=1)
+    fitted.model.register_forward_pre_hook(lambda *_: seen.append(("step", kept)))
+
+    def after_epoch(epoch: int) -> dict[str, float]:
+        seen.append(("evaluation", kept))
+        return {}
+
+    fitted.run(Stop(), after_epoch)
+    assert set(seen) == {("step", True), ("evaluation", False)}
+    assert not kept
