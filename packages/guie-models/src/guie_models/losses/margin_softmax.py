@@ -71,8 +71,8 @@ class Softmax:
         sparse: with `sample`, the gradient of the centres is a sparse tensor of the sampled ones, for optimisers that
             take those (SGD without momentum, SparseAdam) and then leave all others as they are, their state too.
         products: precision of the three matrix products. Lengths, targets, margins and sums are float32 whatever it
-            says, and so is the arithmetic of the softmax; "bfloat16" and "float16" store logits and probabilities in
-            it, which the products would round to it anyway.
+            says (sums of bfloat16 right to five digits on the CPU), and so is the arithmetic of the softmax; "bfloat16"
+            and "float16" store logits and probabilities in it, which the products would round to it anyway.
         rows: rows of logits held at once; if None, all of the batch's on a GPU, on the CPU 2 MB of them, or 128 rows of
             float32 and 256 of 16 bits where those are more. It changes no result but for rounding.
     """
