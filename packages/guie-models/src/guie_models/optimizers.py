@@ -350,8 +350,8 @@ def build_optimizer(
     ]
     tensors = [tensor for group in groups for tensor in (group["params"] if isinstance(group, dict) else [group])]
     said = set(config).union(*(group for group in groups if isinstance(group, dict)))
-    open_to_us = "type" in config and not said & set(IMPLEMENTATION) and _fusible(tensors)
-    if open_to_us and load("optimizers", config["type"]) in FUSED:
+    undecided = "type" in config and not said & set(IMPLEMENTATION)
+    if undecided and _fusible(tensors) and load("optimizers", config["type"]) in FUSED:
         config = {**config, "fused": True}
     built: Optimizer = build("optimizers", config, where=where, params=groups)
     built.register_load_state_dict_pre_hook(_keep_implementation)
